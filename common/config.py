@@ -1,0 +1,158 @@
+"""Settings: a JSON file read into a dataclass; a flag that is given wins; an unknown key stops the run.
+
+The same file serves several commands (fid.py reads the GAN's), so a key of another stage is accepted and left alone.
+Configs of the published code work unchanged: each of its keys is a field here or in UNUSED_KEYS.
+Paths are relative to the working directory.
+"""
+
+import argparse
+import types
+import typing
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from common.errors import InputError, did_you_mean, shorten, warn
+from common.files import read_json
+
+# Keys of the published configs that nothing here reads, and why.
+UNUSED_KEYS = {
+    "quick": "runs on a few samples are made with --max_steps",
+    "bag_size": "tiles are drawn per patient, not in bags",
+    "summary_path": "the log is log.jsonl in the run folder (and wandb with --log 1)",
+}
+
+T = TypeVar("T", bound="DataSettings")
+
+
+@dataclass
+class DataSettings:
+    """What every stage needs to find its data. `seed` never moves a donor between splits; `split_seed` does."""
+
+    path_csv: list[str] = field(default_factory=list)  # expression tables (.csv or .h5ad), one per tissue
+    patch_data_path: list[str] = field(default_factory=list)  # tile folders, in the order of path_csv
+    tissues: list[str] = field(default_factory=list)  # one name per table; empty: column `tissue`, else the file stem
+    phenotypes: str = ""  # subject phenotypes (SUBJID, SEX), for betaVAE_interpolation.py --type sex
+    img_size: int = 256  # pixels; tiles are area-resized to it
+    max_patch_per_wsi: int = 600  # tiles used per slide; paper, STAR Methods
+    rna_features: int = 0  # expected number of genes; 0: whatever the tables hold
+    min_gene_coverage: float = 0.8  # refuse a table with fewer of the expected genes than this share
+    missing_genes: str = "mean"  # mean: 0 after scaling; zero: 0 before scaling (published)
+    split_seed: int = 99
+    seed: int = 99
+    device: str = "0"  # a GPU's index (falls back to the CPU with a warning), "cuda" (insists) or "cpu"
+    n_workers: int = 0
+    flag: str = ""  # a name for the run, shown in logs
+    save_dir: str = ""  # the run folder
+    num_epochs: int = 1
+    max_steps: int = 0  # stop after so many steps; 0: no such limit
+    batch_size: int = 8
+    log_interval: int = 100  # steps
+    save_every: int = 0  # seconds between checkpoints inside an epoch; 0: at the end of each epoch only
+    optimizer: str = "Adam"
+    weights_decay: float = 0.0
+
+
+@dataclass
+class BetaVAESettings(DataSettings):
+    """The beta-VAE of expression. Defaults: paper, STAR Methods, corrected as in the README's table."""
+
+    encoder_sizes: list[int] = field(default_factory=lambda: [6000, 4000, 2048])
+    decoder_sizes: list[int] = field(default_factory=lambda: [4000, 6000])
+    latent_dim: int = 2048
+    input_dropout: float = 0.5
+    transform: str = "log1p"  # log1p of TPM; ln_nonzero: ln(x), zeros left at 0 (published, not monotone)
+    decoder_output: str = "linear"  # tanh: published, cannot reach beyond 1
+    beta: float = 5e-4
+    lr: float = 5e-5
+    lr_schedule: str = "constant"  # warmup_cosine: published, both counted in batches
+    warmup_batches: int = 1000
+    cosine_batches: int = 500
+    batch_size: int = 128
+    num_epochs: int = 500
+    best_by: str = "total"  # total | reconstruction
+
+
+@dataclass
+class GANSettings(DataSettings):
+    """The GAN and RNA-GAN. A run is conditional exactly when `loss_type` ends in `vae`."""
+
+    gan_type: str = "dcgan"
+    loss_type: str = "wgan"
+    vae_checkpoint: str = "checkpoints/betavae_tissues.pt"
+    image_dir: str = ""  # sample grids; empty: <save_dir>/samples
+    encoding_dims: int = 2048  # length of the generator's input; conditional runs: the VAE's latent dimension
+    step_channels: int = 64  # channels of the widest-resolution layer; torchgan's DCGANGenerator
+    critic_norm: str = "none"  # none | batch (published; a penalty is not per image under it)
+    standardise: str = "train"  # latent standardised with stored training statistics; batch: published, cancels z
+    noise: str = "normal"  # normal: N(0, I); uniform: U(-0.3, 0.3) (published)
+    condition_share: float = 0.5  # a in: input = sqrt(1 - a^2) noise + a c
+    lr: float = 0.0  # a lone `lr` sets both rates below, with a warning
+    lr_generator: float = 1e-4
+    lr_critic: float = 4e-4
+    adam_beta1: float = 0.5
+    adam_beta2: float = 0.999
+    penalty_weight: float = 10.0  # gradient penalty; Gulrajani et al. 2017, section 4
+    penalty_per: str = "image"  # image | batch (published: one norm and one epsilon for the whole batch)
+    clip: float = 0.01  # weight clipping of loss `wgan`; Arjovsky et al. 2017, algorithm 1
+    critic_steps: int = 1  # critic steps per generator step
+    ema_images: int = 10000  # half-life of the generator's moving average, in images shown
+    shuffle: str = "patients"  # patients: balanced and shuffled; slides: slide by slide (published)
+    cache: str = "none"  # none: tiles are read when needed; ram: all kept decoded in memory
+    precision: str = "fp32"  # fp32 | bf16 (autocast; penalties stay fp32)
+    num_grid: int = 32  # tiles in each sample grid
+
+
+def load_config(cls: type[T], path: str | Path, args: argparse.Namespace | None = None, **given: Any) -> T:
+    """Return the settings of class `cls` from the JSON file `path`; flags in `args` and keywords in `given` win.
+
+    InputError names the file and the key for an unknown key (with the nearest known name), a value of the wrong type,
+    or a file that is not a JSON object. Keys that are unused are reported once on stderr.
+    """
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: a JSON object {{...}} was expected, found {type(values).__name__}")
+    known = {f.name for f in fields(cls)}
+    elsewhere = {f.name for c in (DataSettings, BetaVAESettings, GANSettings) for f in fields(c)} | set(UNUSED_KEYS)
+    if unknown := sorted(set(values) - known - elsewhere):
+        hint = did_you_mean(unknown[0], known | elsewhere, n=1)
+        raise InputError(f"{path}: unknown setting(s) {shorten(unknown)}{hint}; remove or correct them")
+    if unused := sorted(set(values) & set(UNUSED_KEYS)):
+        warn(f"{path}: " + "; ".join(f"{key} is not used ({UNUSED_KEYS[key]})" for key in unused))
+    flags = {k: v for k, v in vars(args).items() if k in known and v is not None} if args is not None else {}
+    if "lr" in values | flags and cls is GANSettings:
+        values |= _one_rate_for_both(path, values, flags)
+    merged = {k: v for k, v in values.items() if k in known} | flags | {k: v for k, v in given.items() if k in known}
+    hints = typing.get_type_hints(cls)
+    return cls(**{key: _coerce(value, hints[key], f"{path}: {key}") for key, value in merged.items()})
+
+
+def settings_dict(settings: DataSettings) -> dict[str, Any]:
+    """Return the resolved settings as a plain dict: what is written to the run folder and into checkpoints."""
+    return asdict(settings)
+
+
+def _one_rate_for_both(path: str | Path, values: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    rate = flags.get("lr", values.get("lr"))
+    both = {k: rate for k in ("lr_generator", "lr_critic") if k not in values or "lr" in flags}
+    if both and rate:
+        warn(f"{path}: lr = {rate} sets {' and '.join(both)} (the published code ignored it and ran 1e-4 / 4e-4)")
+        return both
+    return {}
+
+
+def _coerce(value: Any, hint: Any, where: str) -> Any:
+    """Return `value` as the field's type, or raise InputError: 3 for a float and "a" for a list of one are accepted."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _coerce(value, next(a for a in arguments if a is not type(None)), where)
+    if origin is list:
+        items = value if isinstance(value, list) else [value]
+        return [_coerce(item, arguments[0], where) for item in items]
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint is str and isinstance(value, str | int) and not isinstance(value, bool):  # "device": 0
+        return str(value)
+    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise InputError(f"{where}: expected {getattr(hint, '__name__', hint)}, found {value!r}")

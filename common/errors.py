@@ -1,0 +1,85 @@
+"""What a user sees when something is wrong: one line, with the remedy, and an exit status that scripts can rely on.
+
+Exit status: 0 done, 1 a fault of ours, 2 bad input, 3 finished but some slides failed, 75 stopped by a signal and
+resumable (sysexits' EX_TEMPFAIL).
+"""
+
+import argparse
+import difflib
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+
+EXIT_DONE, EXIT_FAULT, EXIT_BAD_INPUT, EXIT_SOME_FAILED, EXIT_STOPPED = 0, 1, 2, 3, 75
+
+
+class InputError(Exception):
+    """The user's input is wrong. The message names the file, the row or column, what was expected and the remedy."""
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop, and everything needed to go on is on disk."""
+
+
+def did_you_mean(name: str, known: Iterable[str], n: int = 3) -> str:
+    """Return '; nearest: a, b' for the n known names closest to `name`, or '' where none is close."""
+    near = difflib.get_close_matches(str(name), [str(k) for k in known], n=n, cutoff=0.5)
+    return f"; nearest: {', '.join(near)}" if near else ""
+
+
+def shorten(names: Iterable[object], limit: int = 5) -> str:
+    """Return 'a, b, c and 12 more': a list for an error message that stays on one line."""
+    names = [str(n) for n in names]
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def command_parser(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser whose --help is the command's docstring, with the flags that every command has."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def run_command(
+    main: Callable[[argparse.Namespace], int | None],
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse `argv`, call `main`, turn every error into one line on stderr; return the exit status."""
+    args = parser.parse_args(argv)
+    try:
+        return main(args) or EXIT_DONE
+    except InputError as error:
+        message, status = str(error), EXIT_BAD_INPUT
+    except Stopped as error:
+        message, status = f"{error}; type the same command again to go on", EXIT_STOPPED
+    except KeyboardInterrupt:
+        message, status = "interrupted; type the same command again to go on", EXIT_STOPPED
+    except OSError as error:
+        message, status = _explain_os_error(error), EXIT_BAD_INPUT
+    except Exception as error:
+        hint = "this is a fault of the program; run again with --debug for the traceback"
+        message, status = f"{type(error).__name__}: {error} ({hint})", EXIT_FAULT
+    if args.debug:
+        traceback.print_exc()
+    print(f"{parser.prog}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return status
+
+
+def _explain_os_error(error: OSError) -> str:
+    where = error.filename or "an output file"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{where}: no space left on the disk (or quota reached); free some space and type the same command again"
+    if isinstance(error, FileNotFoundError):
+        return f"{where}: no such file or folder; check the path (relative paths start at {os.getcwd()})"
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return f"{where}: permission denied; choose a folder that you may write to"
+    return f"{where}: {error.strerror or error}"
+
+
+def warn(message: str) -> None:
+    """Tell the user, on stderr and on one line, what was changed, ignored or assumed."""
+    print(f"warning: {' '.join(message.split())}", file=sys.stderr, flush=True)

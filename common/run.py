@@ -1,0 +1,171 @@
+"""A run folder: settings, log, checkpoints; the device; seeds; and a clean stop when a signal asks for one."""
+
+import hashlib
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from common.checkpoint import load_checkpoint, save_checkpoint
+from common.errors import InputError, Stopped, shorten, warn
+from common.files import read_json, write_json, write_text
+
+# Settings that may differ when a run is resumed: they do not change what a step computes.
+FREE_TO_CHANGE = {
+    "max_steps",
+    "device",
+    "n_workers",
+    "log_interval",
+    "save_every",
+    "cache",
+    "flag",
+    "image_dir",
+    "save_dir",
+}
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Run:
+    """One run folder. `last.pt` holds everything that changes; typing the same command again goes on from it.
+
+    A run may be used as a context manager: inside it SIGTERM, SIGINT and SIGUSR1 set `stop_requested`, and a second
+    signal leaves at once. The loop asks `should_stop()` after each step, saves, and calls `stop()`.
+    """
+
+    def __init__(self, folder: str | Path, settings: dict[str, Any], restart: bool = False) -> None:
+        """Create or re-open `folder`. InputError where it holds another run's settings (`restart` moves it aside)."""
+        if not str(folder):
+            raise InputError("no run folder: set save_dir in the config or name one with --save_dir / --model_dir")
+        self.folder = Path(folder)
+        self.stop_requested = False
+        self._wandb: Any = None
+        self._handlers: dict[int, Any] = {}
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InputError(f"{folder}: is a file, a run folder was expected; choose another name")
+        if restart and (self.folder / "config.json").exists():
+            aside = self.folder.with_name(f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+            self.folder.rename(aside)
+            warn(f"{folder}: the earlier run was moved to {aside}")
+        self._refuse_other_settings(settings)
+        write_json(self.folder / "config.json", settings)
+
+    @property
+    def name(self) -> str:
+        """The run's name: its folder's."""
+        return self.folder.resolve().name
+
+    def restore(self, kind: str) -> dict[str, Any] | None:
+        """Return the state in last.pt, or None in a new folder; log lines after its `step` are dropped."""
+        if not (self.folder / "last.pt").exists():
+            (self.folder / "log.jsonl").unlink(missing_ok=True)
+            return None
+        state, _ = load_checkpoint(self.folder / "last.pt", kind)
+        log = self.folder / "log.jsonl"
+        if log.exists():
+            write_text(
+                log, "".join(f"{line}\n" for line in log.read_text().splitlines() if _step_of(line) <= state["step"])
+            )
+        return state
+
+    def save(self, name: str, kind: str, state: dict[str, Any]) -> str:
+        """Write a checkpoint into the folder, sealed; return its digest."""
+        return save_checkpoint(self.folder / name, kind, state)
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        """Append one JSON line to log.jsonl (and to wandb where it is on)."""
+        plain = {k: v.item() if hasattr(v, "item") else v for k, v in values.items()}
+        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **plain}) + "\n")
+        if self._wandb is not None:
+            self._wandb.log(plain, step=step)
+
+    def start_wandb(self, settings: dict[str, Any]) -> None:
+        """Log to wandb too; offline, under the run folder, where nobody is logged in."""
+        import wandb
+
+        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+        self._wandb = wandb.init(
+            project="rna-gan", name=self.name, config=settings, dir=str(self.folder), mode=mode, resume="allow"
+        )
+
+    def should_stop(self) -> bool:
+        """Return True once a signal has asked the run to stop."""
+        return self.stop_requested
+
+    def stop(self, step: int) -> None:
+        """Leave, after saving, with exit status 75."""
+        raise Stopped(f"{self.folder}: stopped by a signal after step {step}; everything is saved")
+
+    def __enter__(self) -> "Run":
+        try:
+            self._handlers = {s: signal.signal(s, self._on_signal) for s in SIGNALS}
+        except ValueError:  # not the main thread: signals stay with whoever has it
+            self._handlers = {}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self.stop_requested:
+            os._exit(75)
+        self.stop_requested = True
+        warn(f"{signal.Signals(number).name}: finishing this step, then saving; a second signal leaves at once")
+
+    def _refuse_other_settings(self, settings: dict[str, Any]) -> None:
+        path = self.folder / "config.json"
+        if not path.exists():
+            return
+        before = read_json(path)
+        changed = {k for k in set(before) | set(settings) if before.get(k) != settings.get(k)} - FREE_TO_CHANGE
+        if settings.get("num_epochs", 0) > before.get("num_epochs", 0):
+            changed -= {"num_epochs"}  # it may grow
+        if changed:
+            pairs = [f"{k} ({before.get(k)} there, {settings.get(k)} now)" for k in sorted(changed)]
+            raise InputError(
+                f"{self.folder}: holds a run with other settings: {shorten(pairs, 3)}; "
+                "use another folder, or --restart to move the old run aside"
+            )
+
+
+def seed_for(seed: int, *place: int | str) -> int:
+    """Return a 63-bit seed that depends on `seed` and `place` (a name, a step, an index) alone."""
+    text = ":".join(str(p) for p in (seed, *place))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator_for(seed: int, *place: int | str) -> torch.Generator:
+    """Return a CPU generator whose numbers depend on `seed` and `place` alone: the same on every machine and resume."""
+    return torch.Generator().manual_seed(seed_for(seed, *place))
+
+
+def pick_device(setting: str) -> torch.device:
+    """Return the device that `setting` names: "cpu"; "cuda" or "cuda:1", InputError without it; "0": that GPU or the CPU."""
+    if setting == "cpu":
+        return torch.device("cpu")
+    if setting.isdigit():
+        if torch.cuda.is_available() and int(setting) < torch.cuda.device_count():
+            return torch.device("cuda", int(setting))
+        warn(f"device {setting}: no such GPU on this machine, using the CPU (--device cuda insists on a GPU)")
+        return torch.device("cpu")
+    if setting == "cuda" or setting.startswith("cuda:"):
+        index = int(setting[5:]) if setting[5:].isdigit() else 0
+        if not torch.cuda.is_available() or index >= torch.cuda.device_count():
+            raise InputError(f"device {setting}: a GPU was asked for and PyTorch finds none; use --device cpu")
+        return torch.device("cuda", index)
+    raise InputError(f"device {setting!r}: expected cpu, cuda, cuda:N or a GPU's index")
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line).get("step", 0))
+    except ValueError:  # a line cut short by a kill
+        return 1 << 62

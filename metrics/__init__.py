@@ -1,0 +1,1 @@
+"""Numbers about sets of tiles or features: arrays in, numbers out."""

@@ -1,0 +1,36 @@
+"""Make the inputs of every other stage: a demo cohort, expression tables, tile stores, the classifier's tables.
+
+    python prepare_data.py demo --out demo --seed 99
+    python prepare_data.py expression --input gene_tpm.gct.gz --attributes SampleAttributesDS.txt --tissue Lung \\
+        --genes protein_coding_genes.csv --slides slides/lung --out data/lung.csv
+    python prepare_data.py tiles --slides slides/lung --out tiles/lung --mpp 0.5 --tile_size 256 --max_tiles 600
+
+`python prepare_data.py COMMAND --help` says what each reads and writes.
+"""
+
+import argparse
+import sys
+
+from common.errors import command_parser, run_command
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser: one sub-command per kind of input."""
+    parser = command_parser(__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    # demo
+    # expression
+    # tiles
+    # toy
+    # export
+    del commands
+    return parser
+
+
+def main(args: argparse.Namespace) -> int | None:
+    """Run the chosen sub-command and return its exit status."""
+    return args.run(args)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, build_parser()))
