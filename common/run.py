@@ -148,7 +148,10 @@ def generator_for(seed: int, *place: int | str) -> torch.Generator:
 
 
 def pick_device(setting: str) -> torch.device:
-    """Return the device that `setting` names: "cpu"; "cuda" or "cuda:1", InputError without it; "0": that GPU or the CPU."""
+    """Return the device that `setting` names.
+
+    "cpu"; "cuda" or "cuda:1": that GPU, InputError without it; "0": that GPU, or the CPU with a warning.
+    """
     if setting == "cpu":
         return torch.device("cpu")
     if setting.isdigit():
