@@ -101,6 +101,7 @@ class GANSettings(DataSettings):
     cache: str = "none"  # none: tiles are read when needed; ram: all kept decoded in memory
     precision: str = "fp32"  # fp32 | bf16 (autocast; penalties stay fp32)
     num_grid: int = 32  # tiles in each sample grid
+    feature_side: int = 0  # pixels at which an extractor sees the tiles; 0: its own side
 
 
 def load_config(cls: type[T], path: str | Path, args: argparse.Namespace | None = None, **given: Any) -> T:
