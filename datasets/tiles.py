@@ -1,0 +1,277 @@
+"""Tiles: the store on disk, pictures in folders, and the two conversions between pixels and the networks' numbers.
+
+A store is one slide: `<slide>.tar`, uncompressed, with one JPEG or PNG per tile, and `<slide>.json` with the slide's
+name, micrometres per pixel, tile side, level-0 coordinates, tissue fractions, and each member's offset, length and
+CRC32. The JSON is written last and seals the tar: a tar without it was cut short. Tiles are uint8, RGB, HWC; in the
+networks they are float32 in [-1, 1], NCHW. Nothing else in the toolkit converts between the two.
+"""
+
+import functools
+import hashlib
+import io
+import json
+import os
+import tarfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from common.errors import InputError
+from common.files import atomic_path, read_json, sha256_of
+
+FORMAT = "tile store 1"
+SUFFIX = {"jpeg": ".jpg", "png": ".png"}
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+REMEDY = "delete it and run prepare_data.py tiles again"
+
+Tile = tuple[int, int, float, np.ndarray]  # x and y at level 0, tissue fraction, uint8 (H, W, 3)
+
+
+# ---- Conversions ----
+
+
+def to_model(images: np.ndarray) -> torch.Tensor:
+    """Return uint8 RGB tiles (N, H, W, 3) as float32 (N, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+def to_uint8(images: torch.Tensor) -> np.ndarray:
+    """Return float tiles (N, 3, H, W) in [-1, 1] (values beyond are clipped) as uint8 RGB (N, H, W, 3)."""
+    pixels = images.detach().float().add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def area_resize(image: np.ndarray, size: int) -> np.ndarray:
+    """Return a uint8 image (H, W, C) as (size, size, C), each pixel the mean of the area that it covers.
+
+    Exact for every ratio; enlarging is bicubic.
+    """
+    height, width = image.shape[:2]
+    if height == width == size:
+        return image
+    if size > min(height, width):
+        return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+    if height == width and height % size == 0:
+        return np.asarray(Image.fromarray(image).reduce(height // size))  # integer box mean
+    rows = _coverage(height, size) @ image.reshape(height, -1).astype(np.float32)  # (size, W * C)
+    mean = _coverage(width, size) @ rows.reshape(size, width, -1)  # (size, size, C)
+    return np.clip(np.rint(mean), 0, 255).astype(np.uint8)
+
+
+@functools.lru_cache(maxsize=16)
+def _coverage(n_in: int, n_out: int) -> np.ndarray:
+    """Return (n_out, n_in) float32: the share of each output pixel that an input pixel covers; rows sum to 1."""
+    edges = np.linspace(0, n_in, n_out + 1)
+    pixel = np.arange(n_in)
+    overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
+    return (np.clip(overlap, 0, None) * n_out / n_in).astype(np.float32)
+
+
+# ---- The store ----
+
+
+def write_store(
+    folder: str | Path,
+    slide: str,
+    tiles: Iterable[Tile],
+    *,
+    mpp: float,
+    tile_size: int,
+    fmt: str = "jpeg",
+    quality: int = 95,
+    extra: dict[str, Any] | None = None,
+) -> Path:
+    """Write `<folder>/<slide>.tar` and `.json`, whole or not at all; return the JSON's path.
+
+    `slide` is the slide's key (no suffix), `mpp` the tiles' micrometres per pixel, `tile_size` their side in pixels.
+    `fmt` is "jpeg" (4:4:4 at `quality`) or "png" (lossless); `extra` is kept in the JSON. Tiles are taken one by one.
+    Equal input gives equal bytes. An earlier store of the slide is replaced only once the new one is complete.
+    """
+    if fmt not in SUFFIX:
+        raise InputError(f"{slide}: tile format {fmt!r} is unknown; expected {' or '.join(SUFFIX)}")
+    folder = Path(folder)
+    sealed = folder / f"{slide}.json"
+    with atomic_path(sealed) as partial_json, atomic_path(folder / f"{slide}.tar") as partial_tar:
+        rows = _write_tar(partial_tar, slide, tiles, tile_size, fmt, quality)
+        head = {
+            "format": FORMAT,
+            "slide": slide,
+            "mpp": float(mpp),
+            "tile_size": int(tile_size),
+            "image_format": fmt,
+            "quality": int(quality) if fmt == "jpeg" else None,
+            "tar_bytes": partial_tar.stat().st_size,
+            "tar_sha256": sha256_of(partial_tar),
+            "extra": extra or {},
+            "columns": ["x", "y", "tissue", "offset", "length", "crc32", "file"],
+        }
+        lines = [f"{json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in head.items()]
+        lines.append('"tiles": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]")
+        lines.append(f'"seal": "{_seal({**head, "tiles": rows})}"')
+        partial_json.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+        sealed.unlink(missing_ok=True)  # from here until the rename the slide has no store, never a mixed one
+    return sealed
+
+
+def _write_tar(path: Path, slide: str, tiles: Iterable[Tile], tile_size: int, fmt: str, quality: int) -> list[list]:
+    rows: list[list] = []
+    with open(path, "wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for index, (x, y, tissue, image) in enumerate(tiles):
+            if image.dtype != np.uint8 or image.shape != (tile_size, tile_size, 3):
+                raise ValueError(f"{slide}: tile {index} is {image.dtype} {image.shape}, not uint8 of {tile_size} px")
+            data = encode_image(image, fmt, quality)
+            member = tarfile.TarInfo(f"{slide}/{index:05d}_x{x}_y{y}{SUFFIX[fmt]}")  # the folder makes keys unique
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+            offset = tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            rows.append([int(x), int(y), round(float(tissue), 4), offset, len(data), zlib.crc32(data), member.name])
+    return rows
+
+
+def encode_image(image: np.ndarray, fmt: str = "jpeg", quality: int = 95) -> bytes:
+    """Return a uint8 RGB image (H, W, 3) as the bytes of a JPEG (4:4:4) or PNG file."""
+    buffer = io.BytesIO()
+    options = {"quality": quality, "subsampling": 0} if fmt == "jpeg" else {"compress_level": 3}
+    Image.fromarray(image).save(buffer, fmt.upper(), **options)
+    return buffer.getvalue()
+
+
+def _seal(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class TileStore:
+    """One slide's tiles: `coords` (n, 2) level-0 pixels, `tissue` (n,) fractions, `read(i)`.
+
+    Holds no file open, no lock and no mapping: safe in forked workers, over network file systems, and to pickle.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Open by the path of the JSON, the tar, or both without suffix. InputError names a damaged or unsealed one."""
+        path = Path(path)
+        stem = path.with_suffix("") if path.suffix in (".json", ".tar") else path
+        self.json_path, self.path = (stem.with_name(stem.name + suffix) for suffix in (".json", ".tar"))
+        if self.path.exists() and not self.json_path.exists():
+            raise InputError(f"{self.path}: no {self.json_path.name} beside it: writing was cut short; {REMEDY}")
+        content = read_json(self.json_path)
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise InputError(f"{self.json_path}: not a tile store (format {FORMAT!r} expected); {REMEDY}")
+        seal = content.pop("seal", None)
+        if seal != _seal(content):
+            raise InputError(f"{self.json_path}: altered or damaged since it was written; {REMEDY}")
+        self.slide: str = content["slide"]
+        self.mpp: float = content["mpp"]
+        self.tile_size: int = content["tile_size"]
+        self.image_format: str = content["image_format"]
+        self.extra: dict[str, Any] = content["extra"]
+        self.digest: str = content["tar_sha256"]
+        rows = content["tiles"]
+        self.coords = np.array([row[:2] for row in rows], np.int64).reshape(-1, 2)  # (n, 2) x, y at level 0
+        self.tissue = np.array([row[2] for row in rows], np.float32)  # (n,)
+        self._spans = [tuple(row[3:6]) for row in rows]  # offset, length, CRC32
+        self.names = [row[6] for row in rows]
+        if not self.path.exists():
+            raise InputError(f"{self.path}: missing, though {self.json_path.name} describes it; {REMEDY}")
+        if (found := self.path.stat().st_size) != content["tar_bytes"]:
+            raise InputError(f"{self.path}: {found} bytes, {content['tar_bytes']} expected: cut short; {REMEDY}")
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def read_bytes(self, index: int) -> bytes:
+        """Return tile `index` as stored (JPEG or PNG), its CRC32 checked."""
+        offset, length, crc = self._spans[index]
+        file = os.open(self.path, os.O_RDONLY)
+        try:
+            data = os.pread(file, length, offset)
+        finally:
+            os.close(file)
+        if len(data) != length or zlib.crc32(data) != crc:
+            raise InputError(f"{self.path}: tile {index} ({self.names[index]}) is damaged; {REMEDY}")
+        return data
+
+    def read(self, index: int) -> np.ndarray:
+        """Return tile `index` as uint8 RGB (tile_size, tile_size, 3)."""
+        data, name = self.read_bytes(index), f"{self.path}: tile {index}"
+        if self.image_format != "jpeg":
+            return _decode(data, name)
+        try:  # a third faster than Pillow, same pixels
+            image = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)  # (3, H, W)
+        except RuntimeError as error:
+            raise InputError(f"{name}: not a readable JPEG ({str(error)[:80]}); {REMEDY}") from None
+        return image.permute(1, 2, 0).contiguous().numpy()
+
+    def verify(self) -> None:
+        """Read the whole tar; InputError where its SHA-256 or a tile's CRC32 is not the one written."""
+        for index in range(len(self)):
+            self.read_bytes(index)
+        if sha256_of(self.path) != self.digest:
+            raise InputError(f"{self.path}: content differs from its SHA-256; {REMEDY}")
+
+
+def open_stores(folder: str | Path) -> dict[str, TileStore]:
+    """Return the stores of a folder by slide key, sorted. Reads the JSONs only; InputError names a damaged store."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such tile folder; make it with prepare_data.py tiles, or check the path")
+    sealed = (p for p in folder.glob("[!.]*.json") if FORMAT.encode() in p.read_bytes()[:64])
+    stems = sorted({p.with_suffix("") for p in (*folder.glob("[!.]*.tar"), *sealed)})
+    stores = {stem.name: TileStore(stem.with_name(stem.name + ".json")) for stem in stems}
+    if not stores:
+        raise InputError(f"{folder}: no tile store (<slide>.tar with <slide>.json) in it; run prepare_data.py tiles")
+    return stores
+
+
+# ---- Pictures in folders ----
+
+
+def read_image_folder(folder: str | Path) -> list[Path]:
+    """Return the PNG and JPEG files under `folder`, sorted; those that its manifest.json lists where it has one."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder of pictures; check the path")
+    if (folder / "manifest.json").exists():
+        listed = [folder / name for name in manifest_files(folder / "manifest.json")]
+        if missing := [path for path in listed if not path.exists()]:
+            raise InputError(f"{missing[0]}: missing, though manifest.json lists it; generate the tiles again")
+        if listed:
+            return listed
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    if not found:
+        raise InputError(f"{folder}: no PNG or JPEG in it; expected a folder of tiles")
+    return found
+
+
+def manifest_files(path: Path) -> list[str]:
+    """Return the file names in a manifest of generated tiles, {"tiles": [{"file": ...}, ...]}."""
+    content = read_json(path)
+    tiles = content.get("tiles", []) if isinstance(content, dict) else []
+    return [tile["file"] for tile in tiles if isinstance(tile, dict) and "file" in tile]
+
+
+def read_image(path: str | Path, img_size: int | None = None) -> np.ndarray:
+    """Return a PNG or JPEG as uint8 RGB (H, W, 3); with `img_size`, its central square area-resized to that side."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such picture; check the path")
+    image = _decode(path.read_bytes(), str(path))
+    if img_size is None:
+        return image
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return area_resize(image[top : top + side, left : left + side], img_size)
+
+
+def _decode(data: bytes, name: str) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{name}: not a readable JPEG or PNG ({str(error)[:80]}); make or copy it again") from None
