@@ -60,8 +60,8 @@ def area_resize(image: np.ndarray, size: int) -> np.ndarray:
     if height == width and height % size == 0:
         return np.asarray(Image.fromarray(image).reduce(height // size))  # integer box mean
     rows = _coverage(height, size) @ image.reshape(height, -1).astype(np.float32)  # (size, W * C)
-    mean = _coverage(width, size) @ rows.reshape(size, width, -1)  # (size, size, C)
-    return np.clip(np.rint(mean), 0, 255).astype(np.uint8)
+    mean = np.tensordot(_coverage(width, size), rows.reshape(size, width, -1), (1, 1))  # (columns, rows, C)
+    return np.clip(np.rint(mean.swapaxes(0, 1)), 0, 255).astype(np.uint8)
 
 
 @functools.lru_cache(maxsize=16)
