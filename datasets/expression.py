@@ -1,0 +1,274 @@
+"""Expression tables: samples x genes, linear units, one row per sample with its slide, donor and tissue.
+
+On disk a table is `.h5ad` (AnnData: obs, var named by versioned Ensembl id, uns `unit` and `source`) or the reference's
+CSV. Anything else is turned into one of these by `prepare_data.py expression`.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from common.config import DataSettings
+from common.errors import InputError, did_you_mean, shorten, warn
+from common.files import atomic_path
+from datasets.genes import gene_key, is_ensembl, twins
+from datasets.keys import known_donor, slide_key, slug, split_of
+from datasets.reference_csv import read_reference_csv, write_reference_csv
+from datasets.table_cache import load_cache, save_cache
+
+SLIDE_COLUMNS = ("wsi_file_name", "wsi_file_names")  # the published tables, and the published classifier's
+INDEX_COLUMNS = ("", "Unnamed: 0")  # what pandas makes of an index; names only where they are not row numbers
+NAME_COLUMNS = ("sample", "SAMPID", "sample_id", "Sample", *SLIDE_COLUMNS, *INDEX_COLUMNS)
+LOGGED_BELOW = 30.0  # a table of 1,000 genes or more with no value above it looks logged: log2 of 10^9 is 29.9
+
+
+@dataclass
+class ExpressionTable:
+    """Samples x genes. Checked when read: finite, >= 0, sample names unique, no gene twice (versions ignored)."""
+
+    values: np.ndarray  # (samples, genes) float32, linear units
+    genes: list[str]  # Ensembl ids, with version where known, without `rna_`
+    obs: pd.DataFrame  # index: sample names; columns wsi_file_name ("" where no slide), donor, tissue (slug), ...
+    unit: str = "TPM"
+    source: str = ""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def rows(self, chosen: Sequence[str] | Sequence[int] | np.ndarray) -> "ExpressionTable":
+        """Return the table of the chosen rows: names (as `find` takes them), row numbers, or one bool per row."""
+        chosen = list(chosen) if not isinstance(chosen, np.ndarray) else chosen
+        if len(chosen) and isinstance(chosen[0], str):
+            chosen = [self.find(name) for name in chosen]
+        index = np.asarray(chosen)
+        index = np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64)
+        return ExpressionTable(self.values[index], self.genes, self.obs.iloc[index], self.unit, self.source)
+
+    def find(self, name: str) -> int:
+        """Return the row of a sample or of a slide (with or without .svs). InputError with the nearest names."""
+        name = str(name)
+        if not hasattr(self, "_row_of"):
+            rows: dict[str, int] = {}
+            for column in (self.obs.index, self.obs["wsi_file_name"]):
+                for spelling in (column, map(slide_key, column)):
+                    for row, known in enumerate(spelling):
+                        if known:
+                            rows.setdefault(str(known), row)
+            self._row_of = rows
+        row = self._row_of.get(name, self._row_of.get(slide_key(name)))
+        if row is None:
+            raise InputError(
+                f"{self.source}: no sample or slide named {name} among {len(self)}"
+                f"{did_you_mean(name, self._row_of)}; name one of the table's"
+            )
+        return row
+
+    def aligned(self, genes: Sequence[str], min_coverage: float = 0.8) -> tuple[np.ndarray, float]:
+        """Return (values (samples, len(genes)) float32 in the order of `genes`, share of `genes` that the table has).
+
+        Genes match without version. A gene that the table lacks is NaN, never 0. InputError where the share is below
+        `min_coverage`.
+        """
+        column_of = {gene_key(gene): j for j, gene in enumerate(self.genes)}
+        columns = np.array([column_of.get(gene_key(gene), -1) for gene in genes], np.int64)
+        present = columns >= 0
+        coverage = float(present.mean()) if len(genes) else 1.0
+        if coverage < min_coverage:
+            missing = [gene for gene, here in zip(genes, present, strict=True) if not here]
+            raise InputError(
+                f"{self.source}: has {present.sum()} of the {len(genes)} expected genes ({coverage:.1%}), at least "
+                f"{min_coverage:.0%} were expected; missing {shorten(missing, 3)}; its own genes are named like "
+                f"{shorten(self.genes, 2)}; make the table with the same --genes, or lower min_gene_coverage"
+            )
+        if present.all():
+            as_it_is = len(columns) == len(self.genes) and (np.diff(columns) == 1).all()
+            return self.values if as_it_is else self.values[:, columns], coverage
+        values = np.full((len(self), len(genes)), np.nan, np.float32)
+        values[:, present] = self.values[:, columns[present]]
+        return values, coverage
+
+
+def read_expression(path: str | Path, tissue: str | None = None) -> ExpressionTable:
+    """Read a table: `.h5ad`, or the reference's CSV (through the binary cache that the first reading leaves beside it).
+
+    `tissue` names the tissue of a table that has no column `tissue`; without it the file's stem does. Profiles without
+    slide (no column wsi_file_name) get wsi_file_name "" and, where no column names them, are <stem>_0, <stem>_1...
+    InputError names the line and column of whatever is wrong.
+    """
+    path = Path(path)
+    if path.suffix == ".h5ad":
+        values, genes, words, unit = _read_h5ad(path)
+    else:
+        parsed = load_cache(path) if path.is_file() else None
+        if parsed is None:
+            before = path.stat() if path.is_file() else None
+            parsed = read_reference_csv(path)
+            save_cache(path, before, parsed)
+        values, genes, words = parsed
+        unit = _only_unit(path, words)
+    obs = _describe(path, words, tissue)
+    if len(genes) >= 1000 and len(values) and float(values.max()) < LOGGED_BELOW:
+        warn(
+            f"{path}: no value above {LOGGED_BELOW:g} in {len(genes)} genes: the table looks logged, linear {unit} is "
+            "expected; if so, make it again with `prepare_data.py expression --unit log2` (or ln, log10, +1)"
+        )
+    return ExpressionTable(values, genes, obs, unit, str(path))
+
+
+def write_expression(table: ExpressionTable, path: str | Path) -> None:
+    """Write `table` as .h5ad or as the reference's CSV (.csv), by the suffix of `path`; whole or not at all."""
+    path = Path(path)
+    words = table.obs.astype(str)
+    if path.suffix == ".csv":
+        words = words.drop(columns="wsi_file_name") if not any(words["wsi_file_name"]) else words
+        if "wsi_file_name" not in words or list(words.index) != list(words["wsi_file_name"]):
+            words.insert(int("wsi_file_name" in words), "sample", table.obs.index.astype(str))
+        if table.unit != "TPM":
+            words["unit"] = table.unit
+        write_reference_csv(path, table.values, table.genes, words)
+    elif path.suffix == ".h5ad":
+        import anndata
+
+        var = pd.DataFrame(index=pd.Index(table.genes, dtype=object))
+        data = anndata.AnnData(table.values, obs=words, var=var, uns={"unit": table.unit, "source": table.source})
+        with atomic_path(path) as partial:
+            data.write_h5ad(partial)
+    else:
+        raise InputError(f"{path}: tables are written as .csv or .h5ad; name the output accordingly")
+
+
+def read_cohort_tables(settings: DataSettings) -> ExpressionTable:
+    """Read all tables of `settings.path_csv` as one: same genes in any order, versions ignored, order of the first.
+
+    obs has besides the tables' columns: tissue (column `tissue`, else settings.tissues, else the file's stem; a slug),
+    table (which of path_csv), split ("train", "val" or "test", from split_seed and donor). InputError where tables
+    differ in genes or unit, share a sample, or hold fewer than `min_gene_coverage` of `rna_features` genes.
+    """
+    if not settings.path_csv:
+        raise InputError("no expression table: set path_csv in the config, a list of .csv or .h5ad files")
+    if settings.tissues and len(settings.tissues) != len(settings.path_csv):
+        raise InputError(
+            f"tissues has {len(settings.tissues)} names for the {len(settings.path_csv)} tables of path_csv; "
+            "one per table was expected, in the same order"
+        )
+    tissues = settings.tissues or [None] * len(settings.path_csv)
+    tables = [read_expression(path, tissue) for path, tissue in zip(settings.path_csv, tissues, strict=True)]
+    first = tables[0]
+    for table in tables[1:]:
+        _refuse_other_genes(first, table)
+    values = [first.values, *(table.aligned(first.genes, 1.0)[0] for table in tables[1:])]
+    parts = [table.obs.assign(table=number) for number, table in enumerate(tables)]
+    obs = pd.concat(parts).fillna("") if len(parts) > 1 else parts[0]
+    _refuse_shared_samples(tables)
+    obs["split"] = [split_of(donor, settings.split_seed) for donor in obs["donor"]]
+    if expected := settings.rna_features:
+        if len(first.genes) < settings.min_gene_coverage * expected:
+            raise InputError(
+                f"{first.source}: {len(first.genes)} genes, at least {settings.min_gene_coverage:.0%} of rna_features "
+                f"= {expected} were expected; use the table of all genes, or correct rna_features in the config"
+            )
+        if len(first.genes) != expected:
+            warn(f"{first.source}: {len(first.genes)} genes, the config's rna_features says {expected}")
+    stacked = np.concatenate(values) if len(values) > 1 else values[0]
+    return ExpressionTable(stacked, first.genes, obs, first.unit, ", ".join(map(str, settings.path_csv)))
+
+
+def _read_h5ad(path: Path) -> tuple[np.ndarray, list[str], pd.DataFrame, str]:
+    import anndata
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; a table was expected")
+    try:
+        data = anndata.read_h5ad(path)
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{path}: not a readable h5ad file ({str(error).splitlines()[0][:100]}); make it again"
+        ) from None
+    if "log1p" in data.uns:
+        raise InputError(f"{path}: holds logged values (uns['log1p']); convert it with `prepare_data.py expression`")
+    genes = [str(gene) for gene in data.var_names]
+    if not any(map(is_ensembl, genes)):
+        raise InputError(
+            f"{path}: no Ensembl ids among its genes (found {shorten(genes, 3)}); convert it with "
+            "`prepare_data.py expression --input`"
+        )
+    if pairs := twins(genes):
+        raise InputError(f"{path}: {pairs[0][0]} and {pairs[0][1]} are the same gene, expected once; remove one")
+    values = data.X.toarray() if hasattr(data.X, "toarray") else np.asarray(data.X)
+    values = np.ascontiguousarray(values, np.float32)
+    if values.size and not (values.min() >= 0 and np.isfinite(values.max())):
+        row, column = np.argwhere(~(np.isfinite(values) & (values >= 0)))[0]
+        raise InputError(
+            f"{path}: sample {data.obs_names[row]}, gene {genes[column]}: {values[row, column]}, a finite number of at "
+            "least 0 was expected; mend the file, or make it again with `prepare_data.py expression`"
+        )
+    words = data.obs.astype(object).where(data.obs.notna(), "").astype(str)
+    words.insert(0, "sample", data.obs_names.astype(str)) if "sample" not in words else None
+    return values, genes, words.reset_index(drop=True), str(data.uns.get("unit", "TPM"))
+
+
+def _only_unit(path: Path, words: pd.DataFrame) -> str:
+    units = sorted(set(words["unit"])) if "unit" in words else ["TPM"]
+    if len(units) != 1:
+        raise InputError(f"{path}: column unit holds {shorten(units)}; one unit per table was expected")
+    return units[0]
+
+
+def _describe(path: Path, words: pd.DataFrame, tissue: str | None) -> pd.DataFrame:
+    """Return obs: sample names, wsi_file_name, donor, tissue, then the other columns."""
+    stem = path.name.removesuffix(".gz").rsplit(".", 1)[0]
+    slide_column = next((c for c in SLIDE_COLUMNS if c in words), None)
+    named_by = next((c for c in NAME_COLUMNS if c in words and not _is_row_number(c, words[c])), None)
+    names = [str(n).strip() for n in words[named_by]] if named_by is not None else []
+    names = names or [f"{stem}_{i}" for i in range(len(words))]
+    slides = [str(n).strip() for n in words[slide_column]] if slide_column else [""] * len(words)
+    for what, column in (("sample", names), ("slide", [s for s in slides if s])):
+        if doubled := pd.Index(column)[pd.Index(column).duplicated()].unique().tolist():
+            lines = [i + 2 for i, n in enumerate(names if what == "sample" else slides) if n == doubled[0]]
+            raise InputError(
+                f"{path}: {what} {doubled[0]} stands on lines {shorten(lines)}, each {what} was expected once "
+                f"({len(doubled)} such); keep one line of each"
+            )
+    if "" in names:
+        raise InputError(f"{path}: line {names.index('') + 2} has no sample name in column {named_by!r}; give it one")
+    given = words["donor"] if "donor" in words else [""] * len(words)
+    donors = [
+        known_donor(name) or known_donor(slide) or str(donor).strip() or slide_key(name)
+        for name, slide, donor in zip(names, slides, given, strict=True)
+    ]
+    fallback = slug(tissue or stem)
+    tissues = [slug(t) or fallback for t in words["tissue"]] if "tissue" in words else [fallback] * len(words)
+    obs = pd.DataFrame({"wsi_file_name": slides, "donor": donors, "tissue": tissues}, dtype=object)
+    obs.index = pd.Index(names, dtype=object)
+    used = {named_by, slide_column, "donor", "tissue", "unit", *INDEX_COLUMNS}
+    return obs.assign(**{c: words[c].to_numpy() for c in words.columns if c not in used})
+
+
+def _is_row_number(column: str, names: pd.Series) -> bool:
+    return column in INDEX_COLUMNS and all(str(name).strip().isdigit() for name in names)
+
+
+def _refuse_other_genes(first: ExpressionTable, table: ExpressionTable) -> None:
+    if table.unit != first.unit:
+        raise InputError(f"{table.source}: is in {table.unit}, {first.source} in {first.unit}; use one unit for all")
+    here, there = {gene_key(g) for g in table.genes}, {gene_key(g) for g in first.genes}
+    if here != there:
+        examples = [*sorted(there - here)[:2], *sorted(here - there)[:2]]
+        raise InputError(
+            f"{table.source}: other genes than {first.source}: {len(there - here)} missing, {len(here - there)} more "
+            f"(such as {shorten(examples, 3)}); make both tables with the same --genes"
+        )
+
+
+def _refuse_shared_samples(tables: Iterable[ExpressionTable]) -> None:
+    owner: dict[str, str] = {}
+    for table in tables:
+        for name in table.obs.index:
+            if name in owner:
+                raise InputError(
+                    f"{table.source}: sample {name} is also in {owner[name]}; each sample was expected in one table"
+                )
+            owner[name] = table.source

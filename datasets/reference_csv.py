@@ -1,0 +1,143 @@
+"""The reference's CSV: samples in rows, `wsi_file_name` and other words first, then `rna_<Ensembl id.version>` columns.
+
+This module owns the format: it reads it, writes it, and keeps its binary cache (datasets/table_cache.py). Values are
+linear; their unit is TPM unless a column `unit` says otherwise.
+"""
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+
+from common.errors import InputError, shorten
+from common.files import atomic_path
+from datasets.genes import PREFIX, is_ensembl, twins
+from datasets.text import decimal_sign, guess_delimiter, is_number, open_bytes, open_text, split_line
+
+BLOCK_BYTES = 32 << 20  # of text parsed at once; a line of 19,198 genes has 120 kB (ours: fastest of 8, 32, 128 MiB)
+REMEDY = "mend the file, or make it again with `prepare_data.py expression`"
+
+
+def read_reference_csv(path: str | Path) -> tuple[np.ndarray, list[str], pd.DataFrame]:
+    """Return (values (samples, genes) float32, genes without `rna_`, the other columns as text).
+
+    InputError names line and column of a duplicated column, a missing, infinite, negative or non-numeric value, a line
+    of another length, or says that the file has no gene columns.
+    """
+    header, delimiter, decimal = _header(path)
+    is_gene = [name.startswith(PREFIX) for name in header]
+    if not any(is_gene):
+        is_gene = [is_ensembl(name) for name in header]
+    _check_header(path, header, is_gene)
+    try:
+        table = _parse(path, header, is_gene, delimiter, decimal)
+    except ValueError as error:  # pyarrow's errors are ValueErrors, and name no gene
+        _explain(path, header, is_gene, delimiter, decimal)
+        raise InputError(f"{path}: {str(error).splitlines()[0][:160]}; {REMEDY}") from None
+    if not table.num_rows:
+        raise InputError(f"{path}: no line below the header; {REMEDY}")
+    columns = np.empty((sum(is_gene), table.num_rows), np.float32)
+    for row, index in zip(columns, np.flatnonzero(is_gene), strict=True):
+        row[:] = table.column(int(index)).to_numpy()
+    if not (columns.min() >= 0 and columns.max() < math.inf):  # False for NaN too
+        _explain(path, header, is_gene, delimiter, decimal)
+    words = {name: table.column(i).to_pylist() for i, name in enumerate(header) if not is_gene[i]}
+    genes = [name.removeprefix(PREFIX) for name, gene in zip(header, is_gene, strict=True) if gene]
+    return np.ascontiguousarray(columns.T), genes, pd.DataFrame(words, dtype=object)
+
+
+def write_reference_csv(path: str | Path, values: np.ndarray, genes: list[str], words: pd.DataFrame) -> None:
+    """Write the words' columns first, then one `rna_` column per gene; numbers in their shortest exact form."""
+    with atomic_path(path) as partial, open(partial, "wb") as file:
+        head = ",".join([*map(_quoted, map(str, words.columns)), *(f"{PREFIX}{gene}" for gene in genes)])
+        file.write(head.encode() + b"\n")
+        for start in range(0, len(values), 256):
+            part = np.ascontiguousarray(values[start : start + 256].T)
+            rows = words.iloc[start : start + 256]
+            columns = [pa.array(rows[name].astype(str).tolist(), pa.string()) for name in words.columns]
+            columns += [pa.array(column) for column in part]
+            table = pa.Table.from_arrays(columns, names=[str(i) for i in range(len(columns))])
+            pyarrow.csv.write_csv(table, file, pyarrow.csv.WriteOptions(include_header=False, quoting_style="needed"))
+
+
+def _quoted(field: str) -> str:
+    return '"' + field.replace('"', '""') + '"' if any(c in field for c in ',"\n\r') else field
+
+
+def _header(path: str | Path) -> tuple[list[str], str, str]:
+    with open_text(path) as file:
+        first, second = file.readline(), file.readline()
+    if first.lstrip()[:1] == "<":
+        raise InputError(f"{path}: holds a web page, not a table; download it again")
+    delimiter = guess_delimiter(first)
+    return split_line(first, delimiter), delimiter, decimal_sign([second], delimiter)
+
+
+def _check_header(path: str | Path, header: list[str], is_gene: list[bool]) -> None:
+    seen: dict[str, int] = {}
+    for position, name in enumerate(header, start=1):
+        if name in seen:
+            raise InputError(
+                f"{path}: columns {seen[name]} and {position} are both named {name!r}, each name was expected once; "
+                "remove or rename one"
+            )
+        seen[name] = position
+    genes = [name for name, gene in zip(header, is_gene, strict=True) if gene]
+    if not genes:
+        raise InputError(
+            f"{path}: no gene columns like rna_ENSG00000186092.4 in the header (found {shorten(header, 3)}); "
+            "convert a matrix of another form with `prepare_data.py expression --input`"
+        )
+    if pairs := twins(genes):
+        first, second = pairs[0]
+        raise InputError(
+            f"{path}: columns {seen[first]} and {seen[second]}, {first} and {second}, are the same gene "
+            "(genes match without version), each was expected once; remove one, or sum them with "
+            "`prepare_data.py expression`"
+        )
+
+
+def _parse(path: str | Path, header: list[str], is_gene: list[bool], delimiter: str, decimal: str) -> pa.Table:
+    names = [str(i) for i in range(len(header))]
+    types = {n: pa.float32() if gene else pa.string() for n, gene in zip(names, is_gene, strict=True)}
+    with open_bytes(path) as file:
+        return pyarrow.csv.read_csv(
+            file,
+            pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES, column_names=names, skip_rows=1),
+            pyarrow.csv.ParseOptions(delimiter=delimiter),
+            pyarrow.csv.ConvertOptions(column_types=types, decimal_point=decimal),
+        )
+
+
+def _explain(path: str | Path, header: list[str], is_gene: list[bool], delimiter: str, decimal: str) -> None:
+    """Raise the InputError of the first bad line; return where there is none. Slow, and only used after a failure."""
+    where = [(i, name) for i, (name, gene) in enumerate(zip(header, is_gene, strict=True)) if gene]
+    with open_text(path) as file:
+        for line, fields in enumerate(csv.reader(file, delimiter=delimiter), start=1):
+            if line == 1 or not fields:
+                continue
+            row = f"{path}: line {line} ({fields[0][:40]})" if not is_gene[0] else f"{path}: line {line}"
+            if len(fields) != len(header):
+                raise InputError(f"{row} has {len(fields)} fields, {len(header)} were expected; {REMEDY}")
+            for i, name in where:
+                text = fields[i].strip()
+                if problem := bad_value(text.replace(",", ".") if decimal == "," else text):
+                    raise InputError(
+                        f"{row}, column {name}: {problem}, a finite number of at least 0 was expected; {REMEDY}"
+                    )
+
+
+def bad_value(text: str) -> str:
+    """Return what is wrong with a field that should be a finite number of at least 0, "" where nothing is."""
+    if text.lower() in ("", "na", "n/a", "#n/a", "nan", "null", "none"):
+        return f"the value is missing ({text or 'empty'})"
+    if not is_number(text):
+        return f"{text[:30]!r} is not a number"
+    value = np.float32(text)
+    if not np.isfinite(value):
+        return f"the value is {'not a number' if np.isnan(value) else 'infinite'} ({text[:30]})"
+    return f"the value is negative ({text[:30]})" if value < 0 else ""

@@ -1,0 +1,92 @@
+"""Expression tables: what is read is what was written, in any gene order, from the cache or not."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from common.config import DataSettings
+from common.errors import InputError
+from datasets.expression import ExpressionTable, read_cohort_tables, read_expression, write_expression
+
+GENES = [f"ENSG{i:011d}.{i % 7 + 1}" for i in range(1, 9)]
+
+
+def make_table(n=5, genes=GENES, seed=0, tissue="lung", first=0):
+    rng = np.random.default_rng(seed)
+    names = [f"GTEX-{first + i:04d}-0625.svs" for i in range(n)]
+    obs = pd.DataFrame(
+        {"wsi_file_name": names, "donor": [n[:9] for n in names], "tissue": tissue}, index=names, dtype=object
+    )
+    return ExpressionTable(rng.gamma(0.5, 200, (n, len(genes))).astype(np.float32), list(genes), obs)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".h5ad"])
+def test_write_and_read_again_bit_for_bit(tmp_path, suffix):
+    table = make_table()
+    path = tmp_path / f"t{suffix}"
+    write_expression(table, path)
+    for _ in range(2):  # the second time from the cache
+        back = read_expression(path)
+        assert np.array_equal(back.values, table.values) and back.values.dtype == np.float32
+        assert back.genes == table.genes and back.unit == "TPM" and back.source == str(path)
+        assert back.obs[["wsi_file_name", "donor", "tissue"]].equals(table.obs)
+
+
+def test_the_references_csv_has_its_form(tmp_path):
+    write_expression(make_table(2), tmp_path / "lung.csv")
+    header = (tmp_path / "lung.csv").read_text().splitlines()[0].split(",")
+    assert header[0] == "wsi_file_name" and header[-1] == "rna_" + GENES[-1]
+    assert pd.read_csv(tmp_path / "lung.csv").filter(like="rna_").shape == (2, len(GENES))
+
+
+def test_rows_and_find(tmp_path):
+    table = make_table()
+    table.source = "lung.csv"
+    assert table.find("GTEX-0003-0625") == table.find("GTEX-0003-0625.svs") == 3
+    part = table.rows(["GTEX-0003-0625", "GTEX-0001-0625.svs"])
+    assert np.array_equal(part.values, table.values[[3, 1]]) and list(part.obs["donor"]) == ["GTEX-0003", "GTEX-0001"]
+    assert len(table.rows(np.array([True, False, True, False, False]))) == 2
+    with pytest.raises(
+        InputError, match=r"lung.csv: no sample or slide named GTEX-003-0625 among 5; nearest: GTEX-0003"
+    ):
+        table.find("GTEX-003-0625")
+
+
+def test_aligned_takes_any_order_and_version_and_never_fills_zero(tmp_path):
+    table = make_table()
+    other = [g.split(".")[0] + ".99" for g in reversed(GENES)]
+    values, coverage = table.aligned(other)
+    assert coverage == 1 and np.array_equal(values, table.values[:, ::-1])
+    values, coverage = table.aligned([*GENES, "ENSG00000000999.1"])
+    assert coverage == pytest.approx(8 / 9) and np.isnan(values[:, -1]).all()
+    assert np.array_equal(values[:, :-1], table.values)
+    with pytest.raises(InputError, match=r"has 8 of the 16 expected genes \(50.0%\), at least 80% were expected"):
+        table.aligned([*GENES, *(f"ENSG{i:011d}" for i in range(900, 908))])
+    par, plain = "ENSG00000002586.20_PAR_Y", "ENSG00000002586.20"
+    table.genes[0] = par
+    assert np.isnan(table.aligned([plain], 0.0)[0]).all() and table.aligned([par])[1] == 1
+
+
+def test_profiles_without_slide_are_read_as_they_are(tmp_path):
+    path = tmp_path / "GSE120795_lung_proteincoding.csv"
+    columns = ",".join("rna_" + g for g in GENES)
+    path.write_text(f",{columns}\n0,{','.join('1' * 8)}\n1,{','.join('2' * 8)}\n")
+    table = read_expression(path, tissue="Lung")
+    assert list(table.obs.index) == ["GSE120795_lung_proteincoding_0", "GSE120795_lung_proteincoding_1"]
+    assert list(table.obs["wsi_file_name"]) == ["", ""] and set(table.obs["tissue"]) == {"lung"}
+    path.write_text(f"sample,{columns}\nSRR1,{','.join('1' * 8)}\n")
+    assert list(read_expression(path).obs.index) == ["SRR1"]
+
+
+def test_cohort_stacks_tables_of_any_gene_order(tmp_path):
+    lung, brain = make_table(40), make_table(40, GENES[::-1], seed=1, tissue="Brain - Cortex", first=500)
+    write_expression(lung, tmp_path / "a.csv")
+    write_expression(brain, tmp_path / "b.h5ad")
+    cohort = read_cohort_tables(DataSettings(path_csv=[str(tmp_path / "a.csv"), str(tmp_path / "b.h5ad")]))
+    assert np.array_equal(cohort.values, np.concatenate([lung.values, brain.values[:, ::-1]]))
+    assert list(cohort.obs["table"]) == [0] * 40 + [1] * 40
+    assert set(cohort.obs["tissue"]) == {"lung", "brain_cortex"} and set(cohort.obs["split"]) == {
+        "train",
+        "val",
+        "test",
+    }
