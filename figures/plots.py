@@ -1,0 +1,195 @@
+"""Plots: data in, a matplotlib Figure out. No files, no state, no pyplot; colours that the colour-blind tell apart."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette (Color Universal Design, 2008), yellow left out: too pale on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+GREY = "#8a949c"
+RC = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.edgecolor": "#5b6670",
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "figure.constrained_layout.use": True,
+}
+
+
+def _styled(draw: Callable[..., "Figure"]) -> Callable[..., "Figure"]:
+    """Draw under our style, without touching the process's."""
+
+    @functools.wraps(draw)
+    def wrapper(*args: Any, **kwargs: Any) -> "Figure":
+        import matplotlib
+
+        with matplotlib.rc_context(RC):
+            return draw(*args, **kwargs)
+
+    return wrapper
+
+
+def _axes(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple["Figure", list["Axes"]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, list(axes.ravel())
+
+
+def colour_of(names: Sequence[str]) -> dict[str, str]:
+    """Return one colour per distinct name, in sorted order, so that a tissue keeps its colour on every plot."""
+    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(sorted(set(names)))}
+
+
+@_styled
+def tile_rows(rows: Sequence[tuple[str, np.ndarray]], tile_inches: float = 0.62, per_block: int = 0) -> "Figure":
+    """Rows of tiles with their names to the left; a thin gap after every `per_block` tiles.
+
+    rows: (name, tiles uint8 (n, H, W, 3)); rows may differ in n and in H. An empty array leaves its row blank.
+    """
+    from matplotlib.figure import Figure
+
+    most = max(len(tiles) for _, tiles in rows)
+    gaps = (most - 1) // per_block if per_block else 0
+    label = 0.2 + 0.068 * max(len(line) for name, _ in rows for line in name.split("\n"))  # inches
+    step, gap = tile_inches + 0.03, 0.09
+    width, height = label + most * step + gaps * gap, len(rows) * step + 0.02
+    figure = Figure(figsize=(width, height), layout="none")
+    for r, (name, tiles) in enumerate(rows):
+        bottom = 1 - (r + 1) * step / height
+        middle = bottom + tile_inches / 2 / height
+        figure.text(
+            (label - 0.1) / width,
+            middle,
+            name,
+            ha="right",
+            va="center",
+            fontsize=8.5,
+            color="#1d2328",
+            linespacing=1.25,
+        )
+        for k, tile in enumerate(tiles):
+            left = label + k * step + (k // per_block * gap if per_block else 0)
+            axes = figure.add_axes((left / width, bottom, tile_inches / width, tile_inches / height))
+            axes.imshow(tile, interpolation="antialiased")
+            axes.set_axis_off()
+    return figure
+
+
+@_styled
+def curves(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], x_label: str) -> "Figure":
+    """One panel per name, one line per series (x (n,), y (n,)); a dashed line where the series' name holds "val"."""
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, axes = _axes(3.6 * columns, 2.5 * lines, lines, columns)
+    for ax, (name, series) in zip(axes, panels.items(), strict=False):
+        for k, (label, (x, y)) in enumerate(series.items()):
+            style = "--" if "val" in label else "-"
+            ax.plot(x, y, style, color=COLOURS[k % len(COLOURS)], lw=1.4, label=label)
+        ax.set_title(name)
+        ax.set_xlabel(x_label)
+        ax.legend()
+    for ax in axes[len(panels) :]:
+        ax.set_axis_off()
+    return figure
+
+
+@_styled
+def latent_map(points: np.ndarray, tissue: Sequence[str], kind: Sequence[str], held_out: np.ndarray) -> "Figure":
+    """A map of profiles, one panel per kind over the real ones in grey; held-out donors have a black ring.
+
+    points: (n, 2) coordinates; kind: "real", "reconstructed" or "generated" per point; held_out: (n,) bool.
+    """
+    tissue, kind = np.asarray(tissue), np.asarray(kind)
+    kinds = [k for k in ("real", "reconstructed", "generated") if (kind == k).any()]
+    figure, axes = _axes(3.6 * len(kinds), 3.5, 1, len(kinds))
+    colours = colour_of(list(tissue))
+    for ax, name in zip(axes, kinds, strict=True):
+        if name != "real":
+            ax.scatter(*points[kind == "real"].T, s=9, color="#d5dade", lw=0, label="real")
+        for which, colour in colours.items():
+            here = (kind == name) & (tissue == which)
+            ax.scatter(*points[here & ~held_out].T, s=13, color=colour, lw=0, alpha=0.85, label=which)
+            ax.scatter(*points[here & held_out].T, s=17, color=colour, lw=0.9, edgecolor="black")
+        if ((kind == name) & held_out).any():
+            ax.scatter([], [], s=17, color="white", lw=0.9, edgecolor="black", label="held-out donor")
+        ax.set_title(f"{name} (n = {int((kind == name).sum())})")
+        ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
+        ax.legend(loc="best", handletextpad=0.2)
+        ax.set(xlim=_padded(points[:, 0]), ylim=_padded(points[:, 1]))
+    return figure
+
+
+@_styled
+def shift_curve(shifts: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]) -> "Figure":
+    """The share of moved profiles that a classifier calls the target, along alpha, with its interval.
+
+    shifts: "a to b" -> (alpha, share, low, high), each (k,), shares in [0, 1].
+    """
+    figure, (ax,) = _axes(5.2, 3.0)
+    for k, (name, (alpha, share, low, high)) in enumerate(shifts.items()):
+        marker = "os^Dv"[k % 5]
+        ax.fill_between(alpha, low, high, color=COLOURS[k % len(COLOURS)], alpha=0.15, lw=0)
+        ax.plot(alpha, share, "-", marker=marker, ms=4, color=COLOURS[k % len(COLOURS)], lw=1.5, label=name)
+    ax.axhline(0.5, color=GREY, lw=0.8, ls=":")
+    ax.set(xlabel="alpha (0: unmoved, 1: the whole shift)", ylabel="share called the target", ylim=(-0.04, 1.04))
+    ax.legend(loc="best")
+    return figure
+
+
+@_styled
+def scatter_panels(panels: Sequence[tuple[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]], unit: str) -> "Figure":
+    """Generated against real, one point per patient; one panel per property, one marker per series, r and n in it.
+
+    panels: (title, series name -> (real (n,), generated (n,))). The first series is filled and has its fitted line.
+    """
+    columns = min(4, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, axes = _axes(2.75 * columns, 2.75 * lines, lines, columns)
+    for ax, (title, series) in zip(axes, panels, strict=False):
+        for k, (name, (x, y)) in enumerate(series.items()):
+            filled = {"color": COLOURS[0], "lw": 0} if k == 0 else {"facecolor": "none", "edgecolor": COLOURS[k]}
+            label = f"{name}: r = {correlation(x, y):.2f}, n = {len(x)}".replace("-0.00", "0.00")
+            ax.scatter(x, y, s=16 if k == 0 else 14, marker="os^"[k % 3], label=label, **filled)
+            if k == 0 and len(x) > 2 and np.ptp(x) > 0:
+                slope, offset = np.polyfit(x, y, 1)
+                ends = np.array([x.min(), x.max()])
+                ax.plot(ends, slope * ends + offset, color=COLOURS[0], lw=1.1)
+        values = np.concatenate([v for pair in series.values() for v in pair])
+        limits = _padded(values)
+        ax.plot(limits, limits, color=GREY, lw=0.8, ls=":")
+        ax.set(xlim=limits, ylim=limits)
+        ax.set_title(title)
+        ax.legend(loc="upper left", bbox_to_anchor=(-0.03, -0.16), fontsize=7.5, handletextpad=0.1, borderpad=0)
+    for ax in axes[len(panels) :]:
+        ax.set_axis_off()
+    figure.supxlabel(f"real tiles, {unit}", fontsize=8.5)
+    figure.supylabel(f"generated tiles, {unit}", fontsize=8.5)
+    return figure
+
+
+def correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Return Pearson's r, nan where either side does not vary or fewer than 3 points are given."""
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def _padded(values: np.ndarray) -> tuple[float, float]:
+    low, high = float(np.min(values)), float(np.max(values))
+    pad = 0.06 * (high - low) or 0.5
+    return low - pad, high + pad
