@@ -1,0 +1,88 @@
+"""Expression to network input and back: logarithm and z-score, fitted once on training donors, kept in the checkpoint.
+
+Every later stage uses the stored numbers; nothing is ever refitted on the table at hand.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LOG_LIMIT = 25.0  # ours: exp(25) is 7e10, far above any TPM or count; keeps a decoded profile finite
+
+
+def _ln_nonzero(x: Tensor) -> Tensor:
+    return torch.where(x > 0, x, 1.0).log()
+
+
+def _exp_nonzero(y: Tensor) -> Tensor:
+    # A 0 may have been 0 or 1: the published transform cannot be inverted there; 0 is the common case.
+    return torch.where(y == 0, 0.0, y.clamp(max=LOG_LIMIT).exp())
+
+
+# name -> (forward, inverse), both elementwise; linear units >= 0 to log units and back
+TRANSFORMS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "log1p": (torch.log1p, lambda y: y.clamp(max=LOG_LIMIT).expm1().clamp(min=0)),
+    "ln_nonzero": (_ln_nonzero, _exp_nonzero),  # published: ln(x), zeros left at 0; not monotone
+}
+MISSING = ("mean", "zero")  # mean: 0 after scaling; zero: 0 before the logarithm (published)
+
+
+@dataclass
+class ExpressionScaler:
+    """z = (log(x) - mean) / std per gene. `mean` and `std` are (genes,) float32, in log units."""
+
+    transform_name: str
+    mean: Tensor
+    std: Tensor
+    missing: str = "mean"
+
+    @classmethod
+    def fit(cls, values: Tensor, transform_name: str = "log1p", missing: str = "mean") -> "ExpressionScaler":
+        """Fit on training rows: `values` (rows, genes), linear units, finite, >= 0. A constant gene gets std 1.
+
+        Sums run in float64 over blocks of rows, so that a table of any size needs no float64 copy.
+        """
+        forward, n = TRANSFORMS[transform_name][0], len(values)
+        total = torch.zeros(values.shape[1], dtype=torch.float64)
+        for block in values.split(256):
+            total += forward(block).sum(0, dtype=torch.float64)
+        mean = total / n
+        squares = torch.zeros_like(mean)
+        for block in values.split(256):
+            squares += (forward(block).double() - mean).square().sum(0)
+        std = (squares / n).sqrt()
+        std = torch.where(std > 1e-6, std, 1.0)
+        return cls(transform_name, mean.float(), std.float(), missing)
+
+    def transform(self, values: Tensor) -> Tensor:
+        """Return z-scores (rows, genes) of `values` (rows, genes) in linear units; NaN marks a missing gene."""
+        forward = TRANSFORMS[self.transform_name][0]
+        if self.missing == "zero":
+            values = values.nan_to_num(nan=0.0)
+        scaled = (forward(values) - self.mean) / self.std
+        return scaled.nan_to_num(nan=0.0)  # 0 is the training mean
+
+    def inverse(self, scaled: Tensor) -> Tensor:
+        """Return linear units >= 0 (rows, genes) of z-scores (rows, genes)."""
+        return TRANSFORMS[self.transform_name][1](scaled * self.std + self.mean)
+
+    def to(self, device: torch.device | str) -> "ExpressionScaler":
+        """Return the same scaler with its arrays on `device`."""
+        return ExpressionScaler(self.transform_name, self.mean.to(device), self.std.to(device), self.missing)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint stores."""
+        return {
+            "transform": self.transform_name,
+            "mean": self.mean.cpu(),
+            "std": self.std.cpu(),
+            "missing": self.missing,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "ExpressionScaler":
+        """Return the scaler that `state` stored."""
+        return cls(state["transform"], state["mean"], state["std"], state["missing"])
