@@ -1,0 +1,41 @@
+"""The generator's moving average, and its batch-norm statistics: what is kept for sampling."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+RAMP = 0.1  # early in training the half-life is this share of the images shown, so that the first weights are forgotten
+
+
+def average_decay(batch_size: int, half_life: float, images_seen: int) -> float:
+    """Return the factor that the average keeps over one step of `batch_size` images.
+
+    Half-life in images, as Karras et al. 2018, section 5 (there 0.999 per step of 8 to 64), ramped up from the start.
+    """
+    return 0.5 ** (batch_size / max(min(half_life, RAMP * images_seen), 1e-8))
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Move the weights of `average` towards those of `model`; buffers are left to `calibrate_batch_norm`."""
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+
+
+@torch.no_grad()
+def calibrate_batch_norm(model: nn.Module, inputs: Iterable[torch.Tensor]) -> None:
+    """Set the batch-norm statistics of `model` to their mean over `inputs`: the averaged weights have none of their own.
+
+    Depends on the weights and inputs alone, not on earlier statistics. Leaves `model` in eval mode.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative mean
+    model.train()
+    for x in inputs:
+        model(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()

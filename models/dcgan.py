@@ -1,0 +1,113 @@
+"""DCGAN (Radford et al. 2016): the paper's generator and critic, at any power of two from 16 px.
+
+Module tree, shapes and initialisation are those of torchgan 0.1.0's DCGANGenerator and DCGANDiscriminator, so that
+weights trained there load here. Sizes below are for out_size 256, step_channels 64.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from common.errors import InputError
+
+SLOPE = 0.2  # of LeakyReLU; Radford et al. 2016, section 3.1
+CRITIC_NORMS = ("none", "batch")
+CRITIC_OUTPUTS = {"linear": nn.Identity, "leaky": lambda: nn.LeakyReLU(SLOPE)}
+
+
+class DCGANGenerator(nn.Module):
+    """Noise or latent (n, encoding_dims) -> images (n, 3, out_size, out_size) in [-1, 1]."""
+
+    def __init__(self, encoding_dims: int = 2048, out_size: int = 256, step_channels: int = 64) -> None:
+        super().__init__()
+        doublings = _doublings(out_size)
+        self.encoding_dims, self.out_size = encoding_dims, out_size
+        channels = [step_channels * 2**i for i in range(doublings, -1, -1)]  # 2048, 1024, ... 64
+        blocks = [_up(encoding_dims, channels[0], stride=1, padding=0)]  # (n, z, 1, 1) -> (n, 2048, 4, 4)
+        blocks += [_up(wide, narrow) for wide, narrow in zip(channels, channels[1:], strict=False)]  # side doubles each
+        last = nn.ConvTranspose2d(channels[-1], 3, kernel_size=4, stride=2, padding=1)
+        self.model = nn.Sequential(*blocks, nn.Sequential(last, nn.Tanh()))
+        self.apply(_initialise)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, norm, activation = self.model[0]
+        # On a 1 x 1 input the transposed convolution is one matrix product, (n, z) @ (z, channels 4 4), and faster so.
+        x = (x.flatten(1) @ first.weight.flatten(1)).unflatten(1, first.weight.shape[1:])  # (n, 2048, 4, 4)
+        return self.model[1:](activation(norm(x)))
+
+
+class DCGANDiscriminator(nn.Module):
+    """Images (n, 3, in_size, in_size) in [-1, 1] -> one score each, (n,): higher is more real.
+
+    `norm` "none" is for gradient penalties, which are per image only without batch norm; "batch" is torchgan's.
+    `output` "linear" gives true logits; "leaky" is torchgan's default, a LeakyReLU on the score itself.
+    """
+
+    def __init__(self, in_size: int = 256, step_channels: int = 64, norm: str = "none", output: str = "linear") -> None:
+        super().__init__()
+        doublings = _doublings(in_size)
+        if norm not in CRITIC_NORMS:
+            raise InputError(f"critic_norm = {norm!r}: expected {' or '.join(CRITIC_NORMS)}")
+        if output not in CRITIC_OUTPUTS:
+            raise InputError(f"critic_output = {output!r}: expected {' or '.join(CRITIC_OUTPUTS)}")
+        self.norm = norm
+        channels = [step_channels * 2**i for i in range(doublings + 1)]  # 64, 128, ... 2048
+        blocks = [_down(3, channels[0], norm="none")]
+        blocks += [_down(narrow, wide, norm) for narrow, wide in zip(channels, channels[1:], strict=False)]
+        self.model = nn.Sequential(*blocks)  # (n, 3, 256, 256) -> (n, 2048, 4, 4)
+        score = nn.Conv2d(channels[-1], 1, kernel_size=4, bias=norm == "none")
+        self.disc = nn.Sequential(score, CRITIC_OUTPUTS[output]())
+        self.apply(_initialise)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.disc(self.model(images)).flatten()
+
+    def slope(self, images: torch.Tensor) -> torch.Tensor:
+        """Return d score / d image (n, 3, H, W), differentiable in the weights but not in `images`. `norm` "none" only.
+
+        Convolutions and LeakyReLU make the critic linear around each image, so its slope is the same network run
+        backwards with the signs held fixed. Equal to torch.autograd.grad(..., create_graph=True), which also carries
+        the zero second derivative of LeakyReLU through every layer: six passes there, four here.
+        """
+        if self.norm != "none":
+            raise ValueError("under batch norm the score of one image depends on the others: use autograd")
+        with torch.no_grad():
+            gains, x = [], images
+            for conv, activation in [*self.model, self.disc]:
+                x = conv(x)
+                gain = torch.ones_like(x) if isinstance(activation, nn.Identity) else torch.where(x > 0, 1.0, SLOPE)
+                x = x * gain
+                gains.append(gain)
+        slope = gains.pop()  # (n, 1, 1, 1)
+        slope = F.conv_transpose2d(slope, self.disc[0].weight) * gains.pop()  # (n, 2048, 4, 4)
+        for conv, _ in reversed(self.model[1:]):
+            slope = F.conv_transpose2d(slope, conv.weight, stride=2, padding=1) * gains.pop()
+        return F.conv_transpose2d(slope, self.model[0][0].weight, stride=2, padding=1)
+
+
+GENERATORS = {"dcgan": DCGANGenerator}
+CRITICS = {"dcgan": DCGANDiscriminator}
+
+
+def _doublings(side: int) -> int:
+    """Return how often the side doubles between 4 px and the layer before the last, side / 2."""
+    if side < 16 or side & (side - 1):
+        raise InputError(f"img_size = {side}: expected a power of two, 16 or more")
+    return side.bit_length() - 4
+
+
+def _up(n_in: int, n_out: int, stride: int = 2, padding: int = 1) -> nn.Sequential:
+    conv = nn.ConvTranspose2d(n_in, n_out, kernel_size=4, stride=stride, padding=padding, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(n_out), nn.LeakyReLU(SLOPE))
+
+
+def _down(n_in: int, n_out: int, norm: str) -> nn.Sequential:
+    with_norm = norm == "batch"
+    conv = nn.Conv2d(n_in, n_out, kernel_size=4, stride=2, padding=1, bias=not with_norm)
+    return nn.Sequential(conv, *([nn.BatchNorm2d(n_out)] if with_norm else []), nn.LeakyReLU(SLOPE))
+
+
+def _initialise(module: nn.Module) -> None:
+    """He initialisation of the convolutions (He et al. 2015, eq. 10), as torchgan has it; biases keep torch's default."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.kaiming_normal_(module.weight)

@@ -1,0 +1,50 @@
+"""Tiles from a trained generator: tile k depends on (seed, k) and its profile only, bit for bit."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from common.run import generator_for
+from models.conditioning import InputRule
+
+# The generator always runs on CHUNK tiles, k // CHUNK = const: a kernel may be chosen by batch size and then round
+# differently, which would make a tile depend on how many were asked for.
+CHUNK = 16
+
+
+@torch.inference_mode()
+def generate_tiles(
+    generator: nn.Module,
+    n: int,
+    seed: int,
+    condition: torch.Tensor | None = None,
+    *,
+    start: int = 0,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    rule: InputRule = InputRule(),  # noqa: B008 (frozen)
+) -> Iterator[torch.Tensor]:
+    """Yield tiles start..start + n - 1 as float32 (b, 3, H, W) in [-1, 1] on the CPU, b <= `batch_size`.
+
+    `condition`: None, (z,) for all tiles, or (n, z) with row i for tile start + i: what Profiles.condition gives, not
+    yet mixed with noise. `rule` is the trained model's. `generator` is put into eval mode. `batch_size` only groups
+    what is yielded. Under the published rule (standardise = batch) a tile depends on its chunk: the rule's own doing.
+    """
+    generator.eval()
+    dims, stop = generator.encoding_dims, start + n
+    waiting, held = [], 0
+    for first in range(start - start % CHUNK, stop, CHUNK):
+        noise = torch.cat([rule.draw(1, dims, generator_for(seed, "tile", k)) for k in range(first, first + CHUNK)])
+        c = condition
+        if condition is not None and condition.ndim == 2:  # tiles outside start..stop are made and dropped
+            c = condition[(torch.arange(first, first + CHUNK) - start).clamp(0, n - 1).to(condition.device)].cpu()
+        elif condition is not None:
+            c = condition.cpu().expand(CHUNK, -1)
+        tiles = generator(rule(noise, c).to(device)).float().cpu()  # (CHUNK, 3, H, W)
+        waiting.append(tiles[max(start - first, 0) : min(stop - first, CHUNK)])
+        held += len(waiting[-1])
+        while held >= batch_size or (first + CHUNK >= stop and held):
+            ready = torch.cat(waiting)
+            yield ready[:batch_size]
+            waiting, held = [ready[batch_size:]], max(held - batch_size, 0)
