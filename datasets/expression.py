@@ -113,7 +113,7 @@ def read_expression(path: str | Path, tissue: str | None = None) -> ExpressionTa
     if len(genes) >= 1000 and len(values) and float(values.max()) < LOGGED_BELOW:
         warn(
             f"{path}: no value above {LOGGED_BELOW:g} in {len(genes)} genes: the table looks logged, linear {unit} is "
-            "expected; if so, make it again with `prepare_data.py expression --unit log2` (or ln, log10, +1)"
+            "expected; if so, make it again with `prepare_data.py expression --unit log2p1` (or another base)"
         )
     return ExpressionTable(values, genes, obs, unit, str(path))
 

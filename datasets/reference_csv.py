@@ -4,7 +4,6 @@ This module owns the format: it reads it, writes it, and keeps its binary cache 
 linear; their unit is TPM unless a column `unit` says otherwise.
 """
 
-import csv
 import math
 from pathlib import Path
 
@@ -16,10 +15,18 @@ import pyarrow.csv
 from common.errors import InputError, shorten
 from common.files import atomic_path
 from datasets.genes import PREFIX, is_ensembl, twins
-from datasets.text import decimal_sign, guess_delimiter, is_number, open_bytes, open_text, split_line
+from datasets.text import (
+    REMEDY,
+    decimal_sign,
+    find_bad_field,
+    guess_delimiter,
+    open_bytes,
+    open_text,
+    refuse_web_page,
+    split_line,
+)
 
 BLOCK_BYTES = 32 << 20  # of text parsed at once; a line of 19,198 genes has 120 kB (ours: fastest of 8, 32, 128 MiB)
-REMEDY = "mend the file, or make it again with `prepare_data.py expression`"
 
 
 def read_reference_csv(path: str | Path) -> tuple[np.ndarray, list[str], pd.DataFrame]:
@@ -36,7 +43,7 @@ def read_reference_csv(path: str | Path) -> tuple[np.ndarray, list[str], pd.Data
     try:
         table = _parse(path, header, is_gene, delimiter, decimal)
     except ValueError as error:  # pyarrow's errors are ValueErrors, and name no gene
-        _explain(path, header, is_gene, delimiter, decimal)
+        find_bad_field(path, header, np.flatnonzero(is_gene), delimiter, decimal)
         raise InputError(f"{path}: {str(error).splitlines()[0][:160]}; {REMEDY}") from None
     if not table.num_rows:
         raise InputError(f"{path}: no line below the header; {REMEDY}")
@@ -44,7 +51,7 @@ def read_reference_csv(path: str | Path) -> tuple[np.ndarray, list[str], pd.Data
     for row, index in zip(columns, np.flatnonzero(is_gene), strict=True):
         row[:] = table.column(int(index)).to_numpy()
     if not (columns.min() >= 0 and columns.max() < math.inf):  # False for NaN too
-        _explain(path, header, is_gene, delimiter, decimal)
+        find_bad_field(path, header, np.flatnonzero(is_gene), delimiter, decimal)
     words = {name: table.column(i).to_pylist() for i, name in enumerate(header) if not is_gene[i]}
     genes = [name.removeprefix(PREFIX) for name, gene in zip(header, is_gene, strict=True) if gene]
     return np.ascontiguousarray(columns.T), genes, pd.DataFrame(words, dtype=object)
@@ -61,7 +68,9 @@ def write_reference_csv(path: str | Path, values: np.ndarray, genes: list[str], 
             columns = [pa.array(rows[name].astype(str).tolist(), pa.string()) for name in words.columns]
             columns += [pa.array(column) for column in part]
             table = pa.Table.from_arrays(columns, names=[str(i) for i in range(len(columns))])
-            pyarrow.csv.write_csv(table, file, pyarrow.csv.WriteOptions(include_header=False, quoting_style="needed"))
+            plain = not any(_quoted(field) != field for name in words for field in rows[name].astype(str))
+            quoting = "none" if plain else "needed"  # which in pyarrow means every word
+            pyarrow.csv.write_csv(table, file, pyarrow.csv.WriteOptions(include_header=False, quoting_style=quoting))
 
 
 def _quoted(field: str) -> str:
@@ -71,8 +80,7 @@ def _quoted(field: str) -> str:
 def _header(path: str | Path) -> tuple[list[str], str, str]:
     with open_text(path) as file:
         first, second = file.readline(), file.readline()
-    if first.lstrip()[:1] == "<":
-        raise InputError(f"{path}: holds a web page, not a table; download it again")
+    refuse_web_page(path, first)
     delimiter = guess_delimiter(first)
     return split_line(first, delimiter), delimiter, decimal_sign([second], delimiter)
 
@@ -111,33 +119,3 @@ def _parse(path: str | Path, header: list[str], is_gene: list[bool], delimiter: 
             pyarrow.csv.ParseOptions(delimiter=delimiter),
             pyarrow.csv.ConvertOptions(column_types=types, decimal_point=decimal),
         )
-
-
-def _explain(path: str | Path, header: list[str], is_gene: list[bool], delimiter: str, decimal: str) -> None:
-    """Raise the InputError of the first bad line; return where there is none. Slow, and only used after a failure."""
-    where = [(i, name) for i, (name, gene) in enumerate(zip(header, is_gene, strict=True)) if gene]
-    with open_text(path) as file:
-        for line, fields in enumerate(csv.reader(file, delimiter=delimiter), start=1):
-            if line == 1 or not fields:
-                continue
-            row = f"{path}: line {line} ({fields[0][:40]})" if not is_gene[0] else f"{path}: line {line}"
-            if len(fields) != len(header):
-                raise InputError(f"{row} has {len(fields)} fields, {len(header)} were expected; {REMEDY}")
-            for i, name in where:
-                text = fields[i].strip()
-                if problem := bad_value(text.replace(",", ".") if decimal == "," else text):
-                    raise InputError(
-                        f"{row}, column {name}: {problem}, a finite number of at least 0 was expected; {REMEDY}"
-                    )
-
-
-def bad_value(text: str) -> str:
-    """Return what is wrong with a field that should be a finite number of at least 0, "" where nothing is."""
-    if text.lower() in ("", "na", "n/a", "#n/a", "nan", "null", "none"):
-        return f"the value is missing ({text or 'empty'})"
-    if not is_number(text):
-        return f"{text[:30]!r} is not a number"
-    value = np.float32(text)
-    if not np.isfinite(value):
-        return f"the value is {'not a number' if np.isnan(value) else 'infinite'} ({text[:30]})"
-    return f"the value is negative ({text[:30]})" if value < 0 else ""

@@ -4,20 +4,28 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+from tqdm import tqdm
+
 from common.errors import InputError
 
 DELIMITERS = "\t;,"  # in this order where two are equally frequent: a comma may be the decimal sign
+MISSING = ("", "na", "n/a", "#n/a", "nan", "null", "none")
+REMEDY = "mend the file, or make it again with `prepare_data.py expression`"
 csv.field_size_limit(1 << 24)
 
 
 @contextmanager
 def open_bytes(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a file for reading bytes, gunzipped where its content says so. InputError: missing, empty, cut off."""
+    """Open a file for reading bytes, gunzipped where its content says so. InputError: missing, empty, cut off.
+
+    A reading of more than three seconds shows a progress bar.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: {'is a folder, a table' if path.is_dir() else 'no such file; a table'} was expected")
@@ -26,9 +34,10 @@ def open_bytes(path: str | Path) -> Iterator[BinaryIO]:
         raw.seek(0)
         if not magic:
             raise InputError(f"{path}: the file is empty; download or make it again")
+        size = path.stat().st_size
         try:
-            with gzip.open(raw) if magic == b"\x1f\x8b" else raw as file:
-                yield file
+            with tqdm.wrapattr(raw, "read", total=size, desc=path.name, delay=3, leave=False) as seen:
+                yield gzip.GzipFile(fileobj=seen) if magic == b"\x1f\x8b" else seen
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise InputError(f"{path}: the gzip file is cut off or damaged ({error}); download it again") from None
 
@@ -68,3 +77,57 @@ def is_number(field: str) -> bool:
     except ValueError:
         return False
     return "_" not in field
+
+
+def refuse_web_page(path: str | Path, first_line: str) -> None:
+    """Raise InputError where a download was answered with HTML or XML."""
+    if first_line.lstrip()[:1] == "<":
+        raise InputError(f"{path}: holds a web page, not a table; download it again")
+
+
+def find_bad_field(
+    path: str | Path,
+    header: list[str],
+    numeric: Iterable[int],
+    delimiter: str,
+    decimal: str,
+    skip: int = 0,
+    lowest: float = 0.0,
+    missing_allowed: bool = False,
+) -> None:
+    """Raise the InputError of the first line of other length or with a field of `numeric` that is no number >= lowest.
+
+    Slow, and only used after a fast reader failed; returns where it finds nothing wrong. `skip`: lines before the
+    header.
+    """
+    numeric = [int(i) for i in numeric]
+    named = 0 not in numeric
+    with open_text(path) as file:
+        for line, fields in enumerate(csv.reader(file, delimiter=delimiter), start=1):
+            if line <= skip + 1 or not fields or (len(fields) == 1 and fields[0].startswith("!")):
+                continue
+            row = f"{path}: line {line}{f' ({fields[0][:40]})' if named else ''}"
+            if len(fields) != len(header):
+                raise InputError(f"{row} has {len(fields)} fields, {len(header)} were expected; {REMEDY}")
+            for i in numeric:
+                text = fields[i].strip()
+                if missing_allowed and text.lower() in MISSING:
+                    continue
+                if problem := bad_value(text.replace(",", ".") if decimal == "," else text, lowest):
+                    raise InputError(
+                        f"{row}, column {header[i]}: {problem}, a finite number{' of at least 0' * (lowest == 0)} was "
+                        f"expected; {REMEDY}"
+                    )
+
+
+def bad_value(text: str, lowest: float = 0.0) -> str:
+    """Return what is wrong with a field that should be a finite number of at least `lowest`, "" where nothing is."""
+    if text.lower() in MISSING:
+        return f"the value is missing ({text or 'empty'})"
+    if not is_number(text):
+        return f"{text[:30]!r} is not a number"
+    with np.errstate(over="ignore"):
+        value = np.float32(text)
+    if not np.isfinite(value):
+        return f"the value is {'not a number' if np.isnan(value) else 'infinite'} ({text[:30]})"
+    return f"the value is negative ({text[:30]})" if value < lowest else ""

@@ -1,0 +1,71 @@
+"""Foreign AnnData files (.h5ad), scanpy's and others', as matrices. Such a file is read whole, then selected from."""
+
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import InputError
+from datasets.genes import is_ensembl
+from datasets.matrices import Matrix, Predicate
+from datasets.text import REMEDY
+from datasets.units import LOGS, ValueStats
+
+PART = 256  # samples made dense at once
+ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl", "feature_id")  # of var, as scanpy and CELLxGENE write it
+
+
+def read_anndata(path: Path, orientation: str | None, wanted_gene: Predicate, wanted_sample: Predicate) -> Matrix:
+    """Read X of an AnnData file. Ensembl ids are taken from var's names or one of its id columns; uns tells a log1p."""
+    import anndata
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; a table was expected")
+    try:
+        data = anndata.read_h5ad(path)
+    except (OSError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0][:100]
+        raise InputError(f"{path}: not a readable h5ad file ({reason}); download or make it again") from None
+    down, across = (sum(map(is_ensembl, map(str, names))) for names in (data.obs_names, data.var_names))
+    turned = orientation == "rows" or (orientation is None and down > across)
+    data = data.T if turned else data
+    genes, id_column = [str(g) for g in data.var_names], "var_names"
+    if not any(map(is_ensembl, genes)):
+        for column in ID_COLUMNS:
+            if column in data.var and any(map(is_ensembl, data.var[column].astype(str))):
+                genes, id_column = data.var[column].astype(str).tolist(), f"var[{column!r}]"
+                break
+    rows = np.array([i for i, name in enumerate(data.obs_names) if wanted_sample(str(name))], np.int64)
+    keep = np.array([j for j, gene in enumerate(genes) if wanted_gene(gene)], np.int64)
+    values, stats = np.empty((len(rows), len(keep)), np.float32), ValueStats(len(rows), len(genes))
+    for start in range(0, len(rows), PART):
+        part = data.X[rows[start : start + PART]]
+        part = np.asarray(part.toarray() if hasattr(part, "toarray") else part, np.float32)
+        if not np.isfinite(part).all():
+            row, column = np.argwhere(~np.isfinite(part))[0]
+            raise InputError(
+                f"{path}: sample {data.obs_names[rows[start + row]]}, gene {genes[column]}: {part[row, column]}, a "
+                f"finite number was expected; {REMEDY}"
+            )
+        stats.add(part, slice(start, start + PART))
+        values[start : start + PART] = part[:, keep]
+    words = data.obs.iloc[rows].astype(object)
+    facts = {
+        "format": "h5ad",
+        "orientation": f"genes in {'rows' if turned else 'columns'} (obs x var)",
+        "orientation_found_by": "given with --orientation" if orientation else "where the Ensembl ids stand",
+        "gene_column": id_column,
+        "samples_in_file": data.n_obs,
+        "genes_in_file": data.n_vars,
+        "unit_hint": _unit_hint(data.uns),
+    }
+    frame = words.where(words.notna(), "").astype(str).reset_index(drop=True)
+    return Matrix(values, [str(data.obs_names[i]) for i in rows], [genes[j] for j in keep], frame, stats, facts)
+
+
+def _unit_hint(uns: object) -> str | None:
+    """Return the unit that the file itself states, as --unit would: scanpy's log1p, or our `unit`."""
+    if "log1p" in uns:
+        base = dict(uns["log1p"]).get("base")
+        base = np.e if base is None else float(base)
+        return next((name for name, (b, one) in LOGS.items() if one and abs(b - base) < 1e-6), None)
+    return str(uns["unit"]).lower() if "unit" in uns else None

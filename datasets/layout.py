@@ -1,0 +1,171 @@
+"""How a foreign matrix is laid out: its delimiter, its header, which columns are words, whether genes run in rows."""
+
+import re
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import InputError, shorten
+from datasets.genes import is_ensembl
+from datasets.text import MISSING, decimal_sign, guess_delimiter, is_number, open_text, refuse_web_page, split_line
+
+PEEK_LINES = 50
+# Columns beside the values that annotate genes, as GTEx, featureCounts, recount and TCGA name them.
+ANNOTATION = re.compile(
+    r"(description|(gene|hgnc|hugo|ensembl)?[ _.]?(symbol|name|id|type|biotype)|geneid|biotype|entrez.*|chr|chrom|"
+    r"chromosome|start|end|strand|length|width|locus|class|tracking_id|transcript_ids?(\(s\))?)",
+    re.IGNORECASE,
+)
+SAMPLE_FORM = re.compile(r"(rna_)?(GTEX-|TCGA-|GSM\d|[SED]RR\d)", re.IGNORECASE)
+GENE_HEADS = {
+    "gene",
+    "genes",
+    "gene_id",
+    "geneid",
+    "gene_symbol",
+    "symbol",
+    "hugo_symbol",
+    "ensembl_gene_id",
+    "gene_name",
+}
+SAMPLE_HEADS = {"sample", "samples", "sampid", "sample_id", "wsi_file_name", "barcode", "patient", "run"}
+COMMON_SYMBOLS = {"ACTB", "GAPDH", "B2M", "TP53", "MYC", "EGFR", "VIM", "CD44", "RPLP0", "PPIA", "ISG15", "SDHB"}
+
+
+@dataclass
+class Layout:
+    """Where things stand in a matrix. Columns are numbered from 0."""
+
+    form: str  # "GCT", "delimited" or "parquet"
+    names: list[str]  # of the columns
+    words: list[int]  # columns of text: the first of them names the rows
+    data: list[int]  # columns of values
+    id_column: int  # the column that names the rows
+    genes_in: str  # "rows" or "columns"
+    delimiter: str = ","
+    decimal: str = "."
+    skip: int = 0  # lines before the header
+    headless: bool = False  # the header has no field for the row names, as R writes it
+
+
+def peek_text(path: str | Path) -> tuple[Layout, list[list[str]]]:
+    """Return the layout of a text file, columns and orientation still open, and the fields of its first lines."""
+    form, skip, lines = "delimited", 0, []
+    with open_text(path) as file:
+        for line in file:
+            if not lines and form == "delimited" and line.startswith("#1."):
+                if line.strip() != "#1.2":
+                    raise InputError(
+                        f"{path}: a GCT file of version {line.strip()[1:]}; version 1.2 is read, convert it"
+                    )
+                form, skip = "GCT", 2
+                file.readline()  # the numbers of rows and columns, which are often wrong: never used
+            elif not lines and (line[:1] in "#!" or not line.strip()):
+                skip += 1
+            elif line.strip():
+                lines.append(line)
+            if len(lines) > PEEK_LINES:
+                break
+    if len(lines) < 2:
+        raise InputError(f"{path}: a header and at least one line of values were expected, found {len(lines)} line(s)")
+    refuse_web_page(path, lines[0])
+    delimiter = "\t" if form == "GCT" else guess_delimiter(lines[0])
+    decimal = decimal_sign(lines[1:], delimiter)
+    names, *rows = [split_line(line, delimiter) for line in lines]
+    headless = len(rows[0]) == len(names) + 1
+    names = ["", *names] if headless else names
+    if len(names) < 2:
+        raise InputError(f"{path}: one column only; fields set apart by comma, tab or semicolon were expected")
+    layout = Layout(form, names, [], [], 0, "", delimiter, decimal, skip, headless)
+    return layout, [row for row in rows if not row[0].startswith("!")]
+
+
+def find_words(layout: Layout, rows: list[list[str]]) -> None:
+    """Decide which columns are text: the first, known annotation, and those with no number in the first lines."""
+
+    def is_text(i: int) -> bool:
+        fields = [row[i].replace(",", ".") if layout.decimal == "," else row[i] for row in rows if i < len(row)]
+        fields = [f for f in fields if f.lower() not in MISSING]
+        return bool(fields) and not any(map(is_number, fields))
+
+    first_is_value = layout.names[0].startswith("rna_") or (is_ensembl(layout.names[0]) and not is_text(0))
+    layout.words = [
+        i
+        for i, name in enumerate(layout.names)
+        if (i == 0 and not first_is_value) or ANNOTATION.fullmatch(name) or is_text(i)
+    ]
+    words = set(layout.words)
+    layout.data = [i for i in range(len(layout.names)) if i not in words]
+
+
+def find_orientation(
+    path: str | Path,
+    layout: Layout,
+    rows: list[list[str]],
+    given: str | None,
+    symbols: Collection[str],
+    all_ids: Callable[[], Iterable[str]],
+) -> str:
+    """Set where genes run, which column names the rows, and which columns are values; return how that was found.
+
+    `symbols` are those of a mapping; `all_ids` reads the names of all rows, and is called only where the first lines
+    leave it open. InputError where nothing tells.
+    """
+    heads = [layout.names[i] for i in layout.data]
+    column = max(layout.words, key=lambda i: _share(is_ensembl, [row[i] for row in rows]), default=0)
+    ids = [row[column] for row in rows] if layout.words else []
+    layout.id_column = column if _share(is_ensembl, ids) > 0.5 else (layout.words or [0])[0]
+    if given:
+        layout.genes_in, why = given, "given with --orientation"
+    else:
+        layout.genes_in, why = _orientation(path, layout, heads, ids, symbols, all_ids)
+    if layout.genes_in == "columns":
+        layout.id_column = (layout.words or [-1])[0]
+        if _share(is_ensembl, heads) > 0.5 or any(map(is_ensembl, heads)):
+            layout.words = sorted({*layout.words, *(i for i in layout.data if not is_ensembl(layout.names[i]))})
+            layout.data = [i for i in layout.data if is_ensembl(layout.names[i])]
+    if not layout.data:
+        raise InputError(f"{path}: no column of numbers (found {shorten(layout.names, 4)}); a matrix was expected")
+    return why
+
+
+def _orientation(
+    path: str | Path,
+    layout: Layout,
+    heads: list[str],
+    ids: list[str],
+    symbols: Collection[str],
+    all_ids: Callable[[], Iterable[str]],
+) -> tuple[str, str]:
+    if layout.form == "GCT":
+        return "rows", "GCT files have genes in rows"
+    for test, what in ((is_ensembl, "Ensembl ids"), (set(symbols).__contains__, "symbols of the mapping")):
+        across, down = _share(test, heads), _share(test, ids)
+        if max(across, down) >= 0.5:
+            return ("columns", f"{what} in the header") if across > down else ("rows", f"{what} in the first column")
+    if _share(SAMPLE_FORM.match, heads) >= 0.5:
+        return "rows", "sample ids in the header"
+    if _share(SAMPLE_FORM.match, ids) >= 0.5:
+        return "columns", "sample ids in the first column"
+    head = layout.names[0].lower()
+    if head in GENE_HEADS or head in SAMPLE_HEADS:
+        return ("rows" if head in GENE_HEADS else "columns"), f"the first column is named {layout.names[0]}"
+    known_across = len(COMMON_SYMBOLS.intersection(heads))
+    names = list(all_ids())
+    known_down = len(COMMON_SYMBOLS.intersection(names))
+    if max(known_across, known_down) >= 3 and known_across != known_down:
+        return (
+            ("columns", "gene symbols in the header") if known_across > known_down else ("rows", "gene symbols in rows")
+        )
+    if len(names) >= 3 * len(heads) and len(names) >= 1000:
+        return "rows", f"{len(names)} rows and {len(heads)} columns of values: the longer side taken as genes"
+    if len(heads) >= 3 * len(names) and len(heads) >= 1000:
+        return "columns", f"{len(names)} rows and {len(heads)} columns of values: the longer side taken as genes"
+    raise InputError(
+        f"{path}: cannot tell whether genes run in rows (such as {shorten(ids, 2)}) or in columns (such as "
+        f"{shorten(heads, 2)}); state it with --orientation genes_in_rows or genes_in_columns"
+    )
+
+
+def _share(test: Callable[[str], object], names: list[str]) -> float:
+    return sum(bool(test(name)) for name in names) / len(names) if names else 0.0
