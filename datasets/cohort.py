@@ -91,7 +91,8 @@ def patient_batches(row_of_tile: np.ndarray, batch_size: int, seed: int, step: i
     min(patients, batch_size / 2) patients. The result depends on the arguments alone: nothing to save or resume.
     """
     order = np.argsort(row_of_tile, kind="stable")  # tiles, patient by patient
-    starts = np.flatnonzero(np.diff(row_of_tile[order], prepend=row_of_tile[order[0]] - 1))
+    rows = np.asarray(row_of_tile)[order]
+    starts = np.flatnonzero(np.append(True, rows[1:] != rows[:-1]))
     ends = np.append(starts[1:], len(order))
     n_patients = len(starts)
     slots = np.arange(step * batch_size, (step + 1) * batch_size)

@@ -47,20 +47,21 @@ def to_uint8(images: torch.Tensor) -> np.ndarray:
     return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def area_resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Return a uint8 image (H, W, C) as (size, size, C), each pixel the mean of the area that it covers.
+def area_resize(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """Return a uint8 image (H, W, C) as (size, size, C) or (h, w, C), each pixel the mean of the area that it covers.
 
     Exact for every ratio; enlarging is bicubic.
     """
-    height, width = image.shape[:2]
-    if height == width == size:
+    before = image.shape[:2]
+    after = (size, size) if isinstance(size, int) else size
+    if before == after:
         return image
-    if size > min(height, width):
-        return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
-    if height == width and height % size == 0:
-        return np.asarray(Image.fromarray(image).reduce(height // size))  # integer box mean
-    rows = _coverage(height, size) @ image.reshape(height, -1).astype(np.float32)  # (size, W * C)
-    mean = np.tensordot(_coverage(width, size), rows.reshape(size, width, -1), (1, 1))  # (columns, rows, C)
+    if after[0] > before[0] or after[1] > before[1]:
+        return np.asarray(Image.fromarray(image).resize(after[::-1], Image.Resampling.BICUBIC))
+    if before[0] % after[0] == 0 and before[1] % after[1] == 0:
+        return np.asarray(Image.fromarray(image).reduce((before[1] // after[1], before[0] // after[0])))
+    rows = _coverage(before[0], after[0]) @ image.reshape(before[0], -1).astype(np.float32)  # (h, W * C)
+    mean = np.tensordot(_coverage(before[1], after[1]), rows.reshape(after[0], before[1], -1), (1, 1))  # (w, h, C)
     return np.clip(np.rint(mean.swapaxes(0, 1)), 0, 255).astype(np.uint8)
 
 
@@ -90,8 +91,9 @@ def write_store(
     """Write `<folder>/<slide>.tar` and `.json`, whole or not at all; return the JSON's path.
 
     `slide` is the slide's key (no suffix), `mpp` the tiles' micrometres per pixel, `tile_size` their side in pixels.
-    `fmt` is "jpeg" (4:4:4 at `quality`) or "png" (lossless); `extra` is kept in the JSON. Tiles are taken one by one.
-    Equal input gives equal bytes. An earlier store of the slide is replaced only once the new one is complete.
+    `fmt` is "jpeg" (4:4:4 at `quality`) or "png" (lossless); `extra` is kept in the JSON, as it stands when the last
+    tile was taken. Tiles are taken one by one. Equal input gives equal bytes. An earlier store of the slide is
+    replaced only once the new one is complete.
     """
     if fmt not in SUFFIX:
         raise InputError(f"{slide}: tile format {fmt!r} is unknown; expected {' or '.join(SUFFIX)}")
