@@ -24,7 +24,7 @@ def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
 
 @torch.no_grad()
 def calibrate_batch_norm(model: nn.Module, inputs: Iterable[torch.Tensor]) -> None:
-    """Set the batch-norm statistics of `model` to their mean over `inputs`: the averaged weights have none of their own.
+    """Set the batch-norm statistics of `model` to their mean over `inputs`; averaged weights have none of their own.
 
     Depends on the weights and inputs alone, not on earlier statistics. Leaves `model` in eval mode.
     """

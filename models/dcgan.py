@@ -4,6 +4,8 @@ Module tree, shapes and initialisation are those of torchgan 0.1.0's DCGANGenera
 weights trained there load here. Sizes below are for out_size 256, step_channels 64.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -24,7 +26,7 @@ class DCGANGenerator(nn.Module):
         self.encoding_dims, self.out_size = encoding_dims, out_size
         channels = [step_channels * 2**i for i in range(doublings, -1, -1)]  # 2048, 1024, ... 64
         blocks = [_up(encoding_dims, channels[0], stride=1, padding=0)]  # (n, z, 1, 1) -> (n, 2048, 4, 4)
-        blocks += [_up(wide, narrow) for wide, narrow in zip(channels, channels[1:], strict=False)]  # side doubles each
+        blocks += [_up(wide, narrow) for wide, narrow in pairwise(channels)]  # side doubles each
         last = nn.ConvTranspose2d(channels[-1], 3, kernel_size=4, stride=2, padding=1)
         self.model = nn.Sequential(*blocks, nn.Sequential(last, nn.Tanh()))
         self.apply(_initialise)
@@ -53,7 +55,7 @@ class DCGANDiscriminator(nn.Module):
         self.norm = norm
         channels = [step_channels * 2**i for i in range(doublings + 1)]  # 64, 128, ... 2048
         blocks = [_down(3, channels[0], norm="none")]
-        blocks += [_down(narrow, wide, norm) for narrow, wide in zip(channels, channels[1:], strict=False)]
+        blocks += [_down(narrow, wide, norm) for narrow, wide in pairwise(channels)]
         self.model = nn.Sequential(*blocks)  # (n, 3, 256, 256) -> (n, 2048, 4, 4)
         score = nn.Conv2d(channels[-1], 1, kernel_size=4, bias=norm == "none")
         self.disc = nn.Sequential(score, CRITIC_OUTPUTS[output]())
@@ -108,6 +110,6 @@ def _down(n_in: int, n_out: int, norm: str) -> nn.Sequential:
 
 
 def _initialise(module: nn.Module) -> None:
-    """He initialisation of the convolutions (He et al. 2015, eq. 10), as torchgan has it; biases keep torch's default."""
+    """He initialisation of the convolutions (He et al. 2015, eq. 10), as torchgan does; biases keep torch's default."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.kaiming_normal_(module.weight)

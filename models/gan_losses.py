@@ -51,7 +51,7 @@ def wasserstein_generator(fake: Scores) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class GANLoss:
-    """A loss by name: its two functions, whether it has a gradient penalty, whether the critic's weights are clipped."""
+    """A loss by name: its two functions, whether it has a gradient penalty, whether weights are clipped."""
 
     critic: Callable[[Scores, Scores], torch.Tensor]
     generator: Callable[[Scores], torch.Tensor]

@@ -1,0 +1,77 @@
+"""Expression profiles of a table as a GAN takes them: encoded by the VAE, standardised with its training statistics."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.checkpoint import load_checkpoint, resolve_checkpoint
+from common.errors import InputError, shorten, warn
+from datasets.expression import ExpressionTable
+from datasets.keys import split_of
+from models.betavae import TrainedVAE
+from models.conditioning import LATENT_FLOOR, InputRule
+
+FAR = 3.0  # root mean square of c beyond which a profile is called far from the training donors, whose own is 1; ours
+
+
+class Profiles:
+    """The profiles of a table, encoded when asked for. Gene order and scaling come from the VAE, never the table."""
+
+    def __init__(
+        self,
+        vae_path: str | Path,
+        table: ExpressionTable,
+        device: torch.device | str = "cpu",
+        rule: InputRule = InputRule(),  # noqa: B008 (frozen)
+    ) -> None:
+        """Open the VAE and align `table` with its genes. InputError: no such VAE, too few of its genes in the table."""
+        self.path = resolve_checkpoint(vae_path)
+        state, self.vae_digest = load_checkpoint(self.path, "betavae")
+        self.vae = TrainedVAE.from_state(state, device)
+        self.table, self.rule = table, rule
+        self.split_seed = self.vae.split_seed
+        self._values, self.coverage = table.aligned(self.vae.genes, self.vae.min_gene_coverage)
+        if self.vae.latent_mean is None:
+            raise InputError(f"{self.path}: holds no latent statistics; finish the training of the beta-VAE")
+        self.mean, self.std = self.vae.latent_mean.cpu(), self.vae.latent_std.cpu()  # (z,) each
+        if not bool((self.std >= LATENT_FLOOR).any()):
+            raise InputError(
+                f"{self.path}: no latent dimension varies between training donors (largest sd {self.std.max():.2g}): "
+                "the beta-VAE encodes nothing; train it longer or with a smaller beta"
+            )
+
+    def condition(self, name: str) -> torch.Tensor:
+        """Return what the profile of sample or slide `name` brings to the generator's input, (z,), on the CPU."""
+        return self.conditions([self.table.find(name)])[0]
+
+    def conditions(self, names: Sequence[str] | Sequence[int] | None = None) -> torch.Tensor:
+        """Return (n, z) for the named samples, row numbers, or all rows of the table."""
+        if names is None:
+            rows = np.arange(len(self.table))
+        else:
+            rows = np.array([self.table.find(x) if isinstance(x, str) else int(x) for x in names], np.int64)
+        mu = self.vae.encode(torch.from_numpy(self._values[rows])).cpu()
+        c = self.rule.condition(mu, self.mean, self.std)
+        if self.rule.standardise == "train":
+            spread = c.square().sum(1).div((self.std >= LATENT_FLOOR).sum()).sqrt()  # (n,)
+            far = [str(self.table.obs.index[row]) for row, s in zip(rows, spread, strict=True) if s > FAR]
+            if far:
+                warn(
+                    f"{shorten(far)}: {spread.max():.1f} times as far from the mean as a training donor: the generator "
+                    "has seen nothing like it (another platform or unit?)"
+                )
+        return c
+
+    def split(self, name: str | int) -> str | None:
+        """Return the split of a sample's donor under the VAE's split seed."""
+        row = self.table.find(name) if isinstance(name, str) else name
+        return split_of(str(self.table.obs["donor"].iloc[row]), self.split_seed)
+
+    def held_out(self, split: str = "test") -> list[str]:
+        """Return the names of the samples whose donors are in `split`, in the table's order; never empty."""
+        names = [str(name) for row, name in enumerate(self.table.obs.index) if self.split(row) == split]
+        if not names:
+            raise InputError(f"{self.table.source}: no donor of {len(self.table)} rows is in split {split}; add donors")
+        return names
