@@ -1,0 +1,335 @@
+"""Train the beta-VAE on gene expression (paper, STAR Methods; differences from the published code: README).
+
+    python betaVAE_training.py --config configs/betavae_tissues.json --seed 99 --log 0 --parallel 0
+
+Reads the expression tables that the config's path_csv names, .h5ad or the reference's CSV, any number of tissues.
+Donors are split 64/16/20 % into train, val and test by a hash of (split_seed, donor); logarithm and z-score are fitted
+on the training donors.
+
+Writes into the run folder, the config's save_dir:
+    config.json     the resolved settings
+    log.jsonl       one line per epoch: total, reconstruction and kl of train and val; batch_* every log_interval steps
+    last.pt         everything that changes; typing the same command again goes on from it, exactly
+    best.pt         the model of the best validation epoch (best_by), with gene order, scaler and latent statistics
+    metrics.json    errors on test donors, all and per tissue, beside tissue mean and PCA; test_genes.csv: per gene
+last.pt is written at the end of an epoch, but no more often than costs a tenth of the time, and every save_every
+seconds where that is set. SIGTERM, SIGINT and SIGUSR1 end the run after the current step, saved, with status 75.
+"""
+
+import argparse
+import math
+import sys
+import time
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from common.checkpoint import load_checkpoint
+from common.config import BetaVAESettings, load_config, settings_dict
+from common.errors import InputError, command_parser, run_command, shorten
+from common.files import read_json, write_json
+from common.run import FREE_TO_CHANGE, Run, generator_for, pick_device, seed_for
+from datasets.expression import ExpressionTable, read_cohort_tables
+from metrics.expression import reconstruction_report, write_gene_errors
+from models.betavae import BetaVAE, TrainedVAE, beta_vae_loss, finished_state
+from models.expression_scaler import MISSING, TRANSFORMS, ExpressionScaler
+
+OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
+PARTS = ("total", "reconstruction", "kl")
+FEWEST_DONORS = {"train": 2, "val": 1, "test": 1}
+SAVE_SHARE = 0.1  # of the time, at most, goes into saving at epochs' ends
+CHOICES = {
+    "optimizer": tuple(OPTIMIZERS),
+    "transform": tuple(TRANSFORMS),
+    "missing_genes": MISSING,
+    "lr_schedule": ("constant", "warmup_cosine"),
+    "best_by": PARTS[:2],
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser; flags without a value here leave the config's."""
+    parser = command_parser(__doc__)
+    parser.add_argument("--config", required=True, help="JSON settings, e.g. configs/betavae_tissues.json")
+    parser.add_argument("--seed", type=int, help="of weights, batches and noise; never moves a donor (split_seed does)")
+    parser.add_argument("--log", type=int, choices=(0, 1), default=0, help="1: log to wandb too (offline if need be)")
+    parser.add_argument("--parallel", type=int, choices=(0, 1), default=0, help="1: several processes")
+    parser.add_argument("--device", help="cpu, cuda, cuda:N, or a GPU's index with the CPU as fallback")
+    parser.add_argument("--save_dir", help="the run folder")
+    parser.add_argument("--num_epochs", type=int)
+    parser.add_argument("--max_steps", type=int, help="stop after so many steps in all; 0: no such limit")
+    parser.add_argument("--restart", action="store_true", help="move an earlier run in the folder aside")
+    return parser
+
+
+def main(args: argparse.Namespace) -> int | None:
+    """Settings, data, run, training, test."""
+    if args.parallel:
+        raise InputError("--parallel 1: several processes are not supported yet; use --parallel 0")
+    cfg = load_config(BetaVAESettings, args.config, args)
+    check_settings(cfg, args.config)
+    device = pick_device(cfg.device)
+    table = read_cohort_tables(cfg)
+    check_splits(table, cfg)
+    part = {s: table.rows((table.obs["split"] == s).to_numpy()) for s in FEWEST_DONORS}
+    with Run(cfg.save_dir, settings_dict(cfg), args.restart) as run:
+        if args.log:
+            run.start_wandb(settings_dict(cfg))
+        counts = ", ".join(f"{s} {len(p)} profiles of {p.obs['donor'].nunique()} donors" for s, p in part.items())
+        print(f"{run.folder}: {len(table.genes)} genes; {counts}; {device}", flush=True)
+        fit(run, table, part, cfg, device)
+        test(run, part, cfg, device)
+    return None
+
+
+def fit(
+    run: Run, table: ExpressionTable, part: dict[str, ExpressionTable], cfg: BetaVAESettings, device: torch.device
+) -> None:
+    """Train from where last.pt stands to num_epochs or max_steps; leave last.pt and best.pt in the run folder."""
+    # Logarithm and z-score, fitted on the training donors.
+    scaler = ExpressionScaler.fit(torch.from_numpy(part["train"].values), cfg.transform, cfg.missing_genes)
+    train, val = (scaler.transform(torch.from_numpy(part[s].values)).to(device) for s in ("train", "val"))
+
+    # The model, and where an earlier call of this command left it.
+    torch.manual_seed(seed_for(cfg.seed, "weights"))
+    model_args = {
+        "n_genes": len(table.genes),
+        "encoder_sizes": cfg.encoder_sizes,
+        "decoder_sizes": cfg.decoder_sizes,
+        "latent_dim": cfg.latent_dim,
+        "input_dropout": cfg.input_dropout,
+        "decoder_output": cfg.decoder_output,
+    }
+    model = BetaVAE(**model_args).to(device)
+    optimizer = OPTIMIZERS[cfg.optimizer](model.parameters(), lr=cfg.lr, weight_decay=cfg.weights_decay, fused=True)
+    place = {"step": 0, "epoch": 0, "batch": 0, "sums": dict.fromkeys(PARTS, 0.0), "best": None}
+    best_weights: dict[str, Tensor] | None = None  # of an epoch whose best.pt is not yet written
+    saved = run.restore("betavae_training")
+    if saved is not None:
+        check_data(saved, table, run)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        place = {key: saved[key] for key in place}
+        print(f"{run.folder}: going on after step {place['step']}, epoch {place['epoch']} of {cfg.num_epochs}")
+    del saved  # gigabytes at the paper's size
+
+    def save() -> None:
+        nonlocal best_weights
+        try:
+            if best_weights is not None:
+                write_best(best_weights, place["best"]["epoch"], place["best"])
+                best_weights = None
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "data": describe_data(table)}
+            run.save("last.pt", "betavae_training", state | place)
+        except ValueError as error:  # a weight that is not finite: the files on disk stay as they were
+            raise InputError(f"step {place['step']}: {error}; lower lr ({cfg.lr:g}) or check the tables") from None
+
+    def write_best(weights: dict[str, Tensor], epoch: int, validation: dict[str, float] | None) -> None:
+        state = {
+            "model_args": model_args,
+            "model": weights,
+            "genes": table.genes,
+            "unit": table.unit,
+            "scaler": scaler.state(),
+            "split_seed": cfg.split_seed,
+            "min_gene_coverage": cfg.min_gene_coverage,
+            "missing_genes": cfg.missing_genes,
+            "settings": {k: v for k, v in settings_dict(cfg).items() if k not in FREE_TO_CHANGE | {"num_epochs"}},
+            "epoch": epoch,
+            "validation": validation,
+        }
+        rows, held_out = torch.from_numpy(part["train"].values), torch.from_numpy(part["val"].values)
+        run.save("best.pt", "betavae", finished_state(state, rows, list(part["train"].obs["tissue"]), held_out, device))
+
+    saved_at, save_seconds = time.monotonic(), 0.0
+    steps_in_epoch = len(epoch_batches(len(train), cfg.batch_size, cfg.seed, 0))
+    bar = tqdm(total=cfg.num_epochs * steps_in_epoch, initial=place["step"], unit="step", disable=None)
+    enough = bool(cfg.max_steps) and place["step"] >= cfg.max_steps
+    while place["epoch"] < cfg.num_epochs and not enough:
+        # One epoch over the training donors.
+        model.train()
+        for batch in epoch_batches(len(train), cfg.batch_size, cfg.seed, place["epoch"])[place["batch"] :]:
+            torch.manual_seed(seed_for(cfg.seed, "step", place["step"]))  # dropout and noise depend on the step alone
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(place["step"], cfg)
+            x = train[batch.to(device)]  # (batch, genes), z-scores
+            losses = beta_vae_loss(x, *model(x), beta=cfg.beta)
+            values = {name: losses[name].item() for name in PARTS}
+            if not all(map(math.isfinite, values.values())):
+                names = shorten(part["train"].obs.index[batch], 3)
+                raise InputError(
+                    f"{run.folder}: step {place['step'] + 1}: the loss is not finite ({values}), on profiles {names}; "
+                    f"nothing of it was saved; lower lr ({cfg.lr:g}) or check the tables"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            losses["total"].backward()
+            optimizer.step()
+
+            # Count, report, leave where a signal or max_steps says so.
+            place["step"] += 1
+            place["batch"] += 1
+            for name in PARTS:
+                place["sums"][name] += values[name] * len(batch) / len(train)
+            bar.update()
+            if cfg.log_interval and place["step"] % cfg.log_interval == 0:
+                run.log(place["step"], {f"batch_{k}": v for k, v in values.items()})
+            enough = bool(cfg.max_steps) and place["step"] >= cfg.max_steps
+            if run.should_stop() or enough:
+                break
+            if cfg.save_every and time.monotonic() - saved_at >= cfg.save_every:
+                save()
+                saved_at = time.monotonic()
+        optimizer.zero_grad(set_to_none=True)
+        if run.should_stop():
+            save()
+            run.stop(place["step"])
+        if place["batch"] < steps_in_epoch:
+            break  # max_steps, within an epoch
+
+        # Validate, keep the best, report, save.
+        validation = evaluate(model, val, cfg)
+        if not all(map(math.isfinite, validation.values())):
+            raise InputError(
+                f"{run.folder}: step {place['step']}: the validation loss is not finite ({validation}); nothing of it "
+                f"was saved; lower lr ({cfg.lr:g}) or check the tables"
+            )
+        if place["best"] is None or validation[cfg.best_by] < place["best"][cfg.best_by]:
+            place["best"] = {"epoch": place["epoch"] + 1, **validation}
+            best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        report = {f"train_{k}": v for k, v in place["sums"].items()} | {f"val_{k}": v for k, v in validation.items()}
+        place |= {"epoch": place["epoch"] + 1, "batch": 0, "sums": dict.fromkeys(PARTS, 0.0)}
+        run.log(place["step"], {"epoch": place["epoch"], **report, "lr": optimizer.param_groups[0]["lr"]})
+        bar.set_postfix_str(f"train {report['train_total']:.4f} val {report['val_total']:.4f}", refresh=False)
+        start = time.monotonic()
+        due = start - saved_at >= save_seconds * (1 / SAVE_SHARE - 1)
+        if due or run.should_stop() or enough or place["epoch"] == cfg.num_epochs:
+            save()
+            saved_at = time.monotonic()
+            save_seconds = saved_at - start
+        if run.should_stop():
+            run.stop(place["step"])
+    bar.close()
+    if place["batch"]:
+        save()
+    if place["best"] is None:  # max_steps ended the run inside its first epoch
+        write_best(model.state_dict(), place["epoch"], None)
+
+
+def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
+    """Return the row numbers of each batch of an epoch: a permutation of (seed, epoch), in batches of `batch_size`.
+
+    A last batch of a single row, which batch norm cannot use, joins the batch before it.
+    """
+    batches = list(torch.randperm(n, generator=generator_for(seed, "order", epoch)).split(batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def learning_rate(step: int, cfg: BetaVAESettings) -> float:
+    """Return the rate of step 0, 1, 2...: constant, or linear warm-up and then a cosine, both counted in batches.
+
+    The published cosine was never stopped: after cosine_batches it rises again (betaVAE.py:234-235 there).
+    """
+    if cfg.lr_schedule == "constant":
+        return cfg.lr
+    if step < cfg.warmup_batches:
+        return cfg.lr * step / cfg.warmup_batches
+    return cfg.lr * 0.5 * (1 + math.cos(math.pi * (step - cfg.warmup_batches) / cfg.cosine_batches))
+
+
+@torch.no_grad()
+def evaluate(model: BetaVAE, x: Tensor, cfg: BetaVAESettings) -> dict[str, float]:
+    """Return the loss's parts on `x` (n, genes) z-scores: the training's formula, with the same noise every time."""
+    model.eval()
+    sums = dict.fromkeys(PARTS, 0.0)
+    noise = torch.randn(len(x), cfg.latent_dim, generator=generator_for(cfg.seed, "validation")).to(x.device)
+    for rows, e in zip(x.split(cfg.batch_size), noise.split(cfg.batch_size), strict=True):
+        losses = beta_vae_loss(rows, *model(rows, e), beta=cfg.beta)
+        for name in PARTS:
+            sums[name] += losses[name].item() * len(rows) / len(x)
+    return sums
+
+
+def test(run: Run, part: dict[str, ExpressionTable], cfg: BetaVAESettings, device: torch.device) -> None:
+    """Measure best.pt on the test donors, beside the baselines; write metrics.json and test_genes.csv."""
+    state, digest = load_checkpoint(run.folder / "best.pt", "betavae")
+    path = run.folder / "metrics.json"
+    if path.exists() and (run.folder / "test_genes.csv").exists() and read_json(path).get("vae_digest") == digest:
+        print(f"{run.folder}: trained and measured already; metrics.json stands")
+        return
+    vae = TrainedVAE.from_state(state, device)
+    x = {s: vae.scale(torch.from_numpy(part[s].values)) for s in ("train", "test")}
+    mine = vae.decode_scaled(vae.encode(torch.from_numpy(part["test"].values))).cpu().numpy()
+    obs = {s: part[s].obs for s in x}
+    report, per_gene = reconstruction_report(
+        x["train"].cpu().numpy(),
+        x["test"].cpu().numpy(),
+        mine,
+        obs["train"]["tissue"].to_numpy(),
+        obs["test"]["tissue"].to_numpy(),
+        obs["test"]["donor"].to_numpy(),
+        latent_dim=cfg.latent_dim,
+        seed=cfg.seed,
+    )
+    write_gene_errors(run.folder / "test_genes.csv", vae.genes, per_gene)
+    counts = {s: {"profiles": len(p), "donors": int(p.obs["donor"].nunique())} for s, p in part.items()}
+    about = {"vae_digest": digest, "epoch": state["epoch"], "seed": cfg.seed, "split_seed": cfg.split_seed}
+    units = f"z-scores of {cfg.transform} {vae.unit}, training donors' mean and sd"
+    write_json(path, about | {"n": counts, "unit": units, "validation": state["validation"], "test": report})
+    for group, methods in report.items():
+        words = [
+            f"{m} {v['mse']:.3f} [{v['mse_low']:.3f}, {v['mse_high']:.3f}]"
+            for m, v in methods.items()
+            if isinstance(v, dict)
+        ]
+        print(f"test, {group} (n = {methods['profiles']} of {methods['donors']} donors), mse: {'; '.join(words)}")
+    print(f"{run.folder / 'best.pt'}: epoch {state['epoch']}, digest {digest[:12]}")
+
+
+def check_settings(cfg: BetaVAESettings, path: str) -> None:
+    """Refuse settings that no step could run with. InputError names the file and the key."""
+    for key, known in CHOICES.items():
+        if getattr(cfg, key) not in known:
+            raise InputError(f"{path}: {key} {getattr(cfg, key)!r}: expected one of {', '.join(known)}")
+    for key in ("batch_size", "latent_dim", "num_epochs", "warmup_batches", "cosine_batches", "lr"):
+        if getattr(cfg, key) <= (1 if key == "batch_size" else 0):
+            raise InputError(f"{path}: {key} {getattr(cfg, key)}: a larger number was expected")
+    if not 0 <= cfg.input_dropout < 1:
+        raise InputError(f"{path}: input_dropout {cfg.input_dropout}: a share from 0 to below 1 was expected")
+    for key in ("encoder_sizes", "decoder_sizes"):
+        if not getattr(cfg, key) or min(getattr(cfg, key)) < 1:
+            raise InputError(f"{path}: {key} {getattr(cfg, key)}: at least one size of 1 or more was expected")
+
+
+def check_splits(table: ExpressionTable, cfg: BetaVAESettings) -> None:
+    """InputError, with the donors per split, where the cohort is too small to split."""
+    donors = {s: int(table.obs["donor"][table.obs["split"] == s].nunique()) for s in FEWEST_DONORS}
+    if any(donors[s] < fewest for s, fewest in FEWEST_DONORS.items()):
+        have = ", ".join(f"{s} {n}" for s, n in donors.items())
+        need = ", ".join(f"{s} {n}" for s, n in FEWEST_DONORS.items())
+        raise InputError(
+            f"{table.source}: too few donors to split by split_seed {cfg.split_seed}: {have}; at least {need} are "
+            "needed; add donors, or choose another split_seed"
+        )
+
+
+def describe_data(table: ExpressionTable) -> dict[str, object]:
+    """Return what tells whether a resumed run still has its data: counts, and the sum of each profile, (rows,)."""
+    return {"genes": len(table.genes), "sums": torch.from_numpy(table.values.sum(1, dtype=np.float64))}
+
+
+def check_data(saved: dict, table: ExpressionTable, run: Run) -> None:
+    """InputError where the tables are not those that the run was started on."""
+    now = describe_data(table)
+    if saved["data"]["genes"] != now["genes"] or not torch.equal(saved["data"]["sums"], now["sums"]):
+        raise InputError(
+            f"{table.source}: not the tables that the run in {run.folder} was started on; restore them, use another "
+            "folder, or --restart to move the old run aside"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, build_parser()))
