@@ -12,10 +12,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from common.errors import InputError, command_parser, run_command
+from common.errors import EXIT_DONE, EXIT_SOME_FAILED, InputError, command_parser, run_command, warn
 from common.files import write_json
 from datasets.expression import write_expression
+from datasets.extraction import Job, Outcome, TileSettings
+from datasets.jobs import cut_slides, write_report
+from datasets.keys import slide_key
+from datasets.pictures import GENERATED_TABLE, REAL_TABLE, export_folder, write_toy
 from datasets.prepare_table import prepare_table, summarise
+from datasets.slides import check_mpp, find_slides, read_mpp_table
+from datasets.tiles import SUFFIX
 from datasets.units import UNITS
 
 
@@ -23,12 +29,46 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser: one sub-command per kind of input."""
     parser = command_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    # demo
+    _add_demo(commands)
     _add_expression(commands)
-    # tiles
-    # toy
-    # export
+    _add_tiles(commands)
+    _add_toy(commands)
+    _add_export(commands)
     return parser
+
+
+DEMO_MANUAL = """Make the demo cohort: about 230 small slides and their expression, with a known link between the two.
+
+Reads nothing. Writes into --out: slides/{lung,brain}/GTEX-*.svs (Aperio; one without mpp, one at 40x, one half blank,
+one cut short on purpose), rna/ (GTEx GCT in TPM, sample attributes, subject phenotypes, list of coding genes), geo/
+(two tables of another platform), truth.csv (the four factors of each donor that genes and slides share), mpp_table.csv
+(for the slide without mpp: tiles --mpp_table), configs/ (settings of every later stage at demo size).
+The same seed gives the same bytes. A finished cohort is left alone; an interrupted one goes on.
+
+    python prepare_data.py demo --out demo --seed 99
+"""
+
+
+def _add_demo(commands: argparse._SubParsersAction) -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = commands.add_parser(
+        "demo", help="a small cohort in real formats", description=DEMO_MANUAL, formatter_class=raw
+    )
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=99, help="another seed, another cohort (default: %(default)s)")
+    parser.add_argument("--donors", type=int, default=130, help="how many people (default: %(default)s)")
+    parser.add_argument("--slide_px", type=int, default=1024, help="side of a slide in pixels at 0.5 um per pixel")
+    parser.add_argument("--workers", type=int, default=2, help="processes that draw (default: %(default)s)")
+    parser.set_defaults(run=run_demo)
+
+
+def run_demo(args: argparse.Namespace) -> None:
+    """Write the demo cohort."""
+    from datasets.demo import make_demo
+
+    out = make_demo(args.out, args.seed, args.donors, args.slide_px, args.workers)
+    slides = sum(1 for _ in out.glob("slides/*/*.svs"))
+    print(f"{out}: demo cohort of {args.donors} donors, {slides} slides, seed {args.seed}; see {out}/truth.csv")
 
 
 EXPRESSION_MANUAL = """Turn a matrix of any common form into an expression table: samples x genes, linear units.
@@ -99,6 +139,154 @@ def run_expression(args: argparse.Namespace) -> None:
     write_json(out.with_name(f"{out.stem}.report.json"), report)
     print(summarise(report))
     print(f"{out}: {len(table)} samples x {len(table.genes)} genes; {out.with_name(f'{out.stem}.report.json')}")
+
+
+TILES_MANUAL = """Cut slides into tiles of one physical size and keep them in tile stores.
+
+Reads --slides: a folder (with its sub-folders) or one slide, in any form that OpenSlide opens. Finds the tissue at low
+resolution, lays a grid in micrometres over it, leaves out blank, blurred and damaged tiles, and takes up to --max_tiles
+spread over the tissue. Micrometres per pixel come from the slide's line in --mpp_table, else from its file, else from
+--slide_mpp; a slide without any is refused (its nominal magnification is never taken for it).
+Writes <out>/<slide>.tar and .json (one tile store per slide), <out>/report.csv (one row per slide: tiles, mpp, what was
+left out and why) and <out>/previews/<slide>.png (tissue in green, tiles in blue).
+A slide that fails costs itself; exit status 3 says that some did, 2 that all did. The same command again keeps what is
+finished.
+
+    python prepare_data.py tiles --slides slides/lung --out tiles/lung --mpp 0.5 --tile_size 256 --max_tiles 600 \\
+        --workers 2
+"""
+
+
+def _add_tiles(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    default = TileSettings()
+    parser = commands.add_parser(
+        "tiles",
+        help="cut slides into tile stores",
+        description=TILES_MANUAL,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--slides", required=True, help="folder of slides, or one slide")
+    add("--out", required=True, help="folder for the tile stores")
+    add("--mpp", type=float, default=default.mpp, help="micrometres per pixel of the tiles (%(default)s)")
+    add("--tile_size", type=int, default=default.tile_size, help="their side in pixels (%(default)s)")
+    add("--max_tiles", type=int, default=default.max_tiles, help="at most so many of a slide; 0: all (%(default)s)")
+    add("--min_tissue", type=float, default=default.min_tissue, help="least tissue share of a tile (%(default)s)")
+    add(
+        "--min_sharpness", type=float, default=default.min_sharpness, help="0 to 1; 0 keeps blurred tiles (%(default)s)"
+    )
+    add("--format", choices=list(SUFFIX), default=default.fmt, help="of the tiles in the store (%(default)s)")
+    add("--quality", type=int, default=default.quality, help="of JPEG tiles, always 4:4:4 (%(default)s)")
+    add("--slide_mpp", type=float, help="micrometres per pixel at level 0 of slides that do not state theirs")
+    add("--mpp_table", help="the same for named slides: a CSV with columns slide, mpp; wins over the file")
+    add("--workers", type=int, default=1, help="slides cut at a time, each in a process; 0: in this one (%(default)s)")
+    add("--slide_timeout", type=float, default=0, help="give a slide up after so many seconds; 0: never (%(default)s)")
+    add("--restart", action="store_true", help="cut finished slides again, with whatever settings")
+    add("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
+    parser.set_defaults(run=run_tiles)
+
+
+def run_tiles(args: argparse.Namespace) -> int:
+    """Cut the slides, write the report, name the slides that failed; return the exit status."""
+    from tqdm import tqdm
+
+    settings = TileSettings(
+        args.mpp, args.tile_size, args.max_tiles, args.min_tissue, args.min_sharpness, args.format, args.quality
+    )
+    settings.check()
+    if args.slide_mpp is not None:
+        check_mpp(args.slide_mpp, "--slide_mpp")
+    table = read_mpp_table(args.mpp_table) if args.mpp_table else {}
+    slides, out = find_slides(args.slides), Path(args.out)
+    jobs = [Job(path, out, settings, table.get(slide_key(path.name)), args.slide_mpp) for path in slides]
+    outcomes: list[Outcome] = []
+    try:
+        with tqdm(total=len(jobs), desc="tiles", unit="slide", disable=None) as bar:
+            for outcome in cut_slides(jobs, args.workers, args.slide_timeout, args.restart):
+                outcomes.append(outcome)
+                if outcome.status == "failed":
+                    bar.clear()
+                    warn(outcome.reason)
+                bar.update()
+                bar.set_postfix(tiles=sum(o.tiles for o in outcomes))
+    finally:
+        if outcomes:
+            write_report(out / "report.csv", outcomes)
+    failed = [o for o in outcomes if o.status == "failed"]
+    if len(failed) == len(outcomes):
+        raise InputError(f"{args.slides}: no tiles from any of {len(failed)} slides; the first: {failed[0].reason}")
+    print(
+        f"{out}: {sum(o.tiles for o in outcomes)} tiles of {len(outcomes) - len(failed)} slides; "
+        f"{len(failed)} failed; {out / 'report.csv'}"
+    )
+    return EXIT_SOME_FAILED if failed else EXIT_DONE
+
+
+TOY_MANUAL = f"""Make the classifier's pictures and tables from real and generated tiles.
+
+Reads --real: folders of tile stores, each named after its class (lung, brain), and --generated: folders of
+generate_tissue_images.py (their classes from their paths, such as rna-gan_lung; their donors from manifest.json, else
+the folder's name). Writes <out>/real/<class>/*.png, <out>/rna-gan/<class>/*.png and the tables <out>/{REAL_TABLE} and
+<out>/{GENERATED_TABLE} with the columns wsi_file_names (relative to --out), Labels, group (donor).
+wsi_model.py finds the tables there by their bare names.
+
+    python prepare_data.py toy --real tiles/lung tiles/brain --out images_form \\
+        --generated generated/rna-gan_lung generated/rna-gan_brain
+"""
+
+
+def _add_toy(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "toy",
+        help="make the classifier's pictures and tables",
+        description=TOY_MANUAL,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--real", nargs="+", required=True, help="folders of tile stores, one per class")
+    add("--generated", nargs="+", default=[], help="folders of generated tiles")
+    add("--out", required=True, help="folder for the pictures and the tables")
+    add("--per_class", type=int, default=0, help="at most so many tiles of a class, from all donors in turn; 0: all")
+    add("--img_size", type=int, default=0, help="side of the pictures; 0: that of the generated tiles")
+    add("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
+    parser.set_defaults(run=run_toy)
+
+
+def run_toy(args: argparse.Namespace) -> None:
+    """Write pictures and tables; print how many of what."""
+    for name, table in write_toy(args.real, args.generated, args.out, args.per_class, args.img_size).items():
+        counts = ", ".join(f"{n} {label}" for label, n in table["Labels"].value_counts().sort_index().items())
+        print(f"{Path(args.out) / name}: {counts} from {table['group'].nunique()} donors")
+
+
+EXPORT_MANUAL = """Write the tiles of a store as pictures for other tools.
+
+Reads --tiles: a folder of tile stores, or one store. Writes <out>/<slide>/*.png and <out>/tiles.csv with the columns
+file, slide, x, y (pixels at level 0), tissue, mpp, tile_size.
+
+    python prepare_data.py export --format folder --tiles tiles/lung --out png/lung
+"""
+
+
+def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "export",
+        help="write tiles as pictures",
+        description=EXPORT_MANUAL,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--format", choices=["folder"], default="folder", help="folder: PNGs (%(default)s)")
+    add("--tiles", required=True, help="a folder of tile stores, or one store (.tar or .json)")
+    add("--out", required=True, help="folder for the pictures")
+    add("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
+    parser.set_defaults(run=run_export)
+
+
+def run_export(args: argparse.Namespace) -> None:
+    """Write the pictures and their list."""
+    table = export_folder(args.tiles, args.out)
+    print(f"{args.out}: {len(table)} tiles of {table['slide'].nunique()} slides; {Path(args.out) / 'tiles.csv'}")
 
 
 def main(args: argparse.Namespace) -> int | None:
