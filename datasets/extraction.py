@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from common.errors import InputError
 from common.files import atomic_path
 from datasets.keys import slide_key
-from datasets.slides import Slide, UnreadableRegion, resolve_mpp
+from datasets.slides import MPP_RANGE, Slide, UnreadableRegion, resolve_mpp
 from datasets.tiles import Tile, TileStore, write_store
 from datasets.tissue import fault_of, glass_colour, spread_order, tile_grid, tissue_fractions, tissue_mask
 
@@ -35,6 +35,20 @@ class TileSettings:
     min_sharpness: float = 0.15  # 0 keeps blurred tiles
     fmt: str = "jpeg"
     quality: int = 95
+
+    def check(self) -> None:
+        """InputError names the first setting that cannot be, before any slide is opened."""
+        rules = {
+            "mpp": (MPP_RANGE[0] <= self.mpp <= MPP_RANGE[1], f"{MPP_RANGE[0]:g} to {MPP_RANGE[1]:g} um per pixel"),
+            "tile_size": (8 <= self.tile_size <= 4096, "8 to 4096 pixels"),
+            "max_tiles": (self.max_tiles >= 0, "0 (all) or more"),
+            "min_tissue": (0 <= self.min_tissue <= 1, "a share from 0 to 1"),
+            "min_sharpness": (0 <= self.min_sharpness <= 1, "0 to 1"),
+            "quality": (1 <= self.quality <= 100, "1 to 100"),
+        }
+        for name, (fine, expected) in rules.items():
+            if not fine:
+                raise InputError(f"--{name} {getattr(self, name)}: expected {expected}")
 
 
 @dataclass
@@ -110,7 +124,7 @@ def finished(job: Job) -> Outcome | None:
         return None
     wanted = asdict(job.settings)
     changed = [f"{k} ({before.get(k)} there, {v} now)" for k, v in wanted.items() if before.get(k) != v]
-    mpp = job.mpp_from_table or (job.mpp_from_flag if earlier.mpp_source == "flag" else None)
+    mpp = job.mpp_from_table or (job.mpp_from_flag if earlier.mpp_source != "file" else None)
     if mpp is not None and mpp != earlier.mpp:
         changed.append(f"mpp of the slide ({earlier.mpp} there, {mpp} now)")
     if changed:
@@ -233,7 +247,7 @@ def _good_tiles(job: Job, slide: Slide, plan: _Plan, outcome: Outcome, extra: di
 def _draw_preview(job: Job, plan: _Plan) -> None:
     """Write the overview with the tissue's outline (green) and the tiles taken (blue), at most about 1,000 pixels."""
     height, width = plan.mask.shape
-    zoom = min(1.0, 1000 / max(height, width)) if max(height, width) > 500 else 500 // max(height, width)
+    zoom = min(1.0, 1000 / max(height, width)) if max(height, width) > 500 else max(1, 800 // max(height, width))
     size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
     picture = np.array(Image.fromarray(plan.overview).resize(size, Image.Resampling.BOX))
     mask = np.asarray(Image.fromarray(plan.mask).resize(size, Image.Resampling.NEAREST))

@@ -46,7 +46,8 @@ def cut_slides(jobs: Sequence[Job], workers: int = 1, timeout: float = 0, restar
 def write_report(path: str | Path, outcomes: Sequence[Outcome]) -> None:
     """Write report.csv: one line per slide, sorted: tiles, micrometres per pixel, rejected tiles, reason."""
     with atomic_path(path) as partial:
-        pd.DataFrame(sorted(outcomes, key=lambda o: o.slide)).to_csv(partial, index=False)
+        table = pd.DataFrame(sorted(outcomes, key=lambda o: o.slide))
+        table.astype({"level": "Int64"}).to_csv(partial, index=False)
 
 
 def _remove_stale(folder: Path) -> None:

@@ -157,20 +157,18 @@ def read_mpp_table(path: str | Path) -> dict[str, float]:
         key = slide_key(slide)
         if key in found:
             raise InputError(f"{path}: row {row}, column {name}: {slide} stands there twice; keep one row of it")
+        where = f"{path}: row {row}, column mpp"
         try:
-            found[key] = check_mpp(float(text))
+            found[key] = check_mpp(float(text), where)
         except ValueError:
-            low, high = MPP_RANGE
-            raise InputError(
-                f"{path}: row {row}, column mpp: {text!r} for {slide}; expected um per pixel, {low:g} to {high:g}"
-            ) from None
+            raise InputError(f"{where}: {text!r} is no number; write the micrometres per pixel of {slide}") from None
     return found
 
 
-def check_mpp(mpp: float) -> float:
-    """Return `mpp` where it is a plausible number of micrometres per pixel; ValueError otherwise."""
+def check_mpp(mpp: float, where: str) -> float:
+    """Return `mpp` where it is a plausible number of micrometres per pixel; InputError names `where` otherwise."""
     if not MPP_RANGE[0] <= mpp <= MPP_RANGE[1]:
-        raise ValueError(f"{mpp:g} um per pixel is outside {MPP_RANGE[0]:g} to {MPP_RANGE[1]:g}")
+        raise InputError(f"{where}: {mpp:g}; expected micrometres per pixel, {MPP_RANGE[0]:g} to {MPP_RANGE[1]:g}")
     return mpp
 
 

@@ -1,0 +1,140 @@
+"""Tiles as pictures for other tools: the classifier's tables and folders (`toy`), a store as PNGs (`export`)."""
+
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from common.errors import InputError, did_you_mean, shorten
+from common.files import atomic_path, read_json
+from datasets.keys import donor_of, slug
+from datasets.tiles import TileStore, area_resize, encode_image, open_stores, read_image, read_image_folder
+
+REAL_TABLE, GENERATED_TABLE = "real_toy_example.csv", "rna-gan_toy_example.csv"
+
+
+@dataclass
+class TileGroup:
+    """Tiles of one group (donor) and class: `names` for the files to write, `read(k)` -> uint8 (H, W, 3)."""
+
+    label: str
+    group: str
+    names: list[str]
+    read: Callable[[int], np.ndarray]
+
+
+def write_toy(
+    real: Sequence[str | Path],
+    generated: Sequence[str | Path],
+    out: str | Path,
+    per_class: int = 0,
+    img_size: int = 0,
+) -> dict[str, pd.DataFrame]:
+    """Write PNGs and the classifier's two tables under `out`; return the tables by file name.
+
+    Columns: wsi_file_names (relative to `out`), Labels (the tile folder's name), group (donor). At most `per_class`
+    tiles of a class (0: all), taken from all groups in turn. `img_size` 0: the smallest side of the generated tiles,
+    so that both tables show the same detail; real tiles keep theirs where there are no generated ones.
+    """
+    out = Path(out)
+    real_groups = [group for folder in real for group in _real_groups(Path(folder))]
+    labels = sorted({g.label for g in real_groups})
+    generated_groups = [group for folder in generated for group in _generated_groups(Path(folder), labels)]
+    if not img_size and generated_groups:
+        img_size = min(min(g.read(0).shape[:2]) for g in generated_groups)
+    tables = {}
+    for name, kind, groups in ((REAL_TABLE, "real", real_groups), (GENERATED_TABLE, "rna-gan", generated_groups)):
+        if groups:
+            tables[name] = _write_pictures(out, kind, groups, per_class, img_size)
+            with atomic_path(out / name) as partial:
+                tables[name].to_csv(partial, index=False)
+    return tables
+
+
+def export_folder(tiles: str | Path, out: str | Path) -> pd.DataFrame:
+    """Write the tiles of a store, or of a folder of stores, as `<out>/<slide>/*.png`; list them in `<out>/tiles.csv`.
+
+    Columns: file, slide, x, y (level-0 pixels), tissue, mpp, tile_size. Returns the table.
+    """
+    out, rows = Path(out), []
+    stores = list(open_stores(tiles).values()) if Path(tiles).is_dir() else [TileStore(tiles)]
+    for store in tqdm(stores, desc="export", unit="slide", disable=None):
+        for index, (x, y) in enumerate(store.coords.tolist()):
+            file = f"{store.slide}/{index:05d}_x{x}_y{y}.png"
+            _write_png(out / file, store.read(index))
+            rows.append((file, store.slide, x, y, round(float(store.tissue[index]), 4), store.mpp, store.tile_size))
+    table = pd.DataFrame(rows, columns=["file", "slide", "x", "y", "tissue", "mpp", "tile_size"])
+    with atomic_path(out / "tiles.csv") as partial:
+        table.to_csv(partial, index=False)
+    return table
+
+
+def _real_groups(folder: Path) -> Iterator[TileGroup]:
+    for slide, store in open_stores(folder).items():
+        if len(store):
+            names = [f"{slide}_{index:05d}" for index in range(len(store))]
+            yield TileGroup(slug(folder.resolve().name), donor_of(slide), names, store.read)
+
+
+def _generated_groups(folder: Path, labels: Sequence[str]) -> Iterator[TileGroup]:
+    """Return one group per manifest.json under `folder`, or the folder itself where there is none."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder of generated tiles; make it with generate_tissue_images.py")
+    for place in sorted(p.parent for p in folder.rglob("manifest.json")) or [folder]:
+        manifest = read_json(place / "manifest.json") if (place / "manifest.json").exists() else {}
+        manifest = manifest if isinstance(manifest, dict) else {}
+        files = read_image_folder(place)
+        profile = manifest.get("profile")
+        donor = manifest.get("donor") or (donor_of(profile) if isinstance(profile, str) else place.resolve().name)
+        names = [f"{donor}_{path.stem}" for path in files]
+        label = _label_of(place, manifest, labels)
+        yield TileGroup(label, str(donor), names, lambda k, files=files: read_image(files[k]))
+
+
+def _label_of(place: Path, manifest: dict, labels: Sequence[str]) -> str:
+    """Return the class of generated tiles: the manifest's tissue, else the nearest folder name with a class in it."""
+    for key in ("label", "tissue"):
+        if isinstance(manifest.get(key), str) and slug(manifest[key]) in labels:
+            return slug(manifest[key])
+    for part in reversed(place.resolve().parts):
+        found = [label for label in labels if re.search(rf"(^|_){label}($|_)", slug(part))]
+        if found:
+            return max(found, key=len)
+    raise InputError(
+        f"{place}: which of the classes {shorten(labels)} these tiles are is in no folder name of its path"
+        f"{did_you_mean(place.name, labels)}; name a folder after the class, as the --real folders are"
+    )
+
+
+def _write_pictures(out: Path, kind: str, groups: list[TileGroup], per_class: int, img_size: int) -> pd.DataFrame:
+    rows: list[tuple[str, str, str]] = []
+    for label in sorted({g.label for g in groups}):
+        chosen = _in_turn([g for g in groups if g.label == label], per_class)
+        used: dict[str, int] = {}
+        for group, k in tqdm(chosen, desc=f"{kind} {label}", unit="tile", disable=None):
+            image = group.read(k)
+            name = group.names[k]
+            used[name] = used.get(name, 0) + 1
+            if used[name] > 1:  # the same file name in two folders of one donor
+                name = f"{name}_{used[name]}"
+            file = f"{kind}/{label}/{name}.png"
+            _write_png(out / file, area_resize(image, img_size) if img_size else image)
+            rows.append((file, label, group.group))
+    return pd.DataFrame(rows, columns=["wsi_file_names", "Labels", "group"])
+
+
+def _in_turn(groups: list[TileGroup], limit: int) -> list[tuple[TileGroup, int]]:
+    """Return (group, k) pairs: the first tile of each group, then the second of each, and so on, up to `limit`."""
+    longest = max(len(g.names) for g in groups)
+    pairs = ((g, k) for k in range(longest) for g in groups if k < len(g.names))
+    return list(itertools.islice(pairs, limit or None))
+
+
+def _write_png(path: Path, image: np.ndarray) -> None:
+    with atomic_path(path) as partial:
+        partial.write_bytes(encode_image(image, "png"))
