@@ -40,14 +40,48 @@ clean-demo:
 
 # --- the demo: one stage per stamp in demo/.done; a finished stage is not run again, an interrupted one goes on ---
 
-VAE := demo/configs/betavae_tissues.json
-TISSUES := lung brain
 GANS := gan_lung rna-gan_lung gan_brain rna-gan_brain
 tissue = $(lastword $(subst _, ,$(1)))
 loss = $(if $(filter rna-%,$(1)),wganvae,wgan)
-STAGE = @mkdir -p demo/.done; printf '\n=== %s (%s s since the start)\n' "$(1)" "$$(( $$(date +%s) - $$(cat demo/.done/start 2>/dev/null || date +%s | tee demo/.done/start) ))"
+begin = @mkdir -p demo/.done && date +%s > demo/.done/$(notdir $@).start && printf '\n=== %s\n' '$(1)'
+end = @printf '    (%s s)\n' "$$(( $$(date +%s) - $$(cat demo/.done/$(notdir $@).start) ))" && touch $@
 
 demo/.done/cohort: | .venv/.done
-	$(call STAGE,demo cohort: slides and expression)
+	$(call begin,Demo cohort: slides and expression of 130 donors)
 	$(PY) prepare_data.py demo --out demo --seed $(SEED)
-	touch $@
+	$(end)
+
+demo/.done/table_%: demo/.done/cohort
+	$(call begin,Expression table of $*)
+	$(PY) prepare_data.py expression --input demo/rna/gene_tpm.gct.gz --attributes demo/rna/SampleAttributesDS.txt --phenotypes demo/rna/SubjectPhenotypesDS.txt --tissue "$(if $(filter lung,$*),Lung,Brain - Cortex)" --genes demo/rna/protein_coding_genes.csv --slides demo/slides/$* --out demo/data/$*.csv
+	$(end)
+
+# One slide of each tissue's folder may be planted to fail: status 3 is right exactly where demo/planted_faults.txt says so.
+demo/.done/tiles_%: demo/.done/cohort
+	$(call begin,Tiles of $*)
+	status=0; $(PY) prepare_data.py tiles --slides demo/slides/$* --out demo/tiles/$* --mpp 0.5 --tile_size 128 --max_tiles 24 --mpp_table demo/mpp_table.csv --workers 2 || status=$$?; \
+	test $$status -eq $$(grep -q '^$*,' demo/planted_faults.csv && echo 3 || echo 0)
+	$(end)
+
+demo/.done/vae: demo/.done/table_lung demo/.done/table_brain
+	$(call begin,beta-VAE of expression)
+	$(PY) betaVAE_training.py --seed $(SEED) --config demo/configs/betavae_tissues.json
+	$(end)
+
+demo/.done/shifts: demo/.done/vae
+	$(call begin,Tissue and sex shift in the latent space)
+	$(PY) betaVAE_interpolation.py --seed $(SEED) --config demo/configs/betavae_tissues.json --type tissue
+	$(PY) betaVAE_interpolation.py --seed $(SEED) --config demo/configs/betavae_tissues.json --type sex
+	$(end)
+
+demo/.done/samples: demo/.done/vae
+	$(call begin,Synthetic expression profiles)
+	$(PY) betaVAE_sample.py --seed $(SEED) --config demo/configs/betavae_tissues.json
+	$(end)
+
+$(GANS:%=demo/.done/train_%): demo/.done/train_%: demo/.done/vae demo/.done/tiles_lung demo/.done/tiles_brain
+	$(call begin,Training $*)
+	$(PY) histopathology_gan.py --seed $(SEED) --config demo/configs/gan_run_$(call tissue,$*).json --model_dir demo/checkpoints/$* --image_dir demo/samples/$* --gan_type dcgan --loss_type $(call loss,$*)
+	$(end)
+
+trained := $(GANS:%=demo/.done/train_%)
