@@ -84,6 +84,7 @@ class GANSettings(DataSettings):
     encoding_dims: int = 2048  # length of the generator's input; conditional runs: the VAE's latent dimension
     step_channels: int = 64  # channels of the widest-resolution layer; torchgan's DCGANGenerator
     critic_norm: str = "none"  # none | batch (published; a penalty is not per image under it)
+    critic_output: str = "linear"  # linear | leaky (published: a LeakyReLU on the score itself, torchgan's default)
     standardise: str = "train"  # latent standardised with stored training statistics; batch: published, cancels z
     noise: str = "normal"  # normal: N(0, I); uniform: U(-0.3, 0.3) (published)
     condition_share: float = 0.5  # a in: input = sqrt(1 - a^2) noise + a c

@@ -5,6 +5,10 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from common.run import generator_for
+from models.conditioning import InputRule
+
+CALIBRATION_BATCHES, CALIBRATION_SIZE = 8, 32  # inputs over which batch norm is averaged; ours
 RAMP = 0.1  # early in training the half-life is this share of the images shown, so that the first weights are forgotten
 
 
@@ -34,8 +38,22 @@ def calibrate_batch_norm(model: nn.Module, inputs: Iterable[torch.Tensor]) -> No
         norm.reset_running_stats()
         norm.momentum = None  # cumulative mean
     model.train()
+    device = next(model.parameters()).device
     for x in inputs:
-        model(x)
+        model(x.to(device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.eval()
+
+
+def calibration_inputs(
+    rule: InputRule, dims: int, seed: int, conditions: torch.Tensor | None = None
+) -> Iterable[torch.Tensor]:
+    """Yield generator inputs (32, dims), 8 times: noise fixed by `seed`, profiles drawn from `conditions` (m, z)."""
+    for i in range(CALIBRATION_BATCHES):
+        source = generator_for(seed, "calibration", i)
+        noise = rule.draw(CALIBRATION_SIZE, dims, source)
+        if conditions is None:
+            yield noise
+        else:
+            yield rule(noise, conditions[torch.randint(len(conditions), (CALIBRATION_SIZE,), generator=source)].cpu())

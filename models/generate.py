@@ -48,3 +48,20 @@ def generate_tiles(
             ready = torch.cat(waiting)
             yield ready[:batch_size]
             waiting, held = [ready[batch_size:]], max(held - batch_size, 0)
+
+
+@torch.inference_mode()
+def sample_tiles(
+    generator: nn.Module, rule: InputRule, n: int, seed: int, conditions: torch.Tensor | None = None
+) -> tuple[torch.Tensor, int]:
+    """Return (about `n` tiles (n, 3, H, W), columns) for a grid: fixed noise; a row per profile of `conditions` (m, z).
+
+    The columns of such a grid have the same noise: what differs down a column is the expression's doing.
+    """
+    generator.eval()
+    columns = 8 if conditions is None else max(n // len(conditions), 2)
+    count = n if conditions is None else columns
+    noise = torch.cat([rule.draw(1, generator.encoding_dims, generator_for(seed, "grid", k)) for k in range(count)])
+    inputs = noise if conditions is None else torch.cat([rule(noise, c.cpu()) for c in conditions])
+    device = next(generator.parameters()).device
+    return torch.cat([generator(part.to(device)).float().cpu() for part in inputs.split(CHUNK)]), columns

@@ -1,0 +1,285 @@
+"""Train a GAN, or an RNA-GAN, on the tiles of the training donors.
+
+    python histopathology_gan.py --config configs/gan_run_lung.json --model_dir checkpoints/gan_lung \\
+        --image_dir gan_generated_images/gan_lung --num_epochs 91 --loss_type wgan
+    python histopathology_gan.py --config configs/gan_run_lung.json --model_dir checkpoints/rna-gan_lung \\
+        --num_epochs 11 --loss_type wganvae --vae_checkpoint checkpoints/betavae_tissues.pt
+
+Reads the config's tile folders and tables; a loss that ends in `vae` also reads the beta-VAE that encodes them.
+Writes into the run folder (--model_dir): config.json, log.jsonl, <run>.model (the averaged generator: enough to make
+tiles) and last.pt (everything, to go on); and a grid of tiles from fixed noise after each epoch into --image_dir. The
+rows of an RNA-GAN's grid are held-out profiles (validation donors), the columns the same noise.
+Typing the same command again goes on where the run stopped; on the CPU the result is the same to the bit.
+Each step is one or more updates of the critic, then one of the generator through the last fake batch.
+"""
+
+import argparse
+import math
+import sys
+import time
+from contextlib import nullcontext
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common.config import GANSettings, load_config, settings_dict
+from common.errors import InputError, command_parser, run_command, warn
+from common.run import FREE_TO_CHANGE, Run, generator_for, pick_device, seed_for
+from datasets.cohort import Cohort, open_cohort, patient_batches
+from datasets.expression import read_cohort_tables
+from datasets.feed import tile_batches
+from datasets.tiles import to_model, to_uint8
+from models.average import average_decay, calibrate_batch_norm, calibration_inputs, update_average
+from models.conditioning import InputRule
+from models.dcgan import CRITICS, GENERATORS
+from models.gan_losses import LOSSES, critic_step, generator_step, is_conditional
+from models.generate import sample_tiles
+from sources.pictures import grid_of, write_png
+from sources.profiles import Profiles
+
+OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
+GRID_PROFILES = 8  # held-out profiles in an RNA-GAN's grid
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser. A flag that is given wins over the config."""
+    parser = command_parser(__doc__)
+    parser.add_argument("--config", required=True, help="JSON settings, e.g. configs/gan_run_lung.json")
+    parser.add_argument("--model_dir", "--save_dir", dest="save_dir", help="the run folder")
+    parser.add_argument("--image_dir", help="folder of the sample grids; default <model_dir>/samples")
+    parser.add_argument("--gan_type", choices=GENERATORS, help="architecture")
+    parser.add_argument("--loss_type", choices=LOSSES, help="a run is conditional where the name ends in vae")
+    parser.add_argument("--num_epochs", type=int)
+    parser.add_argument("--num_patches", type=int, dest="max_patch_per_wsi", help="tiles used per slide")
+    parser.add_argument("--max_steps", type=int, help="stop after so many steps in all; 0: no such limit")
+    parser.add_argument("--batch_size", type=int)
+    parser.add_argument("--img_size", type=int, help="pixels; a power of two from 16")
+    parser.add_argument("--condition_share", type=float, help="a in: input = sqrt(1 - a^2) noise + a c")
+    parser.add_argument("--vae_checkpoint", help="the beta-VAE of an RNA-GAN: a file or its run folder")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="bf16: autocast; penalties stay fp32")
+    parser.add_argument("--n_workers", type=int, help="processes that read tiles ahead")
+    parser.add_argument("--seed", type=int, help="of weights, batches and noise; never moves a donor (split_seed does)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:N, or a GPU's index with the CPU as fallback")
+    parser.add_argument("--log", type=int, choices=(0, 1), default=0, help="1: log to wandb too (offline if need be)")
+    parser.add_argument("--parallel", type=int, choices=(0, 1), default=0, help="1: several processes")
+    parser.add_argument("--restart", action="store_true", help="move an earlier run in the folder aside")
+    return parser
+
+
+def main(args: argparse.Namespace) -> int | None:
+    """Settings, profiles, tiles, run, training."""
+    if args.parallel:
+        raise InputError("--parallel 1: several processes are not supported yet; use --parallel 0")
+    cfg = load_config(GANSettings, args.config, args)
+    check_settings(cfg, args.config)
+    device = pick_device(cfg.device)
+
+    # Expression first: it is read in seconds, and its VAE says which donors are held out.
+    vae: dict[str, Any] = {"digest": None, "latent": None, "coverage": None}
+    conditions = held_out = None
+    if is_conditional(cfg.loss_type):
+        profiles = Profiles(cfg.vae_checkpoint, read_cohort_tables(cfg), device, InputRule.of(settings_dict(cfg)))
+        adopt(cfg, profiles, args.config)
+        vae = {"digest": profiles.vae_digest, "latent": {"mean": profiles.mean, "std": profiles.std}}
+        vae["coverage"] = profiles.coverage
+    cohort = open_cohort(cfg, ("train",), need_expression=is_conditional(cfg.loss_type))
+    if len(cohort.tiles) < cfg.batch_size:
+        raise InputError(f"{args.config}: batch_size {cfg.batch_size}, but only {len(cohort.tiles)} training tiles")
+    if is_conditional(cfg.loss_type):
+        conditions = profiles.conditions([str(name) for name in cohort.table.obs.index])  # (rows, z)
+        held_out = profiles.conditions(profiles.held_out("val")[:GRID_PROFILES])  # (8, z)
+        del profiles  # the VAE is not needed any more, and large
+
+    with Run(cfg.save_dir, settings_dict(cfg) | {"vae_digest": vae["digest"]}, args.restart) as run:
+        if args.log:
+            run.start_wandb(settings_dict(cfg))
+        print(f"{run.folder}: {cfg.loss_type}, {cohort.summary()}; {device}", flush=True)
+        fit(run, cohort, conditions, held_out, vae, cfg, device)
+    return None
+
+
+def fit(
+    run: Run,
+    cohort: Cohort,
+    conditions: torch.Tensor | None,
+    held_out: torch.Tensor | None,
+    vae: dict[str, Any],
+    cfg: GANSettings,
+    device: torch.device,
+) -> None:
+    """Train from where last.pt stands to num_epochs or max_steps; leave <run>.model and last.pt in the run folder.
+
+    `conditions` (rows of the cohort, z) and `held_out` (profiles, z): None in a run without expression.
+    """
+    # Networks, their optimisers, and where an earlier call of this command left them.
+    torch.manual_seed(seed_for(cfg.seed, "weights"))
+    generator_args = {k: getattr(cfg, k) for k in ("encoding_dims", "step_channels")} | {"out_size": cfg.img_size}
+    generator = GENERATORS[cfg.gan_type](**generator_args).to(device)
+    critic = CRITICS[cfg.gan_type](cfg.img_size, cfg.step_channels, cfg.critic_norm, cfg.critic_output).to(device)
+    average = deepcopy(generator).requires_grad_(False)
+    adam = partial(
+        OPTIMIZERS[cfg.optimizer],
+        betas=(cfg.adam_beta1, cfg.adam_beta2),
+        weight_decay=cfg.weights_decay,
+        fused=True,
+    )
+    optimizer_g = adam(generator.parameters(), lr=cfg.lr_generator)
+    optimizer_c = adam(critic.parameters(), lr=cfg.lr_critic)
+    tracked = {"generator": generator, "critic": critic, "average": average}
+    tracked |= {"optimizer_g": optimizer_g, "optimizer_c": optimizer_c}
+    done = 0
+    if (saved := run.restore("gan_training")) is not None:
+        done = saved["step"]
+        for name, part in tracked.items():
+            part.load_state_dict(saved[name])
+    del saved  # gigabytes at the paper's size
+
+    # One unit of time: the step. An epoch is as many steps as it takes to show as many tiles as there are.
+    per_step = cfg.batch_size * cfg.critic_steps  # images
+    epoch_steps = max(len(cohort.tiles) // per_step, 1)
+    last = min(cfg.num_epochs * epoch_steps, cfg.max_steps or sys.maxsize)
+    loss, rule = LOSSES[cfg.loss_type], InputRule.of(settings_dict(cfg))
+    autocast = torch.autocast(device.type, torch.bfloat16) if cfg.precision == "bf16" else nullcontext()
+    options = {"penalty_weight": cfg.penalty_weight, "penalty_per": cfg.penalty_per, "clip": cfg.clip}
+    if done:
+        print(f"{run.folder}: going on after step {done} of {last}", flush=True)
+
+    def save_model(step: int) -> None:
+        calibrate_batch_norm(average, calibration_inputs(rule, cfg.encoding_dims, cfg.seed, conditions))
+        state = describe_model(cfg, cohort, vae, step / epoch_steps, step * per_step)
+        state |= {"generator_args": generator_args, "generator": average.state_dict()}
+        run.save(f"{run.name}.model", "gan", state)
+        folder = Path(cfg.image_dir) if cfg.image_dir else run.folder / "samples"
+        tiles, columns = sample_tiles(average, rule, cfg.num_grid, cfg.seed, held_out)
+        write_png(folder / f"epoch_{math.ceil(step / epoch_steps):04d}.png", grid_of(to_uint8(tiles), columns))
+
+    def save(step: int, model: bool) -> None:
+        try:
+            if model:
+                save_model(step)
+            run.save("last.pt", "gan_training", {"step": step} | {k: v.state_dict() for k, v in tracked.items()})
+        except ValueError as error:  # a weight that is not finite: the files on disk stay as they were
+            raise InputError(f"step {step}: {error}; lower lr_generator or lr_critic, and use --restart") from None
+
+    indices_of = partial(batch_indices, cohort, cfg)
+    feed = tile_batches(cohort.tiles, indices_of, done * cfg.critic_steps, last * cfg.critic_steps, cfg.n_workers)
+    saved_at = reported_at = time.monotonic()
+    unchecked: list[tuple[int, torch.Tensor]] = []
+    bar = tqdm(initial=done, total=max(last, done), unit="step", desc=run.name, mininterval=1, disable=None)
+    for step in range(done + 1, last + 1):
+        # Update the critic.
+        for turn in range(cfg.critic_steps):
+            indices, images = next(feed)
+            real = to_model(images).contiguous().to(device)  # (n, 3, H, W)
+            condition = None if conditions is None else conditions[cohort.row_of_tile[indices]]  # (n, z)
+            noise = rule.draw(len(real), cfg.encoding_dims, generator_for(cfg.seed, "noise", step, turn))
+            epsilon = torch.rand(len(real), generator=generator_for(cfg.seed, "epsilon", step, turn)).to(device)
+            with autocast:
+                fake = generator(rule(noise, condition).to(device)).float()
+            losses = critic_step(critic, optimizer_c, loss, real, fake, epsilon, autocast=autocast, **options)
+
+        # Update the generator, and its moving average.
+        losses |= generator_step(critic, optimizer_g, loss, fake, autocast=autocast)
+        update_average(average, generator, average_decay(per_step, cfg.ema_images, step * per_step))
+        bar.update()
+
+        # Report. Losses are looked at in bulk, so that a GPU is not stopped at every step.
+        unchecked.append((step, torch.stack(list(losses.values()))))
+        epoch_ends, stopping = step % epoch_steps == 0 or step == last, run.should_stop()
+        save_now = epoch_ends or stopping or (cfg.save_every and time.monotonic() - saved_at > cfg.save_every)
+        if step % cfg.log_interval == 0 or save_now or device.type == "cpu":
+            refuse_non_finite(run, unchecked)
+        if step % cfg.log_interval == 0 or step == last:
+            seconds, reported_at = time.monotonic() - reported_at, time.monotonic()
+            run.log(step, {"epoch": step / epoch_steps, **losses, "seconds": seconds})
+            bar.set_postfix({name: f"{value.item():.3g}" for name, value in losses.items()}, refresh=False)
+
+        # Save: at the end of an epoch also the model and a grid of tiles.
+        if save_now:
+            save(step, model=epoch_ends)
+            saved_at = time.monotonic()
+        if stopping and step < last:
+            run.stop(step)
+    bar.close()
+    print(
+        f"{run.folder / run.name}.model: {max(last, done)} steps, {max(last, done) / epoch_steps:.4g} epochs",
+        flush=True,
+    )
+
+
+def check_settings(cfg: GANSettings, config: str) -> None:
+    """InputError for a setting that training would only trip over later."""
+    known = {
+        "gan_type": GENERATORS,
+        "loss_type": LOSSES,
+        "optimizer": OPTIMIZERS,
+        "shuffle": ("patients", "slides"),
+        "precision": ("fp32", "bf16"),
+    }
+    for key, values in known.items():
+        if getattr(cfg, key) not in values:
+            raise InputError(f"{config}: {key} = {getattr(cfg, key)!r}: expected {', '.join(values)}")
+    for key in ("num_epochs", "batch_size", "critic_steps", "step_channels", "encoding_dims", "log_interval"):
+        if getattr(cfg, key) < 1:
+            raise InputError(f"{config}: {key} = {getattr(cfg, key)}: expected 1 or more")
+    if cfg.img_size < 16 or cfg.img_size & (cfg.img_size - 1):
+        raise InputError(f"{config}: img_size = {cfg.img_size}: expected a power of two, 16 or more")
+    InputRule.of(settings_dict(cfg))
+
+
+def adopt(cfg: GANSettings, profiles: Profiles, config: str) -> None:
+    """Change `cfg` to what the VAE says: its latent dimension and its split of the donors."""
+    for key, value in (("encoding_dims", profiles.vae.latent_dim), ("split_seed", profiles.split_seed)):
+        if getattr(cfg, key) != value:
+            warn(f"{config}: {key} = {getattr(cfg, key)}, the beta-VAE {profiles.path} has {value}: that is used")
+            setattr(cfg, key, value)
+
+
+def batch_indices(cohort: Cohort, cfg: GANSettings, batch: int) -> np.ndarray:
+    """Return the tiles of a batch by its number: patient-balanced and shuffled, or slide by slide (published)."""
+    if cfg.shuffle == "slides":
+        return np.arange(batch * cfg.batch_size, (batch + 1) * cfg.batch_size) % len(cohort.tiles)
+    return patient_batches(cohort.row_of_tile, cfg.batch_size, cfg.seed, batch)
+
+
+def refuse_non_finite(run: Run, unchecked: list[tuple[int, torch.Tensor]]) -> None:
+    """Empty `unchecked`, the losses of the latest steps; InputError names the first step that is NaN or infinite."""
+    finite = torch.stack([values for _, values in unchecked]).isfinite().all(1).tolist()
+    for (step, _), good in zip(unchecked, finite, strict=True):
+        if not good:
+            raise InputError(
+                f"{run.folder}: the loss is NaN or infinite at step {step}; nothing of it was saved. Lower "
+                "lr_generator or lr_critic, or use --precision fp32, and start again with --restart"
+            )
+    unchecked.clear()
+
+
+def describe_model(
+    cfg: GANSettings, cohort: Cohort, vae: dict[str, Any], epoch: float, images_seen: int
+) -> dict[str, Any]:
+    """Return what a GAN checkpoint says besides its weights: enough to use them, and to know whose they are."""
+    settings = {k: v for k, v in settings_dict(cfg).items() if k not in FREE_TO_CHANGE | {"num_epochs"}}
+    return {
+        "settings": settings,
+        "conditional": is_conditional(cfg.loss_type),
+        "vae_digest": vae["digest"],
+        "latent": vae["latent"],
+        "gene_coverage": vae["coverage"],
+        "tissues": sorted(cohort.slides["tissue"].astype(str).unique()),
+        "donors": int(cohort.slides["donor"].nunique()),
+        "tiles": len(cohort.tiles),
+        "img_size": cfg.img_size,
+        "mpp": cohort.tiles.mpp,
+        "epoch": epoch,
+        "images_seen": images_seen,
+        "split_seed": cfg.split_seed,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, build_parser()))
