@@ -152,7 +152,7 @@ def shift_curve(shifts: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray, n
 
 
 @_styled
-def scatter_panels(panels: Sequence[tuple[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]], unit: str) -> "Figure":
+def scatter_panels(panels: Sequence[tuple[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]]) -> "Figure":
     """Generated against real, one point per patient; one panel per property, one marker per series, r and n in it.
 
     panels: (title, series name -> (real (n,), generated (n,))). The first series is filled and has its fitted line.
@@ -177,8 +177,8 @@ def scatter_panels(panels: Sequence[tuple[str, Mapping[str, tuple[np.ndarray, np
         ax.legend(loc="upper left", bbox_to_anchor=(-0.03, -0.16), fontsize=7.5, handletextpad=0.1, borderpad=0)
     for ax in axes[len(panels) :]:
         ax.set_axis_off()
-    figure.supxlabel(f"real tiles, {unit}", fontsize=8.5)
-    figure.supylabel(f"generated tiles, {unit}", fontsize=8.5)
+    figure.supxlabel("mean of a patient's real tiles", fontsize=8.5)
+    figure.supylabel("mean of the patient's generated tiles", fontsize=8.5)
     return figure
 
 

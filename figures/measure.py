@@ -1,0 +1,136 @@
+"""What the report measures itself: a map of latents, both forms of conditioning, morphology per patient. Arrays in."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from common.run import generator_for, seed_for
+from datasets.tiles import to_uint8
+from figures.plots import correlation
+from models.conditioning import InputRule, draw_noise, published_infuse, standardise_latent
+
+PERMUTATIONS = 1000
+Morphology = Callable[[np.ndarray, float], dict[str, np.ndarray]]  # metrics.morphology.morphology
+
+
+def latent_map_points(latents: np.ndarray, seed: int) -> np.ndarray:
+    """Return a 2-d UMAP (n, 2) of latents (n, z), all fitted together; the first two principal axes below 10 rows."""
+    if len(latents) < 10:
+        centred = latents - latents.mean(0)
+        return np.ascontiguousarray(np.linalg.svd(centred, full_matrices=False)[0][:, :2])
+    import warnings
+
+    from umap import UMAP
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # umap says that a seed means one thread: wanted here
+        return UMAP(n_neighbors=min(15, len(latents) - 1), random_state=seed % 2**31).fit_transform(latents)
+
+
+@dataclass
+class TwoPatients:
+    """The same noise with two patients' expression, in our form and in the published one.
+
+    tiles: form -> (2, n, H, W, 3) uint8; input_difference: form -> largest difference of generator inputs between the
+    patients (inputs have unit spread); tile_difference: form -> (largest, mean) over tiles, of 255.
+    """
+
+    tiles: dict[str, np.ndarray]
+    input_difference: dict[str, float]
+    tile_difference: dict[str, tuple[int, float]]
+
+
+@torch.no_grad()
+def two_patients(
+    generator: nn.Module,
+    rule: InputRule,
+    mu: torch.Tensor,
+    mean: torch.Tensor,
+    std: torch.Tensor,
+    n: int,
+    seed: int,
+) -> TwoPatients:
+    """Give the same `n` noise vectors to two patients with encoder means `mu` (2, z) and look what differs.
+
+    `mean`, `std` (z,): the training donors' statistics that ours standardises with. Inputs are computed in double
+    precision, so that a difference of rounding is not taken for a signal; the generator runs in its own precision.
+    """
+    generator.eval()
+    noise = torch.cat(
+        [draw_noise(1, mu.shape[1], generator_for(seed, "tile", k), rule.noise) for k in range(n)]
+    ).double()
+    mu, mean, std = mu.double().cpu(), mean.double().cpu(), std.double().cpu()
+    ours = InputRule(rule.noise, "train", rule.share)
+    inputs = {
+        "ours": [ours(noise, standardise_latent(m, mean, std)) for m in mu],
+        "published": [published_infuse(noise, m) for m in mu],
+    }
+    found = TwoPatients({}, {}, {})
+    device = next(generator.parameters()).device
+    for form, (a, b) in inputs.items():
+        tiles = np.stack([to_uint8(generator(x.float().to(device))) for x in (a, b)])
+        difference = np.abs(tiles[0].astype(int) - tiles[1].astype(int))
+        found.tiles[form] = tiles
+        found.input_difference[form] = float((a - b).abs().max())
+        found.tile_difference[form] = int(difference.max()), float(difference.mean())
+    return found
+
+
+def patient_means(tiles: list[np.ndarray], mpp: float, morphology: Morphology) -> dict[str, np.ndarray]:
+    """Return property -> (patients,) mean over each patient's tiles, uint8 (n_i, H, W, 3); nan tiles are left out."""
+    each = [morphology(t, mpp) for t in tiles]
+    return {name: np.array([_mean(values[name]) for values in each]) for name in each[0]}
+
+
+@dataclass
+class Match:
+    """How generated tiles follow real ones over patients: r, n; p and the middle 95 % of r with patients shuffled."""
+
+    r: float
+    n: int
+    p: float
+    shuffled: tuple[float, float, float]  # 2.5 %, mean, 97.5 %
+
+
+def match(real: np.ndarray, generated: np.ndarray, seed: int) -> Match:
+    """Correlate `generated` (patients,) with `real`, and again with the generated ones of other patients, 1,000 times.
+
+    p: the share of shuffles, the true order counted among them, with an r at least as high (one-sided).
+    """
+    fine = np.isfinite(real) & np.isfinite(generated)
+    real, generated = real[fine], generated[fine]
+    r = correlation(real, generated)
+    if not np.isfinite(r):
+        return Match(r, len(real), float("nan"), (float("nan"),) * 3)
+    random = np.random.default_rng(seed_for(seed, "shuffled patients"))
+    others = np.array([correlation(real, random.permutation(generated)) for _ in range(PERMUTATIONS)])
+    low, high = np.quantile(others, [0.025, 0.975])
+    p = (1 + (others >= r).sum()) / (1 + PERMUTATIONS)
+    return Match(r, len(real), float(p), (float(low), float(others.mean()), float(high)))
+
+
+def real_means(
+    tiles: list[np.ndarray], mpp: float, morphology: Morphology
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Return patient_means of real tiles, and property -> r between the means of two halves of each patient's tiles.
+
+    The second is the ceiling: about what a perfect match of generated tiles could reach. nan below two tiles each.
+    """
+    each = [morphology(t, mpp) for t in tiles]
+    means = {name: np.array([_mean(values[name]) for values in each]) for name in each[0]}
+    halves = {name: np.array([[_mean(v[name][::2]), _mean(v[name][1::2])] for v in each]) for name in means}
+    return means, {name: correlation(*h[np.isfinite(h).all(1)].T) for name, h in halves.items()}
+
+
+def furthest_apart(mu: torch.Tensor) -> list[int]:
+    """Return the two rows of mu (n, z) that lie furthest apart."""
+    far = int(torch.cdist(mu.double(), mu.double()).argmax())
+    return sorted(divmod(far, len(mu)))
+
+
+def _mean(values: np.ndarray) -> float:
+    fine = np.asarray(values)[np.isfinite(values)]
+    return float(fine.mean()) if len(fine) else float("nan")

@@ -1,0 +1,47 @@
+"""Reading what the commands leave on disk for the report: logs and metrics. Nothing is computed here."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.errors import InputError
+from common.files import read_json
+
+Series = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def read_log(folder: str | Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's log.jsonl; InputError where there is none. A line cut short is left out."""
+    path = Path(folder) / "log.jsonl"
+    if not path.is_file():
+        raise InputError(f"{path}: no log yet; train the run first")
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
+
+
+def series_of(lines: list[dict[str, Any]], key: str, x: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return (x, y) of a log's numbers under `key`, where a line has both."""
+    pairs = [(line[x], line[key]) for line in lines if _number(line.get(key)) and _number(line.get(x))]
+    return np.array([p[0] for p in pairs], float), np.array([p[1] for p in pairs], float)
+
+
+def metrics_under(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """Return relative folder name -> content of every metrics.json under `folder`, sorted by name."""
+    folder = Path(folder)
+    return {str(path.parent.relative_to(folder)): read_json(path) for path in sorted(folder.rglob("metrics.json"))}
+
+
+def short(digest: str | None) -> str:
+    """Return the first 12 hex digits of a digest: enough to tell files apart on a page."""
+    return str(digest)[:12] if digest else "none"
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
