@@ -5,9 +5,9 @@ from typing import Any
 SHARED = {"rna_features": 0, "split_seed": 99, "device": "cpu", "n_workers": 0, "min_gene_coverage": 0.8}
 
 BETAVAE = {
-    "encoder_sizes": [512, 256],
+    "encoder_sizes": [512],
     "latent_dim": 32,
-    "decoder_sizes": [256, 512],
+    "decoder_sizes": [512],
     "input_dropout": 0.2,
     "beta": 5e-4,
     "lr": 1e-3,
