@@ -238,8 +238,8 @@ def _good_tiles(job: Job, slide: Slide, plan: _Plan, outcome: Outcome, extra: di
             f"{slide.path}: none of {outcome.candidates} tiles is fit for use ({outcome.rejected}); "
             "look at its preview, or lower --min_sharpness"
         )
-    if unreadable:
-        outcome.reason = f"{unreadable} unreadable tiles left out"
+    if outcome.unreadable:
+        outcome.reason = "parts of the slide are unreadable and were left out"
     outcome.status = "cut"
     extra["outcome"] = asdict(outcome)
 

@@ -15,6 +15,7 @@ from datasets.tiles import area_resize
 
 MPP_RANGE = (0.05, 10.0)  # micrometres per pixel beyond which a value is a mistake (0.1: 100x oil, 4: 2.5x); ours
 NEAR = 0.01  # pixels that differ less than this in size are read as they are: resampling would only blur; ours
+SMALLEST_PART = 8  # pixels of an overview, down to which the parts around a damaged place are read
 LARGEST_READ = 4096  # pixels per side of one read_region, which takes 4 bytes per pixel
 
 
@@ -104,19 +105,27 @@ class Slide:
         step = self.size[0] / width  # level-0 pixels per pixel of the overview
         height = max(1, round(self.size[1] / step))
         level = max((i for i, d in enumerate(self.downsamples) if d <= step * (1 + NEAR)), default=0)
-        downsample = self.downsamples[level]
-        part = max(1, int(LARGEST_READ * downsample / step))  # overview pixels per part
+        part = max(1, int(LARGEST_READ * self.downsamples[level] / step))  # overview pixels per part
         image, unreadable = np.full((height, width, 3), 255, np.uint8), 0
-        for top in range(0, height, part):
-            for left in range(0, width, part):
-                h, w = min(part, height - top), min(part, width - left)
-                size = (max(w, round(w * step / downsample)), max(h, round(h * step / downsample)))
-                try:
-                    region = self.read_region(round(left * step), round(top * step), level, size)
-                except UnreadableRegion:
-                    unreadable += 1
-                    continue
+        parts = [(top, left, part) for top in range(0, height, part) for left in range(0, width, part)]
+        while parts:
+            top, left, part = parts.pop()
+            h, w = min(part, height - top), min(part, width - left)
+            if h <= 0 or w <= 0:
+                continue
+            size = (
+                max(w, round(w * step / self.downsamples[level])),
+                max(h, round(h * step / self.downsamples[level])),
+            )
+            try:
+                region = self.read_region(round(left * step), round(top * step), level, size)
                 image[top : top + h, left : left + w] = area_resize(region, (h, w))
+            except UnreadableRegion:
+                half = part // 2
+                if half < SMALLEST_PART:
+                    unreadable += 1
+                else:  # go round the damage
+                    parts += [(top + i, left + j, part - half) for i in (0, half) for j in (0, half)]
         return image, unreadable
 
 
