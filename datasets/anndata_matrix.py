@@ -6,15 +6,16 @@ import numpy as np
 
 from common.errors import InputError
 from datasets.genes import is_ensembl
-from datasets.matrices import Matrix, Predicate
-from datasets.text import REMEDY
+from datasets.matrices import REMEDY, Matrix, Predicate
 from datasets.units import LOGS, ValueStats
 
 PART = 256  # samples made dense at once
 ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl", "feature_id")  # of var, as scanpy and CELLxGENE write it
 
 
-def read_anndata(path: Path, orientation: str | None, wanted_gene: Predicate, wanted_sample: Predicate) -> Matrix:
+def read_anndata(
+    path: Path, orientation: str | None, wanted_gene: Predicate, wanted_sample: Predicate, drop: bool
+) -> Matrix:
     """Read X of an AnnData file. Ensembl ids are taken from var's names or one of its id columns; uns tells a log1p."""
     import anndata
 
@@ -40,14 +41,17 @@ def read_anndata(path: Path, orientation: str | None, wanted_gene: Predicate, wa
     for start in range(0, len(rows), PART):
         part = data.X[rows[start : start + PART]]
         part = np.asarray(part.toarray() if hasattr(part, "toarray") else part, np.float32)
-        if not np.isfinite(part).all():
-            row, column = np.argwhere(~np.isfinite(part))[0]
+        bad = np.isinf(part) if drop else ~np.isfinite(part)
+        if bad.any():
+            row, column = np.argwhere(bad)[0]
             raise InputError(
                 f"{path}: sample {data.obs_names[rows[start + row]]}, gene {genes[column]}: {part[row, column]}, a "
                 f"finite number was expected; {REMEDY}"
             )
-        stats.add(part, slice(start, start + PART))
+        stats.add(np.nan_to_num(part) if drop else part, slice(start, start + PART))
         values[start : start + PART] = part[:, keep]
+    lacking = np.isnan(values).any(0)
+    kept = [genes[j] for j, lacks in zip(keep, lacking, strict=True) if not lacks]
     words = data.obs.iloc[rows].astype(object)
     facts = {
         "format": "h5ad",
@@ -56,10 +60,11 @@ def read_anndata(path: Path, orientation: str | None, wanted_gene: Predicate, wa
         "gene_column": id_column,
         "samples_in_file": data.n_obs,
         "genes_in_file": data.n_vars,
+        "genes_lacking_values": [genes[j] for j in keep[lacking]],
         "unit_hint": _unit_hint(data.uns),
     }
     frame = words.where(words.notna(), "").astype(str).reset_index(drop=True)
-    return Matrix(values, [str(data.obs_names[i]) for i in rows], [genes[j] for j in keep], frame, stats, facts)
+    return Matrix(values[:, ~lacking], [str(data.obs_names[i]) for i in rows], kept, frame, stats, facts)
 
 
 def _unit_hint(uns: object) -> str | None:

@@ -18,9 +18,10 @@ import pyarrow.parquet
 from common.errors import InputError
 from datasets.layout import PEEK_LINES, Layout, find_orientation, find_words, peek_text
 from datasets.reference_csv import BLOCK_BYTES
-from datasets.text import REMEDY, bad_value, find_bad_field, open_bytes
+from datasets.text import bad_value, find_bad_field, open_bytes
 from datasets.units import ValueStats
 
+REMEDY = "mend the file, or leave out genes that lack a value with --missing drop"
 Predicate = Callable[[str], bool]
 
 
@@ -53,7 +54,7 @@ def read_matrix(
     if path.suffix == ".h5ad":
         from datasets.anndata_matrix import read_anndata
 
-        return read_anndata(path, orientation, wanted_gene, wanted_sample)
+        return read_anndata(path, orientation, wanted_gene, wanted_sample, missing == "drop")
     if path.suffix in (".parquet", ".pq"):
         layout, rows = _peek_parquet(path)
     else:
@@ -188,7 +189,7 @@ def _batches(path: Path, layout: Layout, columns: list[int], words: list[int]) -
 
 def _explain(path: Path, layout: Layout, columns: list[int], missing_allowed: bool) -> None:
     facts = (layout.delimiter, layout.decimal, layout.skip)
-    find_bad_field(path, layout.names, columns, *facts, lowest=-np.inf, missing_allowed=missing_allowed)
+    find_bad_field(path, layout.names, columns, *facts, lowest=-np.inf, missing_allowed=missing_allowed, remedy=REMEDY)
 
 
 def _all_ids(path: Path, layout: Layout) -> list[str]:

@@ -94,6 +94,7 @@ def find_bad_field(
     skip: int = 0,
     lowest: float = 0.0,
     missing_allowed: bool = False,
+    remedy: str = REMEDY,
 ) -> None:
     """Raise the InputError of the first line of other length or with a field of `numeric` that is no number >= lowest.
 
@@ -108,7 +109,7 @@ def find_bad_field(
                 continue
             row = f"{path}: line {line}{f' ({fields[0][:40]})' if named else ''}"
             if len(fields) != len(header):
-                raise InputError(f"{row} has {len(fields)} fields, {len(header)} were expected; {REMEDY}")
+                raise InputError(f"{row} has {len(fields)} fields, {len(header)} were expected; {remedy}")
             for i in numeric:
                 text = fields[i].strip()
                 if missing_allowed and text.lower() in MISSING:
@@ -116,7 +117,7 @@ def find_bad_field(
                 if problem := bad_value(text.replace(",", ".") if decimal == "," else text, lowest):
                     raise InputError(
                         f"{row}, column {header[i]}: {problem}, a finite number{' of at least 0' * (lowest == 0)} was "
-                        f"expected; {REMEDY}"
+                        f"expected; {remedy}"
                     )
 
 

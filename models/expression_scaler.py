@@ -57,6 +57,29 @@ class ExpressionScaler:
         std = torch.where(std > 1e-6, std, 1.0)
         return cls(transform_name, mean.float(), std.float(), missing)
 
+    @classmethod
+    def fit_transform(cls, values: Tensor, transform_name: str = "log1p") -> tuple["ExpressionScaler", Tensor]:
+        """Fit on all rows of `values` (rows, genes) and return their z-scores too: fit and transform in two passes.
+
+        Blocks of rows stay in the processor's cache, and each logarithm is taken once. Sums are of differences from the
+        first block's mean, in float64, so that little is lost where a gene's spread is far below its level.
+        """
+        forward, n = TRANSFORMS[transform_name][0], len(values)
+        scaled = torch.empty_like(values)
+        shift = forward(values[:64]).mean(0)
+        total, squares = torch.zeros(2, values.shape[1], dtype=torch.float64)
+        for block, out in zip(values.split(64), scaled.split(64), strict=True):
+            torch.sub(forward(block), shift, out=out)
+            total += out.sum(0)
+            squares += out.square().sum(0)
+        mean = total / n
+        std = (squares / n - mean.square()).clamp(min=0).sqrt()
+        std = torch.where(std > 1e-6, std, 1.0)
+        rest, factor = mean.float(), (1 / std).float()
+        for out in scaled.split(64):
+            out.sub_(rest).mul_(factor)
+        return cls(transform_name, (mean + shift).float(), std.float()), scaled
+
     def transform(self, values: Tensor) -> Tensor:
         """Return z-scores (rows, genes) of `values` (rows, genes) in linear units; NaN marks a missing gene."""
         forward = TRANSFORMS[self.transform_name][0]

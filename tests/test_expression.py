@@ -1,12 +1,19 @@
 """Expression tables: what is read is what was written, in any gene order, from the cache or not."""
 
+import gzip
+import os
+import time
+
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from common.config import DataSettings
 from common.errors import InputError
 from datasets.expression import ExpressionTable, read_cohort_tables, read_expression, write_expression
+from datasets.table_cache import cache_path, load_cache
 
 GENES = [f"ENSG{i:011d}.{i % 7 + 1}" for i in range(1, 9)]
 
@@ -90,3 +97,92 @@ def test_cohort_stacks_tables_of_any_gene_order(tmp_path):
         "val",
         "test",
     }
+
+
+@pytest.mark.parametrize("form", ["plain", "bom", "semicolon", "decimal comma", "gzip", "crlf", "quoted"])
+def test_the_same_table_in_any_spelling(tmp_path, form):
+    text = "wsi_file_name,rna_ENSG00000000001.2,rna_ENSG00000000002.3\nA.svs,1.5,2\nB.svs,0,1e3\n"
+    raw = {
+        "bom": "\ufeff" + text,
+        "semicolon": text.replace(",", ";"),
+        "decimal comma": text.replace(",", ";").replace("1.5", "1,5"),
+        "crlf": text.replace("\n", "\r\n"),
+        "quoted": text.replace("A.svs", '"A.svs"').replace("wsi_file_name", '"wsi_file_name"'),
+    }.get(form, text).encode()
+    path = tmp_path / ("t.csv.gz" if form == "gzip" else "t.csv")
+    path.write_bytes(gzip.compress(raw) if form == "gzip" else raw)
+    table = read_expression(path)
+    assert table.values.tolist() == [[1.5, 2], [0, 1000]] and list(table.obs.index) == ["A.svs", "B.svs"]
+    assert table.genes == ["ENSG00000000001.2", "ENSG00000000002.3"] and set(table.obs["tissue"]) == {"t"}
+
+
+def test_the_cache_serves_its_csv_and_no_other(tmp_path):
+    path = tmp_path / "t.csv"
+    write_expression(make_table(), path)
+    read_expression(path)
+    assert load_cache(path) is not None
+    text = path.read_text()
+    old = os.stat(path)
+    changed = text.replace("0000-0625", "0009-0625")  # same size, same time
+    path.write_text(changed)
+    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
+    assert "GTEX-0009-0625.svs" in read_expression(path).obs.index
+    path.write_text(text)
+    assert "GTEX-0000-0625.svs" in read_expression(path).obs.index
+    past = time.time_ns() - 10**11
+    os.utime(path, ns=(past, past))  # touched, the content is the same: the cache still serves
+    assert load_cache(path) is not None
+
+
+def test_a_damaged_cache_is_ignored(tmp_path):
+    path = tmp_path / "t.csv"
+    table = make_table()
+    write_expression(table, path)
+    read_expression(path)
+    whole = cache_path(path).read_bytes()
+    for bad in (b"", whole[:40], whole[:-4], whole[:-1] + bytes([whole[-1] ^ 1]), b"x" + whole):
+        cache_path(path).write_bytes(bad)
+        assert load_cache(path) is None
+        assert np.array_equal(read_expression(path).values, table.values)
+    assert cache_path(path).read_bytes() != whole[:40] and load_cache(path) is not None
+
+
+def test_a_folder_that_cannot_be_written_needs_no_cache(tmp_path, monkeypatch):
+    path = tmp_path / "t.csv"
+    write_expression(make_table(), path)
+
+    def refuse(*_):
+        raise PermissionError(13, "read-only")
+
+    monkeypatch.setattr("datasets.table_cache.atomic_path", refuse)
+    assert len(read_expression(path)) == 5 and not cache_path(path).exists()
+
+
+def test_a_unit_other_than_tpm_survives_the_csv(tmp_path):
+    table = make_table()
+    table.unit = "counts"
+    write_expression(table, tmp_path / "t.csv")
+    back = read_expression(tmp_path / "t.csv")
+    assert back.unit == "counts" and "unit" not in back.obs
+
+
+def test_a_table_that_looks_logged_is_warned_of(tmp_path, capsys):
+    genes = [f"ENSG{i:011d}.1" for i in range(1000)]
+    table = make_table(3, genes)
+    table.values = np.log1p(table.values)
+    write_expression(table, tmp_path / "t.csv")
+    read_expression(tmp_path / "t.csv")
+    assert "the table looks logged" in capsys.readouterr().err
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.permutations(range(len(GENES))), st.permutations(range(5)), st.integers(0, 99))
+def test_any_order_of_genes_and_rows_and_any_version_gives_the_same_profiles(tmp_path, order, rows, version):
+    table = make_table()
+    genes = [f"{GENES[j].split('.')[0]}.{version}" for j in order]
+    obs = table.obs.iloc[list(rows)]
+    other = ExpressionTable(table.values[np.ix_(rows, order)], genes, obs)
+    write_expression(other, tmp_path / "p.csv")
+    back = read_expression(tmp_path / "p.csv")
+    values, coverage = back.rows(list(table.obs.index)).aligned(GENES)
+    assert coverage == 1 and np.array_equal(values, table.values)
