@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from common.errors import InputError
 from common.files import atomic_path, read_json, sha256_of
@@ -203,6 +202,8 @@ class TileStore:
         data, name = self.read_bytes(index), f"{self.path}: tile {index}"
         if self.image_format != "jpeg":
             return _decode(data, name)
+        from torchvision.io import ImageReadMode, decode_jpeg  # seconds to import, and no writer needs it
+
         try:  # a third faster than Pillow, same pixels
             image = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)  # (3, H, W)
         except RuntimeError as error:
