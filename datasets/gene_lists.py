@@ -67,8 +67,9 @@ def read_mapping(path: str | Path) -> dict[str, list[str]]:
     width = len(rows[0])
     rows = [[f.strip() for f in row] for row in rows if len(row) == width]
     ids = [i for i in range(width) if sum(is_ensembl(row[i]) for row in rows) > 0.5 * len(rows)]
-    named = [i for i, name in enumerate(rows[0]) if re.search(r"symbol|name|hgnc", name.lower()) and i not in ids]
-    others = named or [i for i in range(width) if i not in ids and not all(row[i].isdigit() for row in rows[1:])]
+    others = [i for i in range(width) if i not in ids and not all(row[i].isdigit() for row in rows[1:])]
+    for word in ("name", "symbol"):  # the last word counts most
+        others.sort(key=lambda i, word=word: word not in rows[0][i].lower())
     if not ids or not others:
         raise InputError(
             f"{path}: a column of Ensembl gene ids and one of symbols were expected (found {shorten(rows[0], 4)})"
