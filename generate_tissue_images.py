@@ -1,0 +1,202 @@
+"""Make tiles with a trained GAN: for a patient, for a profile of another study, or from noise alone.
+
+    python generate_tissue_images.py --checkpoint checkpoints/rna-gan_lung.model --config configs/gan_run_lung.json \\
+        --vae --vae_checkpoint checkpoints/betavae_tissues.pt --patient1 GTEX-15RJ7-0625.svs --sample_size 600
+    python generate_tissue_images.py --checkpoint checkpoints/rna-gan_brain.model --config configs/gan_run_brain.json \\
+        --vae --rna_data GSE120795_brain_proteincoding.csv --random_patient --sample_size 600
+
+Reads the checkpoint, which says what the model is; for an RNA-GAN also its beta-VAE and a table (--rna_data, else the
+config's). Without --patient1 and --random_patient each tile has the profile of a held-out donor, drawn by seed.
+Writes into --out (default generated/<run>/<patient>/): one PNG per tile, named by seed and number, grid.png and
+manifest.json. With --checkpoint2 also the folders second/ and real/, made the same way, and comparison.png: real tiles
+of the patient, the first model's and the second's, side by side.
+Tile k depends on the model, the profile, the seed and k only. Typing the same command again makes what is missing.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common.checkpoint import content_digest
+from common.config import GANSettings, load_config
+from common.errors import InputError, command_parser, run_command, warn
+from common.run import generator_for, pick_device
+from datasets.cohort import open_cohort
+from datasets.expression import ExpressionTable, read_cohort_tables, read_expression
+from datasets.keys import slide_key, slug
+from datasets.tiles import read_image
+from sources.gan import GAN, GANSource, open_gan
+from sources.pictures import grid_of, write_png
+from sources.profiles import Profiles
+from sources.real import RealSource
+from sources.tile_folder import TileFolder
+
+GRID_TILES, GRID_COLUMNS = 64, 8
+COMPARED = 16  # tiles of each of the three in comparison.png, 4 x 4
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = command_parser(__doc__)
+    parser.add_argument("--checkpoint", required=True, help="a GAN: its .model file or run folder")
+    parser.add_argument("--checkpoint2", help="another GAN, shown beside the first and the real tiles of --patient1")
+    parser.add_argument("--config", required=True, help="JSON settings: where the tables and real tiles are")
+    parser.add_argument("--sample_size", type=int, default=64, help="tiles to make (default 64)")
+    parser.add_argument(
+        "--vae", action="store_true", help="noted only: the checkpoint says whether it takes expression"
+    )
+    parser.add_argument("--vae_checkpoint", help="the RNA-GAN's beta-VAE; default: the one that its settings name")
+    parser.add_argument("--patient1", help="a sample or slide of the table, with or without .svs")
+    parser.add_argument("--rna_data", help="a table to take the profile from, .csv or .h5ad, instead of the config's")
+    parser.add_argument("--random_patient", action="store_true", help="a profile drawn from the table by --seed")
+    parser.add_argument("--out", help="folder to write to; default generated/<run>/<patient>")
+    parser.add_argument("--seed", type=int, help="of noise and draws; default: the config's")
+    parser.add_argument(
+        "--batch_size", type=int, dest="batch", default=64, help="tiles held at once; no tile depends on it"
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:N, or a GPU's index with the CPU as fallback")
+    return parser
+
+
+def main(args: argparse.Namespace) -> int | None:
+    """Models, profile, tiles, pictures."""
+    cfg = load_config(GANSettings, args.config, args)
+    check_arguments(args)
+    device = pick_device(cfg.device)
+    gans = [open_gan(path, device) for path in (args.checkpoint, args.checkpoint2) if path]
+    if args.vae and not any(gan.conditional for gan in gans):
+        warn(f"--vae: {gans[0].path} takes no expression; noted and ignored")
+
+    # The profile: a row of the table, named; None where none is asked for.
+    table = profile = None
+    if any(gan.conditional for gan in gans) or args.random_patient or args.rna_data:
+        table = read_expression(args.rna_data) if args.rna_data else read_cohort_tables(cfg)
+        profile = pick_profile(table, args.patient1, args.random_patient, cfg.seed)
+    patient = profile or args.patient1
+    real = None
+    if args.checkpoint2 and patient:
+        real = real_tiles(cfg, args.config, gans[0].state["img_size"], patient, wanted=bool(args.patient1))
+
+    # The tiles.
+    out = Path(args.out or Path("generated", gans[0].run, slide_key(patient) if patient else "no_patient"))
+    shown = []
+    for gan, folder in zip(gans, (out, out / "second"), strict=False):
+        source, about = source_for(gan, args.vae_checkpoint, table, profile)
+        shown.append(write_tiles(source, about, TileFolder(folder), args.sample_size, cfg.seed, args.batch))
+    if real is not None:
+        n = min(args.sample_size, real.count())
+        shown.insert(0, write_tiles(real, {"patient": patient}, TileFolder(out / "real"), n, cfg.seed, args.batch))
+    if args.checkpoint2:
+        write_png(out / "comparison.png", side_by_side(shown, gans[0].state["img_size"]))
+        titles = (["real"] if real is not None else []) + [gan.run for gan in gans]
+        print(f"{out / 'comparison.png'}: from left to right {', '.join(titles)}")
+    print(f"{out}: {args.sample_size} tiles, seed {cfg.seed}, {f'profile {profile}' if profile else 'no one profile'}")
+    return None
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """InputError where flags contradict one another."""
+    if args.sample_size < 1 or args.batch < 1:
+        raise InputError("--sample_size and --batch_size: 1 or more was expected")
+    if args.patient1 and args.random_patient:
+        raise InputError("--patient1 names a profile and --random_patient draws one: give one of the two")
+
+
+def pick_profile(table: ExpressionTable, patient: str | None, random: bool, seed: int) -> str | None:
+    """Return the name of the sample to use: the patient's, a random one, or None where none is asked for."""
+    if patient:
+        return str(table.obs.index[table.find(patient)])
+    if random:
+        return str(table.obs.index[int(torch.randint(len(table), (1,), generator=generator_for(seed, "patient")))])
+    return None
+
+
+def source_for(
+    gan: GAN, vae_path: str | None, table: ExpressionTable | None, profile: str | None
+) -> tuple[GANSource, dict[str, Any]]:
+    """Return a GAN's tiles and what the manifest says of the profile behind them."""
+    if not gan.conditional:
+        return GANSource(gan), {"profile": None}
+    profiles = gan.profiles(vae_path, table)
+    about = {"table": table.source, "gene_coverage": profiles.coverage, "condition_share": gan.rule.share}
+    if profile is None:
+        names = profiles.held_out()
+        conditions = profiles.conditions(names)
+        about |= {"profile": None, "split": "test", "condition_digest": content_digest(conditions)}
+        return GANSource(gan, conditions, names=names), about
+    condition = profiles.condition(profile)
+    about |= about_profile(profiles, profile) | {"condition_digest": content_digest(condition)}
+    gan.warn_of_tissue(f"profile {profile}", about["tissue"])
+    if about["split"] == "train":
+        warn(f"{profile}: its donor is one of those that {gan.run} was trained on (split train)")
+    return GANSource(gan, condition, names=[profile]), about
+
+
+def about_profile(profiles: Profiles, name: str) -> dict[str, Any]:
+    """Return a profile's name, donor, tissue and split; profiles without slide belong to another study."""
+    row = profiles.table.obs.iloc[profiles.table.find(name)]
+    described = {"profile": name, "donor": str(row["donor"]), "tissue": slug(str(row["tissue"]))}
+    return described | {"split": profiles.split(name) if str(row["wsi_file_name"]) else "another study"}
+
+
+def real_tiles(cfg: GANSettings, config: str, img_size: int, patient: str, wanted: bool) -> RealSource | None:
+    """Return the patient's real tiles; None, with a warning, where a profile that was drawn has none."""
+    cfg.img_size = img_size  # the checkpoint's wins over the config's
+    try:
+        return RealSource(open_cohort(cfg, None, need_expression=False), patient, Path(config).stem)
+    except InputError as error:
+        if wanted:
+            raise
+        warn(f"no real tiles beside the generated ones: {error}")
+        return None
+
+
+def write_tiles(
+    source: GANSource | RealSource, about: dict[str, Any], folder: TileFolder, n: int, seed: int, batch_size: int
+) -> np.ndarray:
+    """Write what is missing of n tiles, the grid and the manifest; return the first, (COMPARED, H, W, 3) at most."""
+    described = source.describe() | about | {"seed": seed}
+    folder.open(described)
+    for first, stop in folder.missing(n, seed):
+        with tqdm(total=stop - first, unit="tile", desc=source.label, mininterval=1, disable=None) as bar:
+            k = first
+            for batch in numbered_tiles(source, first, stop, n, seed, batch_size):
+                for tile in batch:
+                    write_png(folder.tile(seed, k), tile)
+                    k += 1
+                bar.update(len(batch))
+    profile_of = source.profile_of_tiles(n, seed) if isinstance(source, GANSource) else None
+    names = None if profile_of is None else [source.names[i] for i in profile_of]
+    folder.close(described, n, seed, names)
+    first = np.stack([read_image(folder.tile(seed, k)) for k in range(min(n, max(GRID_TILES, COMPARED)))])
+    write_png(folder.path / "grid.png", grid_of(first[:GRID_TILES], GRID_COLUMNS))
+    return first[:COMPARED]
+
+
+def numbered_tiles(
+    source: GANSource | RealSource, first: int, stop: int, n: int, seed: int, batch_size: int
+) -> Iterator[np.ndarray]:
+    """Yield tiles `first` to `stop` - 1 of the n that (source, seed) name, uint8 (b, H, W, 3), b <= `batch_size`."""
+    if isinstance(source, GANSource):
+        yield from source.batches(stop - first, seed, batch_size, first)
+    else:
+        chosen = source.choose(n, seed)[first:stop]
+        yield from (source.read(chosen[i : i + batch_size]) for i in range(0, len(chosen), batch_size))
+
+
+def side_by_side(parts: list[np.ndarray], side: int) -> np.ndarray:
+    """Return the parts, each (n, H, W, 3), as 4 x 4 grids beside one another, one tile's third apart."""
+    blank = np.full((side, side, 3), 255, np.uint8)
+    blocks = [grid_of(np.concatenate([part, np.repeat(blank[None], COMPARED - len(part), 0)]), 4) for part in parts]
+    gap = np.full((len(blocks[0]), side // 3, 3), 255, np.uint8)
+    return np.concatenate([piece for block in blocks for piece in (gap, block)][1:], axis=1)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, build_parser()))

@@ -1,0 +1,66 @@
+"""A folder of generated tiles and its manifest: what they were made from, and which files they are."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common.errors import InputError, shorten
+from common.files import read_json, write_json
+
+PATHS = {"checkpoint", "table", "config", "label"}  # may be spelled otherwise; digests say what was loaded
+
+
+class TileFolder:
+    """A folder of generated tiles with a manifest: opened for one model, profile and seed, filled, closed; again: kept.
+
+    `manifest.json` holds what the tiles were made from and, once closed, {"tiles": [{"file": ..., "index": k}, ...]}.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.manifest = self.path / "manifest.json"
+
+    def open(self, described: dict[str, Any]) -> None:
+        """Write the manifest's head. InputError where the folder holds tiles made from something else."""
+        if self.manifest.exists():
+            before = read_json(self.manifest)
+            before = before.get("made_from", {}) if isinstance(before, dict) else {}
+            now = json.loads(json.dumps(described))  # as it would be read back
+            if changed := [k for k in sorted((set(before) | set(now)) - PATHS) if before.get(k) != now.get(k)]:
+                pairs = [f"{k} ({_short(before.get(k))} there, {_short(now.get(k))} now)" for k in changed]
+                raise InputError(
+                    f"{self.path}: holds tiles made from something else: {shorten(pairs, 3)}; choose another --out, or "
+                    "remove the folder"
+                )
+            return
+        if any(self.path.glob("seed*_*.png")):
+            raise InputError(f"{self.path}: holds tiles but no manifest.json; choose another --out, or remove them")
+        write_json(self.manifest, {"made_from": described, "finished": False, "tiles": []})
+
+    def tile(self, seed: int, k: int) -> Path:
+        """Return the file of tile k."""
+        return self.path / f"seed{seed}_{k:05d}.png"
+
+    def missing(self, n: int, seed: int) -> list[tuple[int, int]]:
+        """Return the stretches (first, stop) of 0..n - 1 whose files are not there; a file that is there is whole."""
+        stretches: list[tuple[int, int]] = []
+        for k in range(n):
+            if not self.tile(seed, k).exists():
+                if stretches and stretches[-1][1] == k:
+                    stretches[-1] = (stretches[-1][0], k + 1)
+                else:
+                    stretches.append((k, k + 1))
+        return stretches
+
+    def close(self, described: dict[str, Any], n: int, seed: int, profiles: Sequence[str] | None = None) -> None:
+        """Write the manifest: what the first n tiles are, with the profile of each where they differ. The rest stay."""
+        tiles = [{"file": self.tile(seed, k).name, "index": k} for k in range(n)]
+        if profiles is not None:
+            tiles = [tile | {"profile": name} for tile, name in zip(tiles, profiles, strict=True)]
+        write_json(self.manifest, {"made_from": described, "finished": True, "n": n, "tiles": tiles})
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
