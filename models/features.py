@@ -39,7 +39,7 @@ class Extractor:
         """Freeze `network`, which takes (N, 3, side, side) floats normalised as (x - mean) / std, x in [0, 1]."""
         self.name, self.digest, self.input_side = name, digest, side
         self.device, self.antialias = torch.device(device), antialias
-        self.network = network.eval().requires_grad_(False).to(self.device)
+        self.network = network.float().eval().requires_grad_(False).to(self.device)
         self.mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
         self.std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
         words = [f"{v:g}" for v in (*mean, *std)]
@@ -231,7 +231,8 @@ def _fid_inception(state: dict[str, torch.Tensor], path: Path, _side: int) -> nn
     expected = Path(FID_WEIGHTS).stem[-8:]
     if path.is_file() and not sha256_of(path).startswith(expected):
         warn(f"{path}: not the published FID weights (SHA-256 {expected}...): compare values only among themselves")
-    network = fid_inception()
+    with torch.device("meta"):  # nothing is initialised only to be overwritten
+        network = fid_inception()
     _load(network, state, path, "the FID Inception V3 (1008 classes)")
     network.fc = network.dropout = nn.Identity()  # features after pooling: (N, 2048)
     return network
@@ -258,7 +259,7 @@ def _torchvision_builder(name: str) -> Any:
 
 def _load(network: nn.Module, state: dict[str, torch.Tensor], path: Path, what: str) -> None:
     try:
-        network.load_state_dict(state)
+        network.load_state_dict(state, assign=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{path}: these weights are not {what} ({reason}); check --extractor and --weights") from None

@@ -19,9 +19,7 @@ from common.errors import InputError, warn
 from common.run import pick_device
 from datasets.cohort import open_cohort
 from datasets.expression import ExpressionTable, read_cohort_tables
-from datasets.keys import slug
 from sources.gan import GAN, GANSource, open_gan
-from sources.profiles import Profiles
 from sources.real import FolderSource, RealSource
 from sources.statistics import StatisticsSource
 
@@ -127,37 +125,21 @@ class Opener:
         return self._gans[path]
 
     def _run(self, spec: SourceSpec) -> GANSource:
-        gan, run = (
-            self._gan(spec.path),
-            Path(spec.short_name if not spec.patient else replace(spec, patient=None).short_name),
-        )
+        gan = self._gan(spec.path)
         if not gan.conditional:
-            return GANSource(gan, None, f"GAN {run}")
+            return GANSource(gan, None, f"GAN {gan.run}")
         self.conditional = True
         settings = self.settings(spec.config) if spec.config else self._trained_with(gan)
         table = self._table(spec.config or spec.path, settings)
-        vae = self.vae_checkpoint or settings.vae_checkpoint
-        profiles = Profiles(vae, table, self.device)
-        if gan.state["vae_digest"] != profiles.vae_digest:
-            found, expected = profiles.vae_digest[:8], gan.state["vae_digest"][:8]
-            raise InputError(
-                f"{vae}: not the VAE that {spec.path} was trained with (digest {found}, {expected} expected); "
-                "name that one with --vae_checkpoint"
-            )
+        profiles = gan.profiles(self.vae_checkpoint or settings.vae_checkpoint, table)
         if spec.patient is None:
             names = profiles.held_out()
-            if not names:
-                raise InputError(
-                    f"{spec.path}: no held-out donor in {settings.path_csv}; name a profile with --patient1"
-                )
-            conditions = torch.stack([profiles.condition(name) for name in names])
-            return GANSource(gan, conditions, f"RNA-GAN {run} ({len(names)} held-out profiles)")
-        row = table.obs.iloc[table.find(spec.patient)]
-        made_for = gan.state["tissues"] or [row["tissue"]]
-        if slug(row["tissue"]) not in {slug(tissue) for tissue in made_for}:
-            warn(f"{spec.path}: made for {', '.join(made_for)}; {spec.patient} is a profile of {row['tissue']}")
-        label = f"RNA-GAN {run}, profile {spec.patient} ({row['split']})"
-        return GANSource(gan, profiles.condition(spec.patient), label)
+            label = f"RNA-GAN {gan.run} ({len(names)} held-out profiles)"
+            return GANSource(gan, profiles.conditions(names), label, names)
+        row = table.find(spec.patient)
+        gan.warn_of_tissue(spec.patient, str(table.obs["tissue"].iloc[row]))
+        label = f"RNA-GAN {gan.run}, profile {spec.patient} ({profiles.split(row)})"
+        return GANSource(gan, profiles.conditions([row])[0], label, [str(table.obs.index[row])])
 
     def _table(self, key: str, settings: GANSettings) -> ExpressionTable:
         if key not in self._tables:
