@@ -36,7 +36,7 @@ def open_bytes(path: str | Path) -> Iterator[BinaryIO]:
             raise InputError(f"{path}: the file is empty; download or make it again")
         size = path.stat().st_size
         try:
-            with tqdm.wrapattr(raw, "read", total=size, desc=path.name, delay=3, leave=False) as seen:
+            with tqdm.wrapattr(raw, "read", total=size, desc=path.name, delay=3, leave=False, disable=None) as seen:
                 yield gzip.GzipFile(fileobj=seen) if magic == b"\x1f\x8b" else seen
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise InputError(f"{path}: the gzip file is cut off or damaged ({error}); download it again") from None

@@ -70,15 +70,16 @@ class Unit:
     why: str
 
 
-def guess_unit(path: str, stats: ValueStats, given: str | None = None) -> Unit:
-    """Return the unit of the matrix in the file `path`: `given` (--unit), else what name and values show.
+def guess_unit(path: str, stats: ValueStats, given: str | None = None, stated: str | None = None) -> Unit:
+    """Return the unit of the matrix in the file `path`: `given` (--unit), `stated` (in the file), else what is seen.
 
     InputError where values are negative and no log explains it, or logged to a base that cannot be told.
     """
     hint = _hint(path)
     linear = hint or "TPM"
-    if given is not None:
-        unit = Unit(LINEAR.get(given, linear), given if given in LOGS else None, "given with --unit")
+    if (known := given or stated) is not None:
+        why = "given with --unit" if given else "the file states it"
+        unit = Unit(LINEAR.get(known, linear), known if known in LOGS else None, why)
     elif stats.lowest < 0:
         raise InputError(
             f"{path}: the lowest value is {stats.lowest:g}, at least 0 was expected; z-scores and log ratios cannot be "
@@ -96,7 +97,7 @@ def guess_unit(path: str, stats: ValueStats, given: str | None = None) -> Unit:
         unit = Unit("TPM", None, "ASSUMED: neither name nor values tell; state it with --unit")
     if stats.lowest < 0 and (unit.log is None or LOGS[unit.log][1]):
         raise InputError(
-            f"{path}: the lowest value is {stats.lowest:g}, which {given} cannot have; state the unit with --unit"
+            f"{path}: the lowest value is {stats.lowest:g}, which {unit.log or unit.name} cannot have; state the unit with --unit"
         )
     return unit
 
