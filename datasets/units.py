@@ -97,7 +97,8 @@ def guess_unit(path: str, stats: ValueStats, given: str | None = None, stated: s
         unit = Unit("TPM", None, "ASSUMED: neither name nor values tell; state it with --unit")
     if stats.lowest < 0 and (unit.log is None or LOGS[unit.log][1]):
         raise InputError(
-            f"{path}: the lowest value is {stats.lowest:g}, which {unit.log or unit.name} cannot have; state the unit with --unit"
+            f"{path}: the lowest value is {stats.lowest:g}, which {unit.log or unit.name} cannot have; state the "
+            "unit with --unit"
         )
     return unit
 
