@@ -84,6 +84,8 @@ def read_sexes(path: str | Path) -> pd.DataFrame:
 def read_slides(path: str | Path) -> list[str]:
     """Return slides' file names: of a folder and its sub-folders, or of a list (column wsi_file_name, or lines)."""
     path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such folder or list of slides; check --slides")
     if path.is_dir():
         names = [p.name for p in sorted(path.rglob("*")) if p.name.lower().endswith(SLIDE_SUFFIXES) and p.is_file()]
         expected = f"a folder with slides ({', '.join(SLIDE_SUFFIXES[2:6])}, ...)"

@@ -283,6 +283,7 @@ def test_the_command_as_in_the_manual(tmp_path, capsys):
         ),
         (["--attributes", "{tmp}/bad.csv"], "bad.csv: no column SAMPID (found Gene)"),
         (["--slides", "{tmp}/empty"], "empty: no slides found; a folder with slides"),
+        (["--slides", "{tmp}/none"], "none: no such folder or list of slides; check --slides"),
         (["--slides", "{tmp}/list.txt"], "list.txt: none of its 1 slides belongs to one of 4 samples"),
         (["--input", "{tmp}/none.gct"], "none.gct: no such file; a table was expected"),
         (["--out", "{tmp}/x.tsv"], "x.tsv: tables are written as .csv or .h5ad"),
