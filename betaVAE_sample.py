@@ -13,15 +13,16 @@ Reads the trained model in the config's save_dir (or --vae_checkpoint) and, for 
 (--no_check: without).
 
 Writes --out, by default <save_dir>/samples.h5ad, in the tables' unit (.csv: the reference's form), and beside it
-<stem>.metrics.json: n, seed, distance to the nearest real profile, per-gene means and spreads, AUC of a real-or-synthetic
-classifier, for the samples as written (as_written) and as the other --noise would be; samples moved to another tissue
-are compared with that tissue.
+<stem>.metrics.json: n, seed, distance to the nearest real profile, per-gene means and spreads, AUC of a
+real-or-synthetic classifier, for the samples as written (as_written) and as the other --noise would be; samples moved
+to another tissue are compared with that tissue, draws from the prior, which have none, with all.
 """
 
 import argparse
 import sys
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -92,7 +93,8 @@ def main(args: argparse.Namespace) -> int | None:
     noise = noise * vae.residual_std.to(expected.device)
     scaled = vae.scale(vae.scaler.inverse(expected + args.noise * noise))  # what a reader of the table will see
     moved = shift is not None and shift["type"] == "tissue"
-    labels = [f"{shift['from']}_to_{shift['to']}"] * len(z) if moved else tissues
+    label = f"{shift['from']}_to_{shift['to']}" if moved else "prior"
+    labels = [label] * len(z) if moved or source == "prior" else tissues
     write_samples(out, vae, vae.scaler.inverse(expected + args.noise * noise), labels, source, digest)
 
     # Compare with real profiles.
@@ -117,6 +119,8 @@ def main(args: argparse.Namespace) -> int | None:
 def tissue_of_each(vae: TrainedVAE, args: argparse.Namespace, shift: dict[str, Any] | None) -> list[str]:
     """Return the tissue that each sample is drawn from: --tissue, the shift's start, or all tissues in turn."""
     name = args.tissue
+    if args.source == "prior" and name:
+        raise InputError(f"--tissue {name}: the prior knows no tissue; leave it out, or use --source posterior")
     if shift is not None and shift["from"] in vae.by_tissue:
         if name and slug(name) != shift["from"]:
             raise InputError(f"--tissue {name}: the shift in {args.shift} starts from {shift['from']}; leave it out")
@@ -157,7 +161,7 @@ def read_shift(path: str, digest: str) -> dict[str, Any]:
         arrays = {key: torch.from_numpy(found[key]) for key in ("shift", "mean_from", "mean_all")}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; make it with betaVAE_interpolation.py") from None
-    except (KeyError, ValueError, OSError, EOFError, TypeError) as error:
+    except (KeyError, ValueError, OSError, EOFError, TypeError, AttributeError, BadZipFile) as error:
         reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
         raise InputError(f"{path}: not a shift of betaVAE_interpolation.py ({reason}); make it again") from None
     offset = arrays["mean_from"] - arrays["mean_all"] if words["type"] == "sex" else 0.0
