@@ -82,25 +82,42 @@ def _real_groups(folder: Path) -> Iterator[TileGroup]:
 
 
 def _generated_groups(folder: Path, labels: Sequence[str]) -> Iterator[TileGroup]:
-    """Return one group per manifest.json under `folder`, or the folder itself where there is none."""
+    """Return one group per folder with a manifest.json under `folder`, or the folder itself where there is none."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of generated tiles; make it with generate_tissue_images.py")
-    for place in sorted(p.parent for p in folder.rglob("manifest.json")) or [folder]:
-        manifest = read_json(place / "manifest.json") if (place / "manifest.json").exists() else {}
-        manifest = manifest if isinstance(manifest, dict) else {}
-        files = read_image_folder(place)
-        profile = manifest.get("profile")
-        donor = manifest.get("donor") or (donor_of(profile) if isinstance(profile, str) else place.resolve().name)
-        names = [f"{donor}_{path.stem}" for path in files]
-        label = _label_of(place, manifest, labels)
-        yield TileGroup(label, str(donor), names, lambda k, files=files: read_image(files[k]))
+    places = {p.parent for p in folder.rglob("manifest.json")}
+    outermost = sorted(p for p in places if not places & set(p.parents))  # second/ and real/ inside are comparisons
+    for place in outermost or [folder]:
+        about, donors = _read_manifest(place / "manifest.json")
+        files, label = read_image_folder(place), _label_of(place, about, labels)
+        groups: dict[str, list[Path]] = {}
+        for path in files:
+            groups.setdefault(donors.get(path.name) or _donor(about) or place.resolve().name, []).append(path)
+        for donor, paths in groups.items():
+            names = [f"{donor}_{path.stem}" for path in paths]
+            yield TileGroup(label, donor, names, lambda k, paths=paths: read_image(paths[k]))
 
 
-def _label_of(place: Path, manifest: dict, labels: Sequence[str]) -> str:
+def _read_manifest(path: Path) -> tuple[dict, dict[str, str]]:
+    """Return what a manifest says of all its tiles, and the donor of each file that it gives one for."""
+    content = read_json(path) if path.exists() else {}
+    content = content if isinstance(content, dict) else {}
+    made_from = content.get("made_from")
+    tiles = [t for t in content.get("tiles", []) if isinstance(t, dict) and "file" in t]
+    donors = {Path(t["file"]).name: donor for t in tiles if (donor := _donor(t))}
+    return content | (made_from if isinstance(made_from, dict) else {}), donors
+
+
+def _donor(about: dict) -> str | None:
+    profile = about.get("profile")
+    return about.get("donor") or (donor_of(profile) if isinstance(profile, str) and profile else None)
+
+
+def _label_of(place: Path, about: dict, labels: Sequence[str]) -> str:
     """Return the class of generated tiles: the manifest's tissue, else the nearest folder name with a class in it."""
     for key in ("label", "tissue"):
-        if isinstance(manifest.get(key), str) and slug(manifest[key]) in labels:
-            return slug(manifest[key])
+        if isinstance(about.get(key), str) and slug(about[key]) in labels:
+            return slug(about[key])
     for part in reversed(place.resolve().parts):
         found = [label for label in labels if re.search(rf"(^|_){label}($|_)", slug(part))]
         if found:

@@ -296,6 +296,7 @@ def test_toy_tables_have_label_and_donor(tmp_path):
         make_store(tmp_path / tissue, "GTEX-A-0125", 3)
         make_store(tmp_path / tissue, "GTEX-B-0125", 5)
         generated_folder(tmp_path / f"rna-gan_{tissue}" / "GTEX-C-0125", profile="GTEX-C-0125", donor="GTEX-C")
+    generated_folder(tmp_path / "rna-gan_lung" / "GTEX-C-0125" / "real", profile="GTEX-C-0125")  # a comparison
     out = tmp_path / "images_form"
     args = ["toy", "--real", str(tmp_path / "lung"), str(tmp_path / "brain"), "--out", str(out), "--per_class", "4"]
     args += ["--generated", str(tmp_path / "rna-gan_lung"), str(tmp_path / "rna-gan_brain")]
@@ -308,6 +309,16 @@ def test_toy_tables_have_label_and_donor(tmp_path):
     sides = {read_image(out / f).shape for f in [*real["wsi_file_names"], *made["wsi_file_names"]]}
     assert sides == {(16, 16, 3)}  # the generated tiles' side, so that size does not tell them apart
     assert real["wsi_file_names"].is_unique
+
+
+def test_toy_groups_tiles_by_the_profile_of_each(tmp_path):
+    make_store(tmp_path / "lung")
+    folder = generated_folder(tmp_path / "rna-gan_lung" / "held_out")
+    tiles = [{"file": f"{k:05d}.png", "index": k, "profile": f"GTEX-{'XYX'[k]}-0126"} for k in range(3)]
+    manifest = {"made_from": {"profile": None, "split": "test"}, "finished": True, "n": 3, "tiles": tiles}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    made = write_toy([tmp_path / "lung"], [tmp_path / "rna-gan_lung"], tmp_path / "out")["rna-gan_toy_example.csv"]
+    assert made.groupby("group").size().to_dict() == {"GTEX-X": 2, "GTEX-Y": 1}
 
 
 def test_toy_refuses_tiles_of_no_class(tmp_path):
