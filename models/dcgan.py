@@ -77,7 +77,8 @@ class DCGANDiscriminator(nn.Module):
             gains, x = [], images
             for conv, activation in [*self.model, self.disc]:
                 x = conv(x)
-                gain = torch.ones_like(x) if isinstance(activation, nn.Identity) else torch.where(x > 0, 1.0, SLOPE)
+                flat = 1.0 if isinstance(activation, nn.Identity) else SLOPE
+                gain = torch.full_like(x, flat).masked_fill_(x > 0, 1.0)
                 x = x * gain
                 gains.append(gain)
         slope = gains.pop()  # (n, 1, 1, 1)

@@ -1,0 +1,204 @@
+"""The networks against torchgan's, the losses against their formulas, the averaged generator."""
+
+import pytest
+import torch
+from torch import nn
+
+from common.errors import InputError
+from models.average import average_decay, calibrate_batch_norm, calibration_inputs, update_average
+from models.conditioning import InputRule
+from models.dcgan import DCGANDiscriminator, DCGANGenerator
+from models.gan_losses import LOSSES, critic_step, generator_step, gradient_penalty, is_conditional
+
+
+@pytest.mark.parametrize(("side", "channels", "dims"), [(16, 8, 10), (32, 8, 10), (128, 2, 5)])
+def test_a_torchgan_state_dict_loads_and_gives_the_same(side, channels, dims):
+    theirs = pytest.importorskip("torchgan.models")
+    g, c = (
+        theirs.DCGANGenerator(dims, side, step_channels=channels),
+        theirs.DCGANDiscriminator(side, step_channels=channels),
+    )
+    ours_g = DCGANGenerator(dims, side, channels)
+    ours_c = DCGANDiscriminator(side, channels, norm="batch", output="leaky")
+    ours_g.load_state_dict(g.state_dict())
+    ours_c.load_state_dict(c.state_dict())
+    noise, images = torch.randn(4, dims), torch.rand(4, 3, side, side) * 2 - 1
+    for mode in (True, False):
+        for theirs_net, ours_net, x in ((g, ours_g, noise), (c, ours_c, images)):
+            assert torch.allclose(theirs_net.train(mode)(x), ours_net.train(mode)(x), atol=1e-4)
+
+
+def test_the_papers_sizes_have_torchgans_keys_and_shapes():
+    theirs = pytest.importorskip("torchgan.models")
+    with torch.device("meta"):
+        pairs = [
+            (theirs.DCGANGenerator(2048, 256, step_channels=64), DCGANGenerator(2048, 256, 64)),
+            (theirs.DCGANDiscriminator(256, step_channels=64), DCGANDiscriminator(256, 64, "batch", "leaky")),
+        ]
+    for peer, ours in pairs:
+        shapes = {name: value.shape for name, value in peer.state_dict().items()}
+        assert shapes == {name: value.shape for name, value in ours.state_dict().items()}
+
+
+def test_a_critic_without_norm_equals_torchgans_without_norm():
+    theirs = pytest.importorskip("torchgan.models")
+    peer = theirs.DCGANDiscriminator(32, step_channels=8, batchnorm=False, last_nonlinearity=nn.Identity())
+    ours = DCGANDiscriminator(32, 8)
+    ours.load_state_dict(peer.state_dict())
+    images = torch.rand(4, 3, 32, 32) * 2 - 1
+    assert torch.allclose(peer(images), ours(images), atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [16, 32, 64])
+def test_shapes_and_range(side):
+    tiles = DCGANGenerator(7, side, 4)(torch.randn(3, 7))
+    assert tiles.shape == (3, 3, side, side) and tiles.abs().max() <= 1
+    assert DCGANDiscriminator(side, 4)(tiles).shape == (3,)
+
+
+@pytest.mark.parametrize("side", [8, 24, 100])
+def test_a_side_that_is_no_power_of_two_is_refused(side):
+    with pytest.raises(InputError, match="power of two"):
+        DCGANGenerator(7, side, 4)
+
+
+def test_the_initialisation_is_he():
+    torch.manual_seed(0)
+    weight = DCGANDiscriminator(32, 64).model[1][0].weight
+    assert weight.std().item() == pytest.approx((2 / (64 * 16)) ** 0.5, rel=0.03)
+
+
+# ---- Losses ----
+
+
+def test_losses_have_the_values_of_their_formulas():
+    real, fake = torch.tensor([2.0, 0.0]), torch.tensor([-1.0, 1.0])
+    assert LOSSES["wgan"].critic(real, fake).item() == pytest.approx(-1.0)
+    assert LOSSES["wgan"].generator(fake).item() == pytest.approx(0.0)
+    assert LOSSES["lsgan"].critic(real, fake).item() == pytest.approx(0.5 * (1 + 1))
+    assert LOSSES["lsgan"].generator(fake).item() == pytest.approx(0.5 * (4 + 0) / 2)
+    bce = nn.functional.binary_cross_entropy_with_logits
+    expected = bce(real, torch.ones(2)) + bce(fake, torch.zeros(2))
+    assert LOSSES["minimax"].critic(real, fake).item() == pytest.approx(expected.item())
+    assert LOSSES["minimax"].generator(fake).item() == pytest.approx(bce(fake, torch.ones(2)).item())
+
+
+def test_a_run_is_conditional_exactly_when_its_loss_ends_in_vae():
+    assert {name for name in LOSSES if is_conditional(name)} == {"wganvae"}
+
+
+class Linear(nn.Module):
+    """score = w . x: its slope is w at every x, so the penalty is (|w| - 1)^2 whatever the images are."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x):
+        return x.flatten(1) @ self.weight
+
+
+def test_the_penalty_of_a_linear_critic():
+    critic = Linear(torch.full((12,), 0.5))  # |w| = sqrt(3)
+    real, fake = torch.randn(5, 3, 2, 2), torch.randn(5, 3, 2, 2)
+    penalty = gradient_penalty(critic, real, fake, torch.rand(5))
+    assert penalty.item() == pytest.approx((3**0.5 - 1) ** 2, rel=1e-5)
+    whole = gradient_penalty(critic, real, fake, torch.rand(5), per="batch")  # one norm for all: sqrt(5) as long
+    assert whole.item() == pytest.approx((15**0.5 - 1) ** 2, rel=1e-5)
+
+
+def test_the_penalty_is_per_image():
+    torch.manual_seed(0)
+    critic = DCGANDiscriminator(16, 4)
+    real, fake, epsilon = torch.randn(6, 3, 16, 16), torch.randn(6, 3, 16, 16), torch.rand(6)
+    each = [gradient_penalty(critic, real[i : i + 1], fake[i : i + 1], epsilon[i : i + 1]) for i in range(6)]
+    assert gradient_penalty(critic, real, fake, epsilon).item() == pytest.approx(
+        torch.stack(each).mean().item(), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("output", ["linear", "leaky"])
+def test_the_slope_run_backwards_equals_autograds_and_so_do_its_gradients(output):
+    torch.manual_seed(0)
+    critic = DCGANDiscriminator(32, 4, output=output).double()
+    real, fake = (torch.randn(5, 3, 32, 32, dtype=torch.float64) for _ in range(2))
+    epsilon = torch.rand(5, dtype=torch.float64)
+    found = {}
+    for name, function in (("ours", critic), ("autograd", lambda x: critic(x))):
+        critic.zero_grad()
+        gradient_penalty(function, real, fake, epsilon).backward()
+        found[name] = {k: p.grad.clone() for k, p in critic.named_parameters() if p.grad is not None and p.grad.any()}
+    assert found["ours"].keys() == found["autograd"].keys() != set()
+    for key, gradient in found["ours"].items():
+        assert torch.allclose(gradient, found["autograd"][key], rtol=1e-9, atol=1e-12), key
+
+
+def test_under_batch_norm_the_slope_is_autograds():
+    critic = DCGANDiscriminator(16, 4, norm="batch")
+    gradient_penalty(critic, torch.randn(4, 3, 16, 16), torch.randn(4, 3, 16, 16), torch.rand(4)).backward()
+    with pytest.raises(ValueError, match="batch norm"):
+        critic.slope(torch.randn(4, 3, 16, 16))
+
+
+# ---- The two updates ----
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_each_update_moves_its_own_network_only(name, norm):
+    torch.manual_seed(0)
+    generator, critic = DCGANGenerator(6, 16, 4), DCGANDiscriminator(16, 4, norm)
+    optimizers = [torch.optim.Adam(net.parameters(), lr=1e-3) for net in (generator, critic)]
+    before = [[p.detach().clone() for p in net.parameters()] for net in (generator, critic)]
+
+    def moved():
+        pairs = zip((generator, critic), before, strict=True)
+        return [any(not torch.equal(p, q) for p, q in zip(net.parameters(), old, strict=True)) for net, old in pairs]
+
+    fake = generator(torch.randn(4, 6))
+    parts = critic_step(critic, optimizers[1], LOSSES[name], torch.randn(4, 3, 16, 16), fake, torch.rand(4))
+    assert moved() == [False, True]
+    assert ("penalty" in parts) == LOSSES[name].penalty
+    before[1] = [p.detach().clone() for p in critic.parameters()]
+    generator_step(critic, optimizers[0], LOSSES[name], fake)
+    assert moved() == [True, False]
+    assert all(p.requires_grad for p in critic.parameters())
+
+
+def test_wgan_clips_and_the_others_do_not():
+    for name in LOSSES:
+        torch.manual_seed(0)
+        critic = DCGANDiscriminator(16, 4)
+        optimizer = torch.optim.Adam(critic.parameters(), lr=1e-3)
+        critic_step(
+            critic, optimizer, LOSSES[name], torch.randn(4, 3, 16, 16), torch.randn(4, 3, 16, 16), torch.rand(4)
+        )
+        largest = max(p.abs().max().item() for p in critic.parameters())
+        assert (largest <= 0.01) == (name == "wgan")
+
+
+# ---- The average ----
+
+
+def test_the_averages_half_life_is_in_images():
+    assert average_decay(8, 1000, 10**9) ** (1000 / 8) == pytest.approx(0.5)
+    assert average_decay(8, 1000, 80) == pytest.approx(0.5)  # early: a tenth of the images shown so far
+    model, average = nn.Linear(2, 2), nn.Linear(2, 2)
+    expected = 0.9 * average.weight.detach() + 0.1 * model.weight.detach()
+    update_average(average, model, 0.9)
+    assert torch.allclose(average.weight, expected)
+
+
+def test_calibrated_statistics_depend_on_the_weights_alone():
+    torch.manual_seed(0)
+    model = DCGANGenerator(6, 16, 4)
+    calibrate_batch_norm(model, calibration_inputs(InputRule(), 6, 99))
+    once = {k: v.clone() for k, v in model.state_dict().items()}
+    model.train()(torch.randn(4, 6) * 9)
+    calibrate_batch_norm(model, calibration_inputs(InputRule(), 6, 99))
+    assert not model.training
+    assert all(torch.equal(v, once[k]) for k, v in model.state_dict().items())
+    norm = model.model[0][1]
+    assert norm.running_var.mean().item() == pytest.approx(
+        model.model[0][0].weight.square().sum(0).mean().item(), rel=0.2
+    )

@@ -1,0 +1,244 @@
+"""Training the GAN through its command: resume to the bit, signals, NaN, whose tiles are used, what a run leaves."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import gan_toy
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import histopathology_gan as command
+from common.checkpoint import load_checkpoint
+from datasets.cohort import open_cohort
+from datasets.keys import split_of
+from sources.gan import open_gan
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    torch.set_num_threads(1)
+    return gan_toy.make_cohort(tmp_path_factory.mktemp("cohort"))
+
+
+@pytest.fixture
+def cohort(made, tmp_path, monkeypatch):
+    """A copy of the cohort as the working directory."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def train(words, config="lung.json"):
+    return gan_toy.run(command, f"--config {config} {words}")
+
+
+def weights(run):
+    return load_checkpoint(f"{run}/last.pt", "gan_training")[0]
+
+
+def log_of(run):
+    return [json.loads(line) for line in Path(run, "log.jsonl").read_text().splitlines()]
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize("loss", ["wgan", "wganvae"])
+def test_eight_steps_equal_three_and_five_to_the_bit(cohort, loss):
+    assert train(f"--model_dir whole --loss_type {loss} --max_steps 8") == 0
+    assert train(f"--model_dir parts --loss_type {loss} --max_steps 3") == 0
+    assert train(f"--model_dir parts --loss_type {loss} --max_steps 8") == 0
+    assert weights("whole")["step"] == weights("parts")["step"] == 8
+    assert same(weights("whole"), weights("parts"))
+    assert load_checkpoint("whole/whole.model", "gan")[1] == load_checkpoint("parts/parts.model", "gan")[1]
+    last = [log_of(run)[-1] for run in ("whole", "parts")]
+    assert [line.pop("seconds") > 0 for line in last] == [True, True]
+    assert last[0] == last[1] and last[0]["step"] == 8
+
+
+def test_workers_and_cache_change_nothing(cohort):
+    assert train("--model_dir plain --loss_type wgan --max_steps 6") == 0
+    assert train("--model_dir workers --loss_type wgan --max_steps 6 --n_workers 2") == 0
+    gan_toy.write_config(cohort / "ram.json", ["lung"], cache="ram")
+    assert train("--model_dir ram --loss_type wgan --max_steps 6", "ram.json") == 0
+    assert same(weights("plain"), weights("workers")) and same(weights("plain"), weights("ram"))
+
+
+def test_a_run_leaves_a_usable_model_a_grid_per_epoch_and_a_log(cohort, capsys):
+    assert (
+        train("--model_dir checkpoints/rna-gan --image_dir pictures --loss_type wganvae --num_epochs 2", "both.json")
+        == 0
+    )
+    gan = open_gan("checkpoints/rna-gan.model")
+    assert gan.conditional and gan.tissues == ["brain", "lung"] and gan.state["epoch"] == 2.0
+    assert gan.state["vae_digest"] == load_checkpoint("checkpoints/betavae_tissues/best.pt")[1]
+    assert gan.state["mpp"] == 0.5 and gan.state["img_size"] == gan_toy.SIDE
+    assert torch.equal(
+        gan.state["latent"]["std"], load_checkpoint("checkpoints/betavae_tissues/best.pt")[0]["latent"]["std"]
+    )
+    assert sorted(p.name for p in (cohort / "pictures").iterdir()) == ["epoch_0001.png", "epoch_0002.png"]
+    assert {"step", "epoch", "critic", "penalty", "generator"} <= log_of("checkpoints/rna-gan")[-1].keys()
+    assert not gan.generator.training and not any(p.requires_grad for p in gan.generator.parameters())
+
+
+def test_the_rows_of_a_grid_are_profiles_and_its_columns_the_same_noise(cohort):
+    assert train("--model_dir rna --image_dir pictures --loss_type wganvae --max_steps 4") == 0
+    grid = np.asarray(Image.open("pictures/epoch_0001.png"))
+    rows = [grid[i : i + gan_toy.SIDE] for i in range(0, len(grid), gan_toy.SIDE + 2)]
+    assert len(rows) > 1 and (rows[0] != rows[1]).any()
+
+
+def test_only_training_donors_are_shown_to_a_gan(cohort):
+    seen = set()
+    settings = command.load_config(command.GANSettings, "lung.json")
+    found = open_cohort(settings, ("train",))
+    for batch in range(40):
+        seen |= set(found.slides["donor"].iloc[found.tiles.slide_index[command.batch_indices(found, settings, batch)]])
+    assert {split_of(donor, 99) for donor in seen} == {"train"} and len(seen) == len(found.slides)
+
+
+def test_the_split_seed_is_the_vaes(cohort, capsys):
+    gan_toy.write_config(cohort / "other.json", ["lung"], split_seed=1, encoding_dims=2048)
+    assert train("--model_dir run --loss_type wganvae --max_steps 1", "other.json") == 0
+    said = capsys.readouterr().err
+    assert "split_seed = 1, the beta-VAE" in said and "encoding_dims = 2048" in said
+    assert open_gan("run").state["split_seed"] == 99
+
+
+@pytest.mark.parametrize("loss", ["minimax", "lsgan", "wgangp"])
+def test_every_loss_trains_at_32_px(cohort, loss):
+    assert train(f"--model_dir run --loss_type {loss} --max_steps 2 --img_size 32 --n_workers 0") == 0
+    assert open_gan("run").state["generator_args"]["out_size"] == 32
+
+
+def test_the_published_settings_train(cohort):
+    published = {"standardise": "batch", "noise": "uniform", "critic_norm": "batch", "critic_output": "leaky"}
+    gan_toy.write_config(cohort / "published.json", ["lung"], **published, penalty_per="batch", shuffle="slides")
+    assert train("--model_dir run --loss_type wganvae --max_steps 3", "published.json") == 0
+
+
+def test_several_critic_steps(cohort):
+    gan_toy.write_config(cohort / "more.json", ["lung"], critic_steps=3)
+    assert train("--model_dir run --loss_type wgangp --max_steps 2", "more.json") == 0
+    assert open_gan("run").state["images_seen"] == 2 * 3 * 4
+
+
+# ---- What may go wrong ----
+
+
+def test_nan_stops_the_run_before_a_checkpoint_and_names_the_step(cohort, capsys, monkeypatch):
+    assert train("--model_dir run --loss_type wgan --max_steps 3") == 0
+    before = (cohort / "run" / "last.pt").read_bytes(), (cohort / "run" / "run.model").read_bytes()
+    steps = iter(range(4, 99))
+    real = command.generator_step
+
+    def poisoned(*args, **kwargs):
+        losses = real(*args, **kwargs)
+        return losses if next(steps) < 6 else {"generator": torch.tensor(float("nan"))}
+
+    monkeypatch.setattr(command, "generator_step", poisoned)
+    assert train("--model_dir run --loss_type wgan --max_steps 9") == 2
+    assert "NaN or infinite at step 6" in capsys.readouterr().err
+    assert before == ((cohort / "run" / "last.pt").read_bytes(), (cohort / "run" / "run.model").read_bytes())
+
+
+def test_a_weight_that_is_infinite_is_not_saved(cohort, capsys, monkeypatch):
+    real = command.generator_step
+
+    def poisoned(critic, *args, **kwargs):
+        losses = real(critic, *args, **kwargs)
+        next(critic.parameters()).data.fill_(float("inf"))
+        return losses
+
+    monkeypatch.setattr(command, "generator_step", poisoned)
+    assert train("--model_dir run --loss_type wgangp --max_steps 1") == 2
+    assert "step 1" in capsys.readouterr().err and not (cohort / "run" / "last.pt").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_finishes_the_step_and_saves(cohort, monkeypatch, number):
+    real, calls = command.generator_step, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), number)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(command, "generator_step", interrupted)
+    assert train("--model_dir run --loss_type wgan --max_steps 8") == 75
+    assert weights("run")["step"] == 3
+    assert train("--model_dir run --loss_type wgan --max_steps 8") == 0
+    assert train("--model_dir whole --loss_type wgan --max_steps 8") == 0
+    assert same(weights("run"), weights("whole"))
+
+
+def test_other_settings_in_the_same_folder_are_refused_and_restart_moves_the_run_aside(cohort, capsys):
+    assert train("--model_dir run --loss_type wgan --max_steps 1") == 0
+    assert train("--model_dir run --loss_type wgangp --max_steps 1") == 2
+    assert "loss_type (wgan there, wgangp now)" in capsys.readouterr().err
+    assert train("--model_dir run --loss_type wgangp --max_steps 1 --restart") == 0
+    assert len(list(cohort.glob("run.*"))) == 1
+
+
+def test_a_vae_trained_again_since_is_refused(cohort, capsys):
+    assert train("--model_dir run --loss_type wganvae --max_steps 1") == 0
+    tables = [gan_toy.toy_table(tissue, number) for number, tissue in enumerate(gan_toy.TISSUES)]
+    gan_toy.write_vae(cohort / "checkpoints" / "betavae_tissues", tables, seed=1)
+    assert train("--model_dir run --loss_type wganvae --max_steps 2") == 2
+    assert "vae_digest" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "changes", "said"),
+    [
+        ("--parallel 1", {}, "several processes are not supported yet"),
+        ("--img_size 24", {}, "img_size = 24: expected a power of two"),
+        ("--device cuda:7", {}, "a GPU was asked for"),
+        ("--batch_size 4000", {}, "only 84 training tiles"),
+        ("--vae_checkpoint nowhere.pt --loss_type wganvae", {}, "nowhere.pt: no such checkpoint"),
+        ("--vae_checkpoint lung.json --loss_type wganvae", {}, "not a readable checkpoint"),
+        ("--loss_type wganvae", {"path_csv": []}, "path_csv"),
+        ("", {"optimizer": "SGD"}, "optimizer = 'SGD': expected Adam, AdamW"),
+        ("", {"loss_type": "wgna"}, "loss_type = 'wgna'"),
+        ("", {"critic_nrom": "none"}, "nearest: critic_norm"),
+        ("", {"patch_data_path": ["tiles/liver"]}, "tiles/liver: no such tile folder"),
+    ],
+)
+def test_bad_input_is_one_line_with_the_remedy(cohort, capsys, words, changes, said):
+    gan_toy.write_config(cohort / "bad.json", ["lung"], **changes)
+    assert train(f"--model_dir run {words} --max_steps 1", "bad.json") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said in error and not (cohort / "run" / "last.pt").exists()
+
+
+def test_a_damaged_store_is_named(cohort, capsys):
+    path = next((cohort / "tiles" / "lung").glob("*.tar"))
+    path.write_bytes(path.read_bytes()[:-700])
+    assert train("--model_dir run --loss_type wgan --max_steps 1") == 2
+    assert path.name in capsys.readouterr().err
+
+
+def test_a_damaged_tile_is_named_by_a_worker_too(cohort, capsys):
+    for path in (cohort / "tiles" / "lung").glob("*.tar"):
+        path.write_bytes(b"\0" * path.stat().st_size)
+    assert train("--model_dir run --loss_type wgan --max_steps 1 --n_workers 1") == 2
+    assert "is damaged" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_the_papers_flags_are_understood():
+    words = "--seed 99 --config c.json --image_dir i --model_dir m --num_epochs 39 --gan_type dcgan --loss_type wgan"
+    args = command.build_parser().parse_args([*words.split(), "--num_patches", "600"])
+    assert (args.save_dir, args.max_patch_per_wsi, args.num_epochs) == ("m", 600, 39)

@@ -1,0 +1,263 @@
+"""Tiles from a trained GAN: a tile is its seed, its number and its profile; folders, manifests, foreign profiles."""
+
+import json
+import shutil
+from pathlib import Path
+
+import gan_toy
+import numpy as np
+import pytest
+import torch
+
+import generate_tissue_images as command
+import histopathology_gan
+from common.checkpoint import load_checkpoint, save_checkpoint
+from datasets.expression import read_expression, write_expression
+from datasets.tiles import read_image, read_image_folder
+from models.dcgan import DCGANGenerator
+from models.generate import CHUNK, generate_tiles
+from sources.gan import GANSource, open_gan
+
+PATIENT, OTHER = "GTEX-D03-0625.svs", "GTEX-D00-0625.svs"  # of split test, and another
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The cohort with a GAN and an RNA-GAN of the lung, trained for a moment."""
+    torch.set_num_threads(1)
+    folder = gan_toy.make_cohort(tmp_path_factory.mktemp("cohort"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, loss in (("gan_lung", "wgan"), ("rna-gan_lung", "wganvae")):
+            words = f"--config lung.json --model_dir checkpoints/{name} --loss_type {loss} --max_steps 3"
+            assert gan_toy.run(histopathology_gan, words) == 0
+    return folder
+
+
+@pytest.fixture
+def cohort(made, tmp_path, monkeypatch):
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def generate(words, checkpoint="checkpoints/rna-gan_lung.model"):
+    return gan_toy.run(command, f"--checkpoint {checkpoint} --config lung.json {words}")
+
+
+def pixels(folder):
+    return np.stack([read_image(path) for path in read_image_folder(folder)])
+
+
+def manifest(folder):
+    return json.loads((Path(folder) / "manifest.json").read_text())
+
+
+# ---- The function ----
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 16, 100])
+def test_tile_k_depends_on_seed_and_k_only(batch_size):
+    torch.manual_seed(0)
+    generator = DCGANGenerator(6, 16, 8)
+    whole = torch.cat(list(generate_tiles(generator, 40, 5, batch_size=64)))
+    again = list(generate_tiles(generator, 40, 5, batch_size=batch_size))
+    assert all(len(batch) <= batch_size for batch in again)
+    assert torch.equal(torch.cat(again), whole)
+    for start, n in ((3, 5), (CHUNK, CHUNK), (30, 10), (39, 1)):
+        part = torch.cat(list(generate_tiles(generator, n, 5, start=start, batch_size=batch_size)))
+        assert torch.equal(part, whole[start : start + n])
+    assert not torch.equal(torch.cat(list(generate_tiles(generator, 40, 6))), whole)
+    assert not generator.training
+
+
+def test_each_tile_may_have_its_own_profile():
+    torch.manual_seed(0)
+    generator, c = DCGANGenerator(6, 16, 8), torch.randn(20, 6)
+    mixed = torch.cat(list(generate_tiles(generator, 20, 5, c, start=10)))
+    for i in (0, 7, 19):
+        alone = torch.cat(list(generate_tiles(generator, 1, 5, c[i], start=10 + i)))
+        assert torch.equal(alone[0], mixed[i])
+
+
+# ---- The source ----
+
+
+def test_a_source_yields_uint8_and_says_what_it_is(cohort):
+    gan = open_gan("checkpoints/gan_lung")
+    source = GANSource(gan)
+    batches = list(source.batches(10, 1, batch_size=4))
+    assert [b.shape for b in batches] == [(4, 16, 16, 3), (4, 16, 16, 3), (2, 16, 16, 3)]
+    assert batches[0].dtype == np.uint8 and source.count() is None
+    assert source.describe()["digest"] == gan.digest and source.label == "GAN lung"
+
+
+def test_profiles_are_drawn_per_tile_by_seed_and_number(cohort):
+    gan = open_gan("checkpoints/rna-gan_lung")
+    profiles = gan.profiles("checkpoints/betavae_tissues", read_expression("data/lung.csv"))
+    names = profiles.held_out("test")
+    assert names and {profiles.split(name) for name in names} == {"test"}
+    source = GANSource(gan, profiles.conditions(names), names=names)
+    whole = np.concatenate(list(source.batches(20, 1)))
+    assert (np.concatenate(list(source.batches(6, 1, start=9))) == whole[9:15]).all()
+    assert len(set(source.profile_of_tiles(60, 1))) > 1
+
+
+def test_two_patients_give_different_tiles_for_the_same_noise(cohort):
+    gan = open_gan("checkpoints/rna-gan_lung")
+    profiles = gan.profiles(None, read_expression("data/lung.csv"))
+    a, b = (np.concatenate(list(GANSource(gan, profiles.condition(p)).batches(8, 1))) for p in (PATIENT, OTHER))
+    assert (a != b).any()
+
+
+# ---- The command ----
+
+
+def test_tiles_of_a_patient_with_the_papers_flags(cohort):
+    vae = "--vae --vae_checkpoint checkpoints/betavae_tissues.pt"
+    assert generate(f"--sample_size 20 {vae} --patient1 {PATIENT}") == 0
+    folder = Path("generated/rna-gan_lung/GTEX-D03-0625")
+    said = manifest(folder)
+    assert said["n"] == 20 == len(said["tiles"]) == len(read_image_folder(folder)) and said["finished"]
+    about = said["made_from"]
+    assert (about["profile"], about["donor"], about["split"], about["seed"]) == (PATIENT, "GTEX-D03", "test", 99)
+    assert about["digest"] == load_checkpoint("checkpoints/rna-gan_lung/rna-gan_lung.model")[1]
+    assert about["vae_digest"] == load_checkpoint("checkpoints/betavae_tissues/best.pt")[1]
+    assert about["gene_coverage"] == 1.0 and about["tissue"] == "lung"
+    assert (folder / "grid.png").exists()
+
+
+def test_the_batch_size_changes_no_tile(cohort):
+    assert generate(f"--sample_size 20 --patient1 {PATIENT} --out a") == 0
+    assert generate(f"--sample_size 20 --patient1 {PATIENT} --out b --batch_size 3") == 0
+    assert (pixels("a") == pixels("b")).all()
+
+
+def test_an_interrupted_run_goes_on_and_a_longer_one_adds(cohort):
+    assert generate(f"--sample_size 20 --patient1 {PATIENT} --out whole") == 0
+    assert generate(f"--sample_size 9 --patient1 {PATIENT} --out parts") == 0
+    kept = Path("parts/seed99_00002.png")
+    before = kept.stat().st_mtime_ns
+    Path("parts/seed99_00005.png").unlink()
+    assert generate(f"--sample_size 20 --patient1 {PATIENT} --out parts") == 0
+    assert (pixels("whole") == pixels("parts")).all() and kept.stat().st_mtime_ns == before
+
+
+def test_a_folder_of_other_tiles_is_refused(cohort, capsys):
+    assert generate(f"--sample_size 4 --patient1 {PATIENT} --out a") == 0
+    assert generate(f"--sample_size 4 --patient1 {OTHER} --out a") == 2
+    assert "profile" in capsys.readouterr().err
+    assert generate(f"--sample_size 4 --patient1 {PATIENT} --out a --seed 1") == 2
+    assert "seed (99 there, 1 now)" in capsys.readouterr().err
+
+
+def test_genes_in_another_order_give_the_same_tiles(cohort):
+    table = read_expression("data/lung.csv")
+    order = np.random.default_rng(0).permutation(len(table.genes))
+    genes = [table.genes[i].split(".")[0] + ".7" for i in order]  # and of another version
+    write_expression(type(table)(table.values[:, order], genes, table.obs), cohort / "other" / "lung.csv")
+    assert generate(f"--sample_size 6 --patient1 {PATIENT} --out a") == 0
+    assert generate(f"--sample_size 6 --patient1 {PATIENT} --out b --rna_data other/lung.csv") == 0
+    assert (pixels("a") == pixels("b")).all()
+
+
+def test_a_random_patient_of_a_foreign_table(cohort, capsys):
+    table = read_expression("data/brain.csv")
+    table.obs = table.obs.assign(wsi_file_name="", donor=[f"P{i}" for i in range(len(table))])
+    table.obs.index = [f"GSE_{i}" for i in range(len(table))]
+    write_expression(table, cohort / "GSE120795_lung_proteincoding.csv")
+    words = "--sample_size 4 --rna_data GSE120795_lung_proteincoding.csv --random_patient"
+    assert generate(words + " --out a") == 0
+    about = manifest("a")["made_from"]
+    assert about["profile"] in table.obs.index and about["split"] == "another study"
+    assert generate(words + " --out b") == 0
+    assert manifest("b")["made_from"]["profile"] == about["profile"]
+    drawn = set()
+    for seed in range(5):
+        assert generate(f"{words} --out s{seed} --seed {seed}") == 0
+        drawn.add(manifest(f"s{seed}")["made_from"]["profile"])
+    assert len(drawn) > 1
+
+
+def test_without_a_patient_every_tile_has_a_held_out_profile(cohort):
+    assert generate("--sample_size 12 --out a") == 0
+    names = {tile["profile"] for tile in manifest("a")["tiles"]}
+    assert len(names) > 1
+    profiles = open_gan("checkpoints/rna-gan_lung").profiles(None, read_expression("data/lung.csv"))
+    assert {profiles.split(name) for name in names} == {"test"}
+
+
+def test_real_first_and_second_side_by_side(cohort):
+    words = f"--checkpoint2 checkpoints/gan_lung.model --sample_size 10 --patient1 {PATIENT} --out a"
+    assert generate(words) == 0
+    assert len(read_image_folder("a")) == len(read_image_folder("a/second")) == 10
+    assert len(read_image_folder("a/real")) == gan_toy.TILES  # all that the patient has
+    assert manifest("a/second")["made_from"]["run"] == "gan_lung"
+    width = read_image("a/comparison.png").shape[1]
+    assert width == 3 * (4 * 16 + 3 * 2) + 2 * (16 // 3)
+
+
+def test_a_plain_gan_notes_and_ignores_vae(cohort, capsys):
+    assert generate("--sample_size 4 --vae", "checkpoints/gan_lung.model") == 0
+    assert "takes no expression" in capsys.readouterr().err
+    assert Path("generated/gan_lung/no_patient/manifest.json").exists()
+
+
+def test_another_tissue_is_a_warning(cohort, capsys):
+    words = "--sample_size 4 --rna_data data/brain.csv --patient1 GTEX-D03-3025.svs --out a"
+    assert generate(words) == 0
+    assert "is of brain, rna-gan_lung was trained on lung" in capsys.readouterr().err
+
+
+def test_another_vae_is_refused(cohort, capsys):
+    tables = [gan_toy.toy_table(tissue, number) for number, tissue in enumerate(gan_toy.TISSUES)]
+    gan_toy.write_vae(cohort / "checkpoints" / "other_vae", tables, seed=1)
+    assert generate(f"--patient1 {PATIENT} --vae --vae_checkpoint checkpoints/other_vae.pt") == 2
+    assert "another VAE" in capsys.readouterr().err
+
+
+def test_a_table_of_other_genes_is_refused(cohort, capsys):
+    table = read_expression("data/lung.csv")
+    genes = [f"ENSG{i + 900:011d}.1" for i in range(len(table.genes))]
+    write_expression(type(table)(table.values, genes, table.obs), cohort / "strange.csv")
+    assert generate(f"--rna_data strange.csv --patient1 {PATIENT}") == 2
+    assert "0 of the 60 expected genes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--patient1 GTEX-D93-0625.svs", "nearest: GTEX-D"),
+        (f"--patient1 {PATIENT} --random_patient", "give one of the two"),
+        ("--sample_size 0", "1 or more"),
+        ("--checkpoint2 checkpoints/gan_lnug.model", "no such checkpoint"),
+        ("--rna_data nowhere.csv --random_patient", "nowhere.csv"),
+    ],
+)
+def test_bad_input_is_one_line(cohort, capsys, words, said):
+    assert generate(words) == 2
+    assert said in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_patient_without_tiles_cannot_be_compared(cohort, capsys):
+    for path in (cohort / "tiles" / "lung").glob("GTEX-D03-*"):
+        path.unlink()
+    assert generate(f"--checkpoint2 checkpoints/gan_lung.model --patient1 {PATIENT} --sample_size 2") == 2
+    assert "no tiles of GTEX-D03-0625" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_architecture_or_kind_is_refused(cohort, capsys):
+    state, _ = load_checkpoint("checkpoints/gan_lung/gan_lung.model")
+    args = {**state["generator_args"], "step_channels": 8}
+    save_checkpoint("wide.model", "gan", {**state, "generator_args": args})
+    assert generate("--sample_size 2", "wide.model") == 2
+    assert "another architecture" in capsys.readouterr().err
+    assert generate("--sample_size 2", "checkpoints/betavae_tissues/best.pt") == 2
+    assert "holds a betavae checkpoint" in capsys.readouterr().err
+
+
+def test_a_cut_checkpoint_is_refused(cohort, capsys):
+    path = Path("checkpoints/gan_lung/gan_lung.model")
+    path.write_bytes(path.read_bytes()[:-2000])
+    assert generate("--sample_size 2", str(path)) == 2
+    assert "cut short" in capsys.readouterr().err
