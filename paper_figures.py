@@ -124,13 +124,13 @@ def cohort_part(study: Study, facts: list[tuple[str, str]]) -> Section:
         rows[tissue] = extreme_rows(cohort, study.truth)
     donors = len(set().union(*(c.slides["donor"] for c in study.cohorts.values())))
     n_tiles = sum(len(c.tiles) for c in study.cohorts.values())
-    facts.append((str(donors), f"donors; {n_tiles} tiles of {len(counts)} tissue(s)"))
-    note = "Two donors, the first tiles of each."
+    facts.append((str(donors), f"donors; {n_tiles} tiles of {' and '.join(study.cohorts)}"))
+    about = f"Real tiles, {', '.join(sorted(sides))}; the first {SHOWN} of each donor."
+    titles: tuple[str, ...] = ()
     if study.truth is not None:
-        note = (
-            "Left: the donor with the lowest value of the factor (truth.csv), right: the highest. First tiles of each."
-        )
-    return tile_sections.cohort_section(counts, rows, SHOWN, note, ", ".join(sorted(sides)))
+        titles = ("the donor with the lowest value", "the donor with the highest value")
+        about += " One row per factor of truth.csv, which expression and morphology share."
+    return tile_sections.cohort_section(counts, rows, titles, SHOWN, about)
 
 
 def extreme_rows(cohort: Cohort, truth: pd.DataFrame | None) -> list[tuple[str, np.ndarray]]:
@@ -178,7 +178,7 @@ def latent_part(study: Study, seed: int) -> Section:
 
 def shift_part(study: Study) -> Section:
     """The shifts of betaVAE_interpolation.py."""
-    return shift_section(Path(study.vae_settings.save_dir) / "shifts")
+    return shift_section(Path(study.vae_settings.save_dir))
 
 
 def training_part(study: Study) -> Section:
@@ -204,7 +204,7 @@ def model_line(*gans: GAN) -> str:
 
 def grid_part(study: Study, seed: int) -> Section:
     """Real, GAN and RNA-GAN tiles of the first held-out patients of each tissue."""
-    grids, about = {}, {}
+    grids, names, about = {}, {}, {}
     for tissue, patients in study.held_out.items():
         patients = patients.first(GRID_PATIENTS)
         real = patients.real(SHOWN)
@@ -212,12 +212,13 @@ def grid_part(study: Study, seed: int) -> Section:
         grids[tissue] = [("real", np.concatenate([tiles[:kept] for tiles in real]))]
         for kind, gan in patients.gans.items():
             grids[tissue].append((kind, np.concatenate(study.generated(gan, patients, kept, seed))))
+        names[tissue] = patients.slides
         about[tissue] = (
-            f"Held-out patients, in this order: {', '.join(patients.slides)} (the table's first). {kept} tiles of each,"
-            f" none picked by hand; generated with seed {seed}, tiles 0 on. The plain GAN knows no patient. "
+            f"The first {len(real)} held-out patients of the table and the first {kept} tiles of each, none picked "
+            f"by hand; generated with seed {seed}, tiles 0 on. The plain GAN knows no patient. "
             f"{model_line(*patients.gans.values())}"
         )
-    return tile_sections.grid_section(grids, about, SHOWN)
+    return tile_sections.grid_section(grids, names, about)
 
 
 def conditioning_part(study: Study, seed: int) -> Section:

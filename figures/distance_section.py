@@ -7,7 +7,6 @@ from figures.page import Cell, Section, heading, note, table
 from figures.results import short
 
 TITLES = {"fid": "Fréchet distance", "kid": "Kernel distance (KID)", "precision": "Precision", "recall": "Recall"}
-FORMS = {"fid": "{:.3g}", "kid": "{:.2g}", "precision": "{:.2f}", "recall": "{:.2f}"}
 
 
 def distance_section(found: Mapping[str, dict[str, Any]]) -> Section:
@@ -74,5 +73,9 @@ def _rows(names: list[str], cells: dict[tuple[str, str], dict[str, float] | None
 
 
 def _text(value: dict[str, float] | None, measure: str) -> str:
-    form = FORMS[measure]
-    return "–" if value is None else f"{form.format(value['mean'])} ± {form.format(value['sd'])}".replace("-", "−")
+    if value is None:
+        return "–"
+    digits = {"fid": 1, "kid": 3}.get(measure, 2)
+    if abs(value["mean"]) >= 100:
+        digits = 0
+    return f"{value['mean']:,.{digits}f} ± {value['sd']:,.{digits}f}".replace("-", "−")

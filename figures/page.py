@@ -33,7 +33,7 @@ caption { caption-side: bottom; text-align: left; padding-top: .5rem; }
 .wide { overflow-x: auto; margin: 1rem 0 1.6rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .32rem .75rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
-th:first-child, td:first-child, td.text { text-align: left; } thead th { border-bottom: 2px solid var(--ink); }
+th:first-child, td:first-child, .text { text-align: left; } thead th { border-bottom: 2px solid var(--ink); }
 thead th { vertical-align: bottom; }
 table.settings { font-size: .78rem; } table.settings td { text-align: left; overflow-wrap: anywhere; }
 code { font: .86em/1.4 ui-monospace, "DejaVu Sans Mono", Menlo, monospace; }
@@ -47,6 +47,7 @@ footer { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: .8rem
   .wide { overflow: visible; } * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
 }
 """
+LEFT = ' class="text"'
 
 
 @dataclass
@@ -71,8 +72,9 @@ def picture(figure: "Figure", caption: str, alt: str, dpi: int = 144) -> str:
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[Any]], caption: str, settings: bool = False) -> str:
     """Return an HTML table; cells are text, or `Cell` for a tinted one. `settings`: small type, text to the left."""
-    head = "".join(f'<th scope="col">{escape(h)}</th>' for h in headers)
-    body = "".join(f"<tr>{''.join(_cell(c) for c in row)}</tr>" for row in rows)
+    words = [any(_is_text(row[k]) for row in rows) for k in range(len(headers))]  # columns of words stand to the left
+    head = "".join(f'<th scope="col"{LEFT if w else ""}>{escape(h)}</th>' for h, w in zip(headers, words, strict=True))
+    body = "".join(f"<tr>{''.join(map(_cell, row, words))}</tr>" for row in rows)
     kind = ' class="settings"' if settings else ""
     return (
         f'<div class="wide"><table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody>'
@@ -121,11 +123,13 @@ def render(title: str, lead: str, facts: Sequence[tuple[str, str]], sections: Se
     )
 
 
-def _cell(value: Any) -> str:
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value[:1].isalpha()
+
+
+def _cell(value: Any, text: bool) -> str:
     if isinstance(value, Cell):
         share = round(100 * min(max(value.tint, 0.0), 1.0) * 0.55)  # at most 55 % blue: black text stays at 7 to 1
         return f'<td style="background: color-mix(in srgb, #56b4e9 {share}%, white)">{escape(value.text)}</td>'
-    if isinstance(value, float):
-        return f"<td>{value:.4g}</td>"
-    kind = ' class="text"' if isinstance(value, str) and len(value) > 40 else ""
-    return f"<td{kind}>{escape(str(value))}</td>"
+    shown = f"{value:.4g}" if isinstance(value, float) else escape(str(value))
+    return f"<td{LEFT if text else ''}>{shown}</td>"

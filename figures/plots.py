@@ -56,8 +56,10 @@ def colour_of(names: Sequence[str]) -> dict[str, str]:
 
 
 @_styled
-def tile_rows(rows: Sequence[tuple[str, np.ndarray]], tile_inches: float = 0.62, per_block: int = 0) -> "Figure":
-    """Rows of tiles with their names to the left; a thin gap after every `per_block` tiles.
+def tile_rows(
+    rows: Sequence[tuple[str, np.ndarray]], tile_inches: float = 0.62, per_block: int = 0, titles: Sequence[str] = ()
+) -> "Figure":
+    """Rows of tiles with their names to the left; a thin gap after every `per_block` tiles, `titles` over the blocks.
 
     rows: (name, tiles uint8 (n, H, W, 3)); rows may differ in n and in H. An empty array leaves its row blank.
     """
@@ -67,10 +69,14 @@ def tile_rows(rows: Sequence[tuple[str, np.ndarray]], tile_inches: float = 0.62,
     gaps = (most - 1) // per_block if per_block else 0
     label = 0.2 + 0.068 * max(len(line) for name, _ in rows for line in name.split("\n"))  # inches
     step, gap = tile_inches + 0.03, 0.09
-    width, height = label + most * step + gaps * gap, len(rows) * step + 0.02
+    top = 0.22 if titles else 0.0
+    width, height = label + most * step + gaps * gap, len(rows) * step + 0.02 + top
     figure = Figure(figsize=(width, height), layout="none")
+    for b, title in enumerate(titles):
+        left = label + b * (per_block * step + gap)
+        figure.text(left / width, 1 - 0.15 / height, title, fontsize=8.5, color="#1d2328", va="baseline")
     for r, (name, tiles) in enumerate(rows):
-        bottom = 1 - (r + 1) * step / height
+        bottom = 1 - ((r + 1) * step + top) / height
         middle = bottom + tile_inches / 2 / height
         figure.text(
             (label - 0.1) / width,

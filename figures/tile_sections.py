@@ -14,14 +14,14 @@ Rows = Sequence[tuple[str, np.ndarray]]
 
 
 def cohort_section(
-    counts: Sequence[Sequence[Any]], rows: Mapping[str, Rows], per_donor: int, note: str, tile: str
+    counts: Sequence[Sequence[Any]], rows: Mapping[str, Rows], titles: Sequence[str], per_donor: int, about: str
 ) -> Section:
-    """Return counts per tissue and sample tiles: tissue -> rows of two donors' tiles, `per_donor` of each."""
+    """Return counts per tissue and sample tiles: tissue -> rows of `per_donor` tiles of each donor, under `titles`."""
     headers = ["tissue", "slides", "donors", "train", "val", "test", "tiles", "tile", "genes"]
     blocks = [table(headers, counts, "Slides per split; a donor is in one split, whatever the tissue.")]
     for tissue, of_tissue in rows.items():
-        figure = plots.tile_rows(of_tissue, per_block=per_donor)
-        blocks += [heading(tissue), picture(figure, f"Real tiles, {tile}. {note}", f"Sample tiles of {tissue}")]
+        figure = plots.tile_rows(of_tissue, per_block=per_donor, titles=titles)
+        blocks += [heading(tissue), picture(figure, about, f"Sample tiles of {tissue}")]
     return Section("cohort", "The cohort", "", blocks)
 
 
@@ -40,11 +40,12 @@ def training_section(logs: Mapping[str, list[dict[str, Any]]], about: Mapping[st
     return Section("gan", "Training of the GANs", text, blocks)
 
 
-def grid_section(grids: Mapping[str, Rows], about: Mapping[str, str], per_patient: int) -> Section:
+def grid_section(grids: Mapping[str, Rows], patients: Mapping[str, Sequence[str]], about: Mapping[str, str]) -> Section:
     """Return real, GAN and RNA-GAN tiles of the same held-out patients, one picture per tissue."""
     blocks = []
     for tissue, rows in grids.items():
-        figure = plots.tile_rows(rows, per_block=per_patient)
+        per_patient = len(rows[0][1]) // len(patients[tissue])
+        figure = plots.tile_rows(rows, per_block=per_patient, titles=patients[tissue])
         blocks += [heading(tissue), picture(figure, about[tissue], f"Real and generated tiles of {tissue}")]
     text = "For the same held-out patients, whom neither the VAE nor the GANs have seen in training. One block each."
     return Section("tiles", "Real, GAN and RNA-GAN tiles", text, blocks)
@@ -118,7 +119,7 @@ def morphology_section(
                 if model == "RNA-GAN":
                     row.append("–" if m is None else f"{_r(m.shuffled[1])} [{_r(m.shuffled[0])}, {_r(m.shuffled[2])}]")
             row += [_r(ceiling[tissue].get(name, np.nan)), _r(truth.get(tissue, {}).get(name, np.nan))]
-            rows.append([*row, next(iter(matches[tissue].values()))[name].n])
+            rows.append([*row, min(of_model[name].n for of_model in matches[tissue].values())])
     scatter = picture(
         plots.scatter_panels(panels),
         "One point per held-out patient; the line is fitted to RNA-GAN's points, the dotted one is equality. " + about,
