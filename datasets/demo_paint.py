@@ -6,23 +6,25 @@ The drawing is ours; the stain vectors are near those of Ruifrok and Johnston 20
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import ndimage
+from scipy.spatial import cKDTree
 
 FACTORS = ("nuclear_density", "nuclear_size", "eosin_od", "white_space")
 
 # What the factors move, per tissue: the value at factor 0 and the change per standard deviation. Ours; nuclei are about
 # a fifth larger than in life, so that a tile shrunk to 32 pixels still shows them.
 BASELINE = {
-    "lung": {"nuclear_density": 1500.0, "nuclear_size": 3.7, "eosin_od": 0.62, "white_space": 0.56},
-    "brain": {"nuclear_density": 1150.0, "nuclear_size": 3.8, "eosin_od": 0.56, "white_space": 0.14},
+    "lung": {"nuclear_density": 1500.0, "nuclear_size": 3.7, "eosin_od": 0.58, "white_space": 0.61},
+    "brain": {"nuclear_density": 1150.0, "nuclear_size": 3.8, "eosin_od": 0.50, "white_space": 0.14},
 }  # nuclei per mm2 of tissue, mean radius in um, eosin concentration of the stroma, share of tissue that is white
 EFFECT = {"nuclear_density": 0.26, "nuclear_size": 0.14, "eosin_od": 0.22}  # natural log per standard deviation
-WHITE_EFFECT = {"lung": (0.075, 0.34, 0.76), "brain": (0.042, 0.035, 0.26)}  # share per sd, lowest, highest
+WHITE_EFFECT = {"lung": (0.07, 0.42, 0.80), "brain": (0.042, 0.035, 0.26)}  # share per sd, lowest, highest
 LARGEST_FACTOR = 2.5  # beyond it the drawing saturates: nuclei would no longer fit
 
-STAINS = np.array([[0.66, 0.68, 0.32], [0.13, 0.93, 0.34], [0.10, 0.82, 0.56]], np.float32)  # H, E, red cells; RGB
+STAINS = np.array([[0.64, 0.72, 0.27], [0.14, 0.89, 0.40], [0.10, 0.88, 0.52]], np.float32)  # H, E, red cells; RGB
 GLASS = np.array([243.0, 242.0, 244.0], np.float32)  # empty slide under the lamp
 
 
@@ -47,28 +49,53 @@ class Canvas:
         centres = (np.arange(n, dtype=np.float32) + 0.5) * (self.side / n)
         return centres[:, None], centres[None, :]
 
+    def window(self, y: float, x: float, reach: float) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
+        """Return (slices of the square around (y, x), its rows' y as a column, its columns' x as a row), in um."""
+        edges = [(max(int((c - reach) / self.mpp), 0), min(int((c + reach) / self.mpp) + 1, self.px)) for c in (y, x)]
+        rows, columns = (np.arange(a, max(a, b), dtype=np.float32) for a, b in edges)
+        where = (slice(edges[0][0], max(edges[0])), slice(edges[1][0], max(edges[1])))
+        return where, (rows[:, None] + 0.5) * self.mpp, (columns[None, :] + 0.5) * self.mpp
+
     def noise(self, period: float) -> np.ndarray:
-        """Return smooth noise of unit spread, (px, px): features about `period` um wide."""
-        sigma = period / self.mpp / 3
-        if sigma < 3:
-            field = ndimage.gaussian_filter(
-                self.rng.standard_normal((self.px, self.px), np.float32), sigma, mode="wrap"
-            )
-            return field / field.std()
-        n = max(2, round(self.side / period * 1.5)) + 3
-        field = enlarge(self.rng.standard_normal((n, n), np.float32), self.px)
-        return field / field.std()
+        """Return smooth noise of unit spread, (px, px): features about `period` um wide. Read only.
+
+        It is cut at random from a sheet that all slides of a size share: making one per slide would cost more than all
+        the rest of the drawing.
+        """
+        sheet = _noise_sheet(self.px + self.px // 4, period / self.mpp)
+        row, column = self.rng.integers(0, self.px // 4, 2)
+        cut = sheet[row : row + self.px, column : column + self.px]
+        turned = cut.T if self.rng.random() < 0.5 else cut
+        return turned[::-1] if self.rng.random() < 0.5 else turned
 
     def image(self) -> np.ndarray:
         """Return the field as a camera sees it: uint8 (px, px, 3), RGB."""
-        blur = 0.3 / self.mpp  # um; the objective's
-        stain = [ndimage.gaussian_filter(s, blur, truncate=3) for s in (self.haematoxylin, self.eosin, self.red)]
-        picture = np.empty((self.px, self.px, 3), np.float32)
-        grain = self.rng.standard_normal((self.px, self.px), np.float32) * np.float32(1.2)
+        picture = np.empty((3, self.px, self.px), np.uint8)
+        grain = self.noise(0.0) * np.float32(1.2)
         for c in range(3):
-            density = stain[0] * STAINS[0, c] + stain[1] * STAINS[1, c] + stain[2] * STAINS[2, c]
-            picture[..., c] = np.exp(-density) * GLASS[c] + grain
-        return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
+            density = self.haematoxylin * -STAINS[0, c]
+            density -= self.eosin * STAINS[1, c]
+            density -= self.red * STAINS[2, c]
+            light = np.exp(density, out=density)
+            light *= GLASS[c]
+            light += grain
+            picture[c] = np.clip(light, 0, 255, out=light)
+        return np.ascontiguousarray(picture.transpose(1, 2, 0))
+
+
+@lru_cache(maxsize=24)
+def _noise_sheet(px: int, period_px: float) -> np.ndarray:
+    """Return (px, px) float32 noise of unit spread; the same for every slide of a size."""
+    rng = np.random.default_rng([px, round(period_px * 1000)])
+    sigma = period_px / 3
+    if sigma < 3:
+        field = ndimage.gaussian_filter(rng.standard_normal((px, px), np.float32), sigma, mode="wrap", truncate=3)
+    else:
+        n = max(2, round(px / period_px * 1.5)) + 3
+        field = enlarge(rng.standard_normal((n, n), np.float32), px)
+    field /= field.std()
+    field.flags.writeable = False
+    return field
 
 
 def enlarge(field: np.ndarray, px: int) -> np.ndarray:
@@ -76,6 +103,7 @@ def enlarge(field: np.ndarray, px: int) -> np.ndarray:
     return _spline_matrix(field.shape[0], px) @ field @ _spline_matrix(field.shape[1], px).T
 
 
+@lru_cache(maxsize=64)
 def _spline_matrix(n: int, px: int) -> np.ndarray:
     position = (np.arange(px, dtype=np.float32) + 0.5) * (n / px) - 0.5
     distance = np.abs(position[:, None] - np.arange(n, dtype=np.float32)[None, :])
@@ -117,6 +145,20 @@ def outline(canvas: Canvas, blank_half: bool) -> np.ndarray:
 def soft(level: np.ndarray, width: float) -> np.ndarray:
     """Return coverage in [0, 1] of where `level` (um) is positive, with an edge `width` um wide."""
     return np.clip(level / np.float32(width) + np.float32(0.5), 0, 1)
+
+
+def waves(rng: np.random.Generator, side: float, n: int, period: float) -> np.ndarray:
+    """Return smooth noise (n, n) of about unit spread over a field of `side` um, with features of `period` um."""
+    knots = round(side / period * 1.5) + 3
+    return 1.6 * enlarge(rng.standard_normal((knots, knots), np.float32), n)
+
+
+def discs_depth(shape: tuple[int, int], centres: np.ndarray, radius: np.ndarray, step: float) -> np.ndarray:
+    """Return, per grid point, the um that it lies inside the nearest of the discs (negative outside)."""
+    points = (np.indices(shape).reshape(2, -1).T + 0.5) * step
+    far, index = cKDTree(centres).query(points, distance_upper_bound=12.0)
+    index = np.minimum(index, len(centres) - 1)
+    return np.where(np.isfinite(far), radius[index] - far, -12.0).reshape(shape).astype(np.float32)
 
 
 def scatter(
@@ -181,7 +223,7 @@ def stamp_nuclei(
     theta = np.arctan2(v, u)
     bumps = 1 + 0.05 * np.cos(2 * theta + phase[0]) + 0.05 * np.cos(3 * theta + phase[1])
     rho = np.sqrt(u * u + v * v) / bumps  # 0 at the centre, 1 at the membrane
-    cover = soft((1 - rho) * short, 1.2 * 0.5).astype(np.float32)
+    cover = soft((1 - rho) * short, 0.9).astype(np.float32)
     body = 0.72 + 0.34 * np.clip((rho - 0.55) / 0.45, 0, 1) ** 2
     if nucleolus is not None:
         place = canvas.rng.uniform(-0.2, 0.2, (2, len(centres), 1, 1)).astype(np.float32)
@@ -195,6 +237,6 @@ def stamp_nuclei(
         cut = cover[i][inner]
         stain = body[i][inner] * (1 + 0.16 * chromatin[rows, columns])
         canvas.haematoxylin[rows, columns] = canvas.haematoxylin[rows, columns] * (1 - cut) + stain * cut
-        canvas.eosin[rows, columns] *= 1 - 0.75 * cut
+        canvas.eosin[rows, columns] *= 1 - 0.55 * cut
         canvas.red[rows, columns] *= 1 - cut
         canvas.nuclei[rows, columns] = np.maximum(canvas.nuclei[rows, columns], cut)

@@ -71,6 +71,10 @@ def write_svs(path: Path, image: np.ndarray, mpp: float | None, name: str) -> No
 
 def _shrink(image: np.ndarray, factor: int) -> np.ndarray:
     """Return uint8 (H, W, 3) shrunk by a whole factor, by the mean over squares of pixels."""
-    height, width = (side // factor * factor for side in image.shape[:2])
-    blocks = image[:height, :width].reshape(height // factor, factor, width // factor, factor, 3)
-    return (blocks.mean((1, 3), dtype=np.float32) + 0.5).astype(np.uint8)
+    height, width = (side // factor for side in image.shape[:2])
+    image = image[: height * factor, : width * factor]
+    total = np.full((height, width, 3), factor * factor // 2, np.uint32)
+    for row in range(factor):
+        for column in range(factor):
+            total += image[row::factor, column::factor]
+    return (total // (factor * factor)).astype(np.uint8)
