@@ -1,5 +1,6 @@
 """Whole slides through OpenSlide: which files are slides, their micrometres per pixel, regions of them as RGB."""
 
+import io
 import itertools
 import math
 from dataclasses import dataclass
@@ -153,10 +154,13 @@ def read_mpp_table(path: str | Path) -> dict[str, float]:
     """Return slide key -> micrometres per pixel from a CSV with columns slide (or wsi_file_name) and mpp."""
     path = Path(path)
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", sep=None, engine="python")
+        text = path.read_text(encoding="utf-8-sig")
+        head = text.split("\n", 1)[0]
+        separator = next((s for s in (";", "\t") if s in head), ",")
+        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, sep=separator)
     except FileNotFoundError:
         raise InputError(f"{path}: no such table; --mpp_table expects a CSV with columns slide, mpp") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as error:
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable CSV ({str(error)[:80]}); expected columns slide, mpp") from None
     name = next((c for c in ("slide", "wsi_file_name", "wsi_file_names") if c in table.columns), None)
     if name is None or "mpp" not in table.columns:

@@ -1,0 +1,371 @@
+"""Slides to tiles: micrometres per pixel, tissue, quality, damage, crashes; on made-up slides whose tissue is known."""
+
+import errno
+import os
+import signal
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from scipy import ndimage
+
+import datasets.extraction as extraction
+import datasets.jobs as jobs
+from common.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_SOME_FAILED, InputError, run_command
+from datasets.extraction import Job, TileSettings, cut_slide
+from datasets.jobs import cut_slides
+from datasets.slides import Slide, find_slides, read_mpp_table, resolve_mpp
+from datasets.tiles import TileStore, open_stores
+from datasets.tissue import fault_of, sharpness, spread_order, tile_grid, tissue_fractions, tissue_mask
+from prepare_data import build_parser, main
+
+GLASS, WHITE = (243, 242, 244), np.array([255, 255, 255], np.float32)
+
+
+def tissue(height, width, seed=0):
+    """Pink stroma with dark nuclei-like grains."""
+    random = np.random.default_rng(seed)
+    grain = ndimage.gaussian_filter(random.standard_normal((height, width)), 1.2)
+    image = np.empty((height, width, 3))
+    image[:] = (214, 150, 190)
+    image[grain > 0.25] = (90, 60, 140)
+    return np.clip(image + random.normal(0, 4, image.shape), 0, 255).astype(np.uint8)
+
+
+def half_slide(side=512):
+    """Tissue on the left half, glass on the right."""
+    image = np.full((side, side, 3), GLASS, np.uint8)
+    image[:, : side // 2] = tissue(side, side // 2)
+    return image
+
+
+def write_svs(path, image, mpp=0.5, words="AppMag = 20"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stated = f"|{words}" + (f"|MPP = {mpp}" if mpp else "")
+    with tifffile.TiffWriter(path) as file:
+        file.write(
+            image,
+            description=f"Aperio Image Library v11.2.1 \r\n{image.shape[1]}x{image.shape[0]} JPEG/RGB Q=95{stated}",
+            tile=(256, 256),
+            compression="jpeg",
+            compressionargs={"level": 95},
+            photometric="rgb",
+            metadata=None,
+        )
+    return path
+
+
+SMALL = ["--tile_size", "64", "--max_tiles", "12"]
+
+
+def run_tiles(*words):
+    return run_command(main, build_parser(), ["tiles", *map(str, words)])
+
+
+# ---- Micrometres per pixel ----
+
+
+@pytest.mark.parametrize(("mpp", "side"), [(0.5, 64), (0.25, 128), (0.4, 80), (0.499, 64)])
+def test_tiles_of_all_slides_show_the_same_micrometres(tmp_path, mpp, side):
+    with Slide(write_svs(tmp_path / "a.svs", half_slide(), mpp)) as slide:
+        scale = slide.scale_for(slide.own_mpp, 0.5, 64)
+        assert scale.side == side and scale.mpp * 64 == pytest.approx(32, rel=0.01)
+        assert slide.read_tile(0, 0, scale, 64).shape == (64, 64, 3)
+
+
+def test_a_nominal_magnification_is_not_taken_for_mpp(tmp_path):
+    with Slide(write_svs(tmp_path / "a.svs", half_slide(), mpp=None, words="AppMag = 40")) as slide:
+        assert slide.own_mpp is None
+        with pytest.raises(
+            InputError, match=r"a.svs: the file states no mpp; give --slide_mpp X .* or --mpp_table CSV"
+        ):
+            resolve_mpp(slide, None, None)
+        assert resolve_mpp(slide, None, 0.25) == (0.25, "flag")
+        assert resolve_mpp(slide, 0.3, 0.25) == (0.3, "table")
+
+
+@pytest.mark.parametrize("mpp", [352.8, 0.001])
+def test_an_absurd_mpp_is_refused(tmp_path, mpp):
+    with Slide(write_svs(tmp_path / "a.svs", half_slide(), mpp)) as slide, pytest.raises(InputError, match="cannot be"):
+        resolve_mpp(slide, None, None)
+
+
+def test_the_files_mpp_wins_over_the_flag_and_the_table_over_both(tmp_path):
+    with Slide(write_svs(tmp_path / "a.svs", half_slide(), 0.5)) as slide:
+        assert resolve_mpp(slide, None, 0.25) == (0.5, "file")
+        assert resolve_mpp(slide, 0.4, 0.25) == (0.4, "table")
+        with pytest.raises(InputError, match=r"too coarse for --mpp 0\.25"):
+            slide.scale_for(0.5, 0.25, 64)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,mpp\na,0.5\n", r"columns slide and mpp were expected, found name, mpp"),
+        ("slide,mpp\na.svs,0.5\nb.svs,20x\n", r"row 3, column mpp: '20x' is no number"),
+        ("slide,mpp\na.svs,40\n", r"row 2, column mpp: 40; expected micrometres per pixel, 0.05 to 10"),
+        ("slide,mpp\na.svs,0.5\na,0.5\n", r"row 3, column slide: a stands there twice"),
+        ("", r"not a readable CSV"),
+    ],
+)
+def test_a_faulty_mpp_table_is_named(tmp_path, text, message):
+    (tmp_path / "m.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_mpp_table(tmp_path / "m.csv")
+
+
+def test_an_mpp_table_is_read_with_either_separator(tmp_path):
+    for text in ("slide,mpp\na.svs,0.5\nb,0.25\n", "﻿wsi_file_name;mpp\na.svs;0.5\nb;0.25\n"):
+        (tmp_path / "m.csv").write_text(text, encoding="utf-8")
+        assert read_mpp_table(tmp_path / "m.csv") == {"a": 0.5, "b": 0.25}
+
+
+# ---- Tissue and quality ----
+
+
+def test_the_mask_is_the_tissue():
+    image = np.full((120, 120, 3), GLASS, np.uint8)
+    image[20:80, 30:90] = tissue(60, 60)
+    image[40:50, 50:60] = GLASS  # a lumen of 80 um: part of the tissue
+    image[100:102, 100:102] = (200, 120, 170)  # a crumb
+    image[90:118, 5:25] = 20  # black, without stain
+    mask, _ = tissue_mask(image, mpp=8)
+    true = np.zeros((120, 120), bool)
+    true[20:80, 30:90] = True
+    assert (mask ^ true).mean() < 0.02 and mask[45, 55] and not mask[101, 101] and not mask[100, 10]
+
+
+@pytest.mark.parametrize("colour", [GLASS, (255, 255, 255), (0, 0, 0), (128, 128, 128), (236, 232, 225)])
+def test_blank_slides_have_no_tissue(colour):
+    noise = np.random.default_rng(0).normal(0, 2, (80, 80, 3))
+    image = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+    assert tissue_mask(image, 8)[0].mean() < 0.01
+
+
+def test_a_slide_full_of_tissue_is_all_tissue():
+    assert tissue_mask(tissue(80, 80), 8)[0].mean() > 0.99
+
+
+def test_fractions_are_the_masks_mean_over_each_tile():
+    mask = np.zeros((16, 32), bool)
+    mask[:, :12] = True
+    corners = tile_grid((320, 160), 80.0)
+    assert corners.tolist()[:4] == [[0, 0], [80, 0], [160, 0], [240, 0]] and len(corners) == 8
+    assert tissue_fractions(mask, corners, 80.0, 10.0).tolist() == [1, 0.5, 0, 0] * 2
+
+
+def test_the_grid_is_centred_and_stays_inside():
+    corners = tile_grid((1000, 530), 256.5)
+    assert corners.max(0).tolist() == [628, 265] and corners.min(0).tolist() == [115, 8]
+    assert len(tile_grid((100, 1000), 256.5)) == 0
+
+
+@pytest.mark.parametrize("n", [16, 37])
+def test_every_beginning_of_the_order_is_spread(n):
+    corners = np.stack(np.meshgrid(np.arange(40), np.arange(40)), -1).reshape(-1, 2) * 10
+    order = spread_order(corners, 10.0)
+    assert sorted(order.tolist()) == list(range(1600))
+    quarters = np.bincount((corners[order[:n]] // 200) @ [1, 2], minlength=4)
+    assert quarters.min() >= n // 4 - 1
+
+
+def test_unfit_tiles_are_named():
+    good = tissue(128, 128)
+    assert fault_of(good, WHITE, 0.15) is None
+    half = good.copy()
+    half[64:] = 128  # what a JPEG decoder leaves of a cut file
+    blurred = ndimage.gaussian_filter(good, (4, 4, 0))
+    assert fault_of(half, WHITE, 0.15) == "damaged"
+    assert fault_of(np.zeros_like(good), WHITE, 0.15) == "damaged"
+    assert fault_of(np.full_like(good, 244), WHITE, 0.15) == "blank"
+    assert fault_of(blurred, WHITE, 0.15) == "blurred" and fault_of(blurred, WHITE, 0) is None
+    lumen = good.copy()
+    lumen[:100] = 250  # pure white is glass or lumen, not damage
+    assert fault_of(lumen, WHITE, 0.15) is None
+    assert sharpness(good) > 2 * sharpness(blurred)
+
+
+# ---- The command ----
+
+
+def test_tiles_come_from_the_tissue_with_report_and_preview(tmp_path, capsys):
+    write_svs(tmp_path / "slides" / "GTEX-A-0125.svs", half_slide())
+    out = tmp_path / "tiles"
+    assert run_tiles("--slides", tmp_path / "slides", "--out", out, *SMALL) == EXIT_DONE
+    store = open_stores(out)["GTEX-A-0125"]
+    assert len(store) == 12 and store.tile_size == 64 and store.mpp == 0.5
+    assert (store.coords[:, 0] + 64 <= 256 + 8).all() and (store.tissue > 0.8).all()
+    image = half_slide()
+    for i in (0, 11):
+        x, y = store.coords[i]
+        assert np.abs(store.read(i).astype(int) - image[y : y + 64, x : x + 64]).mean() < 12  # JPEG twice
+    report = pd.read_csv(out / "report.csv")
+    assert report.loc[0, ["slide", "status", "tiles", "mpp"]].tolist() == ["GTEX-A-0125", "cut", 12, 0.5]
+    assert (out / "previews" / "GTEX-A-0125.png").stat().st_size > 1000
+    assert "12 tiles of 1 slides; 0 failed" in capsys.readouterr().out
+
+
+def test_a_slide_that_fails_costs_itself(tmp_path, capsys):
+    slides, out = tmp_path / "slides", tmp_path / "tiles"
+    good = write_svs(slides / "good.svs", half_slide()).read_bytes()
+    write_svs(slides / "nompp.svs", half_slide(), mpp=None)
+    write_svs(slides / "blank.svs", np.full((512, 512, 3), GLASS, np.uint8))
+    (slides / "empty.svs").write_bytes(b"")
+    (slides / "page.svs").write_text("<html>404</html>")
+    (slides / "cut.svs").write_bytes(good[: len(good) // 2])
+    assert run_tiles("--slides", slides, "--out", out, *SMALL, "--workers", "2") == EXIT_SOME_FAILED
+    report = pd.read_csv(out / "report.csv", index_col="slide")
+    assert report["status"].to_dict() == dict.fromkeys(("blank", "cut", "empty", "nompp", "page"), "failed") | {
+        "good": "cut"
+    }
+    for slide, words in {
+        "blank": "no tissue",
+        "cut": "OpenSlide cannot read it",
+        "empty": "the file is empty",
+        "nompp": "--slide_mpp X",
+        "page": "a web page",
+    }.items():
+        assert words in report.loc[slide, "reason"] and f"{slide}.svs" in report.loc[slide, "reason"]
+    assert list(open_stores(out)) == ["good"] and not list(out.rglob(".*"))
+    assert capsys.readouterr().err.count("warning: ") == 5
+
+
+def test_when_all_slides_fail_the_input_is_bad(tmp_path, capsys):
+    slides = tmp_path / "slides"
+    write_svs(slides / "nompp.svs", half_slide(), mpp=None)
+    assert run_tiles("--slides", slides, "--out", tmp_path / "tiles", *SMALL) == EXIT_BAD_INPUT
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "nompp.svs" in error and "--slide_mpp" in error and "--mpp_table" in error
+    assert run_tiles("--slides", slides, "--out", tmp_path / "tiles", *SMALL, "--slide_mpp", 0.5) == EXIT_DONE
+    (tmp_path / "m.csv").write_text("slide,mpp\nnompp.svs,0.25\n")
+    table = ["--mpp_table", tmp_path / "m.csv"]
+    assert run_tiles("--slides", slides, "--out", tmp_path / "tiles2", *SMALL, *table) == EXIT_DONE
+    assert pd.read_csv(tmp_path / "tiles2" / "report.csv").loc[0, ["mpp", "mpp_source"]].tolist() == [0.25, "table"]
+
+
+def test_a_part_that_cannot_be_read_costs_its_tiles(tmp_path):
+    path = write_svs(tmp_path / "a.svs", tissue(1024, 1024))
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        for k in (0, 1):  # two of the sixteen JPEG tiles
+            offset, length = file.pages[0].dataoffsets[k], file.pages[0].databytecounts[k]
+            data[offset : offset + length] = bytes(length)
+    path.write_bytes(data)
+    outcome = cut_slide(Job(path, tmp_path / "tiles", TileSettings(tile_size=64, max_tiles=0)))
+    assert outcome.status == "cut" and outcome.unreadable > 0 and "unreadable" in outcome.reason
+    store = TileStore(tmp_path / "tiles" / "a")
+    assert 200 <= len(store) <= 224
+    assert not ((store.coords[:, 0] + 32 < 512) & (store.coords[:, 1] + 32 < 256)).any()
+
+
+def test_finished_slides_are_kept_and_other_settings_refused(tmp_path, capsys):
+    write_svs(tmp_path / "slides" / "a.svs", half_slide())
+    line = ["--slides", tmp_path / "slides", "--out", tmp_path / "tiles", "--tile_size", "64", "--max_tiles"]
+    assert run_tiles(*line, 6) == EXIT_DONE
+    before = (tmp_path / "tiles" / "a.tar").stat().st_mtime_ns
+    assert run_tiles(*line, 6) == EXIT_DONE
+    assert (tmp_path / "tiles" / "a.tar").stat().st_mtime_ns == before
+    assert pd.read_csv(tmp_path / "tiles" / "report.csv").loc[0, ["status", "tiles"]].tolist() == ["kept", 6]
+    assert run_tiles(*line, 7) == EXIT_BAD_INPUT
+    assert "a.json: cut with other settings: max_tiles (6 there, 7 now)" in capsys.readouterr().err
+    assert run_tiles(*line, 7, "--restart") == EXIT_DONE
+    with open(tmp_path / "tiles" / "a.tar", "r+b") as file:
+        file.truncate(1000)  # cut short: queued again
+    assert run_tiles(*line, 7) == EXIT_DONE
+    open_stores(tmp_path / "tiles")["a"].verify()
+
+
+def test_slides_of_one_name_and_empty_folders_are_refused(tmp_path):
+    for folder in "xy":
+        write_svs(tmp_path / folder / "a.svs", half_slide())
+    with pytest.raises(InputError, match="two slides with one name"):
+        find_slides(tmp_path)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(InputError, match=r"no slide in it; expected files that end in .*\.svs"):
+        find_slides(tmp_path / "none")
+    with pytest.raises(InputError, match="no such folder of slides"):
+        find_slides(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("words", [("--mpp", 0), ("--tile_size", 1), ("--min_tissue", 2), ("--slide_mpp", -1)])
+def test_settings_that_cannot_be_are_refused_first(tmp_path, capsys, words):
+    assert run_tiles("--slides", tmp_path / "nowhere", "--out", tmp_path, *words) == EXIT_BAD_INPUT
+    assert words[0] in capsys.readouterr().err
+
+
+def jobs_for(tmp_path, *names):
+    paths = [write_svs(tmp_path / f"{name}.svs", half_slide(256)) for name in names]
+    return [Job(path, tmp_path / "tiles", TileSettings(tile_size=64, max_tiles=4)) for path in paths]
+
+
+def test_processes_give_the_same_bytes_as_one(tmp_path):
+    for folder, workers in (("a", 0), ("b", 2)):
+        assert all(o.status == "cut" for o in cut_slides(jobs_for(tmp_path / folder, "s", "t"), workers))
+    for name in ("s.tar", "s.json", "t.tar", "t.json", "previews/s.png"):
+        assert (tmp_path / "a/tiles" / name).read_bytes() == (tmp_path / "b/tiles" / name).read_bytes()
+
+
+def crash_or_hang(job):
+    if job.key == "crash":
+        (job.out / f".crash.tar.{os.getpid()}.partial").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    if job.key == "hang":
+        time.sleep(60)
+    return cut_slide(job)
+
+
+@pytest.mark.skipif(os.uname().sysname != "Linux", reason="the fault is put in by forking")
+def test_a_crash_or_a_hang_costs_one_slide(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "cut_slide", crash_or_hang)
+    todo = jobs_for(tmp_path, "crash", "good", "hang")
+    todo[0].out.mkdir()
+    outcomes = {o.slide: o for o in cut_slides(todo, workers=2, timeout=8)}
+    assert outcomes["good"].status == "cut"
+    assert "its process died (exit code -9)" in outcomes["crash"].reason
+    assert "took longer than --slide_timeout" in outcomes["hang"].reason
+    assert sorted(p.name for p in (tmp_path / "tiles").iterdir()) == ["good.json", "good.tar", "previews"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_full_disk_stops_the_run_and_leaves_nothing_half(tmp_path, monkeypatch, workers):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "no space left on device", "tiles/a.tar")
+
+    monkeypatch.setattr(extraction, "write_store", full)
+    with pytest.raises(OSError, match="no space left"):
+        list(cut_slides(jobs_for(tmp_path, "a", "b"), workers))
+    assert not list((tmp_path / "tiles").glob("*.json")) and not list((tmp_path / "tiles").rglob(".*"))
+
+
+# ---- Real slides ----
+
+
+def test_real_slides(data_folder, tmp_path, capsys):
+    slides, out = data_folder / "wsi", tmp_path / "tiles"
+    assert run_tiles("--slides", slides, "--out", out, "--max_tiles", "10", "--workers", "2") == EXIT_SOME_FAILED
+    report = pd.read_csv(out / "report.csv", index_col="slide")
+    assert report["tiles"].to_dict() == {
+        "CMU-1-Small-Region": 10,
+        "TCGA-CR-7395-01A-01-TS1": 0,
+        "openslide_boxes": 0,
+        "openslide_small": 0,
+    }
+    tcga = report.loc["TCGA-CR-7395-01A-01-TS1", "reason"]
+    assert "--slide_mpp" in tcga and "--mpp_table" in tcga
+    assert "352.858 um per pixel, which cannot be true" in report.loc["openslide_boxes", "reason"]
+    assert "smaller than one tile" in report.loc["openslide_small", "reason"]
+    assert report.loc["CMU-1-Small-Region", "mpp"] == 0.499 and report.loc["CMU-1-Small-Region", "tissue"] > 0.25
+
+
+@pytest.mark.parametrize("way", ["flag", "table"])
+def test_the_real_slide_without_mpp_works_with_each_way(data_folder, tmp_path, way):
+    slide = data_folder / "wsi" / "TCGA-CR-7395-01A-01-TS1.svs"
+    (tmp_path / "m.csv").write_text(f"slide,mpp\n{slide.name},0.25\n")
+    words = ["--slide_mpp", 0.25] if way == "flag" else ["--mpp_table", tmp_path / "m.csv"]
+    assert run_tiles("--slides", slide, "--out", tmp_path / "t", "--max_tiles", 8, *words) == EXIT_DONE
+    store = open_stores(tmp_path / "t")[slide.stem]
+    assert len(store) == 8 and store.mpp == pytest.approx(0.5, rel=0.01)
+    images = np.stack([store.read(i) for i in range(8)])
+    assert (images[..., 0].mean() > images[..., 1].mean() + 20) and images.std() > 20  # pink, red stays red
