@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from common.errors import InputError, shorten
 from datasets.keys import SLIDE_SUFFIXES, slide_key
@@ -120,7 +121,7 @@ class Slide:
             )
             try:
                 region = self.read_region(round(left * step), round(top * step), level, size)
-                image[top : top + h, left : left + w] = area_resize(region, (h, w))
+                image[top : top + h, left : left + w] = Image.fromarray(region).resize((w, h), Image.Resampling.BOX)
             except UnreadableRegion:
                 half = part // 2
                 if half < SMALLEST_PART:
