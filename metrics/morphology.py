@@ -123,7 +123,7 @@ def _thresholds(haematoxylin: np.ndarray, white: np.ndarray) -> np.ndarray:
 def _density(nuclei: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Nuclei per square pixel (n,) of tiles (n, H, W, 3), free of a bias from those that an edge cuts.
 
-    Whole nuclei count, each over the area in which its centre could lie and leave it whole (Miles-Lantuéjoul correction).
+    Whole nuclei count, each over the area in which its centre leaves it whole (Miles-Lantuéjoul correction).
     """
     n, height, width, _ = shape
     tile, y, x, radius = nuclei.T
