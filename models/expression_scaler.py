@@ -58,26 +58,29 @@ class ExpressionScaler:
         return cls(transform_name, mean.float(), std.float(), missing)
 
     @classmethod
-    def fit_transform(cls, values: Tensor, transform_name: str = "log1p") -> tuple["ExpressionScaler", Tensor]:
+    def fit_transform(
+        cls, values: Tensor, transform_name: str = "log1p", out: Tensor | None = None
+    ) -> tuple["ExpressionScaler", Tensor]:
         """Fit on all rows of `values` (rows, genes) and return their z-scores too: fit and transform in two passes.
 
         Blocks of rows stay in the processor's cache, and each logarithm is taken once. Sums are of differences from the
-        first block's mean, in float64, so that little is lost where a gene's spread is far below its level.
+        first block's mean, in float64, so that little is lost where a gene's spread is far below its level. `out` takes
+        the z-scores; it may be `values` itself, which then needs no more memory.
         """
         forward, n = TRANSFORMS[transform_name][0], len(values)
-        scaled = torch.empty_like(values)
+        scaled = torch.empty_like(values) if out is None else out
         shift = forward(values[:64]).mean(0)
         total, squares = torch.zeros(2, values.shape[1], dtype=torch.float64)
-        for block, out in zip(values.split(64), scaled.split(64), strict=True):
-            torch.sub(forward(block), shift, out=out)
-            total += out.sum(0)
-            squares += out.square().sum(0)
+        for block, part in zip(values.split(64), scaled.split(64), strict=True):
+            torch.sub(forward(block), shift, out=part)
+            total += part.sum(0)
+            squares += part.square().sum(0)
         mean = total / n
         std = (squares / n - mean.square()).clamp(min=0).sqrt()
         std = torch.where(std > 1e-6, std, 1.0)
         rest, factor = mean.float(), (1 / std).float()
-        for out in scaled.split(64):
-            out.sub_(rest).mul_(factor)
+        for part in scaled.split(64):
+            part.sub_(rest).mul_(factor)
         return cls(transform_name, (mean + shift).float(), std.float()), scaled
 
     def transform(self, values: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from common.config import DataSettings
 from common.errors import InputError
 from datasets.expression import ExpressionTable, read_cohort_tables, read_expression, write_expression
 from datasets.table_cache import cache_path, load_cache
+from models.expression_scaler import ExpressionScaler
 
 GENES = [f"ENSG{i:011d}.{i % 7 + 1}" for i in range(1, 9)]
 
@@ -186,3 +188,17 @@ def test_any_order_of_genes_and_rows_and_any_version_gives_the_same_profiles(tmp
     back = read_expression(tmp_path / "p.csv")
     values, coverage = back.rows(list(table.obs.index)).aligned(GENES)
     assert coverage == 1 and np.array_equal(values, table.values)
+
+
+def test_fit_transform_is_fit_and_transform():
+    values = torch.from_numpy(make_table(300).values)
+    values[:, 2] = 7.0  # a constant gene
+    values[:, 3] = 1e4 + torch.rand(300)  # a spread far below its level
+    fitted = ExpressionScaler.fit(values)
+    scaler, scaled = ExpressionScaler.fit_transform(values)
+    assert torch.allclose(scaler.mean, fitted.mean, rtol=1e-6) and torch.allclose(scaler.std, fitted.std, rtol=2e-3)
+    assert torch.allclose(scaled, fitted.transform(values), atol=2e-2)
+    others = [0, 1, 4, 5, 6, 7]
+    assert torch.allclose(scaled[:, others], fitted.transform(values)[:, others], atol=1e-5)
+    again = values.clone()
+    assert torch.equal(ExpressionScaler.fit_transform(again, out=again)[1], scaled)
