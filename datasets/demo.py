@@ -9,6 +9,7 @@ and move a module of genes each (datasets/demo_genes.py); truth.csv says what th
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -27,7 +28,7 @@ from datasets.demo_slides import BASE_MPP, SlidePlan, write_slide
 
 STATE = "demo.json"  # what was asked for, and whether all of it is there
 DEMO_MPP_TABLE = "mpp_table.csv"
-VERSION = 1  # of the drawing and the expression: a cohort of another version is not mixed with this one
+VERSION = 2  # of the drawing and the expression: a cohort of another version is not mixed with this one
 TABLES = (
     "rna/gene_tpm.gct.gz",
     "rna/SampleAttributesDS.txt",
@@ -109,7 +110,8 @@ def _draw_all(jobs: list[tuple[SlidePlan, Path, int]], workers: int, progress: b
                 write_slide(*job)
                 bar.update()
             return
-        context = multiprocessing.get_context("spawn")
+        # Forked where that is safe: only numpy runs in the children, and imports need not be repeated.
+        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_start_worker)
         try:
             for done in as_completed([pool.submit(write_slide, *job) for job in jobs]):

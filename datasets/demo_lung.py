@@ -52,12 +52,14 @@ def _septa(canvas: Canvas, depth: np.ndarray) -> tuple[np.ndarray, np.ndarray, n
     rng = canvas.rng
     y, x = np.broadcast_arrays(*canvas.grid(canvas.side / depth.shape[0]))
     warp = [4.5 * waves(rng, canvas.side, len(y), 30) + 1.4 * waves(rng, canvas.side, len(y), 9) for _ in "yx"]
+    straight_y, straight_x = y, x
     y, x = y + warp[0], x + warp[1]
     rows = np.arange(-ALVEOLUS, canvas.side + ALVEOLUS, ALVEOLUS * 0.87)
     columns = np.arange(-60, canvas.side + 60, ALVEOLUS)
     lattice = [(r, c + (i % 2) * ALVEOLUS / 2) for i, r in enumerate(rows) for c in columns]
     cells = np.array(lattice) + rng.normal(0, 0.25 * ALVEOLUS, (len(lattice), 2))
-    vessels = np.column_stack([rng.uniform(0.2, 0.8, (2, 2)) * canvas.side, rng.uniform(13, 20, 2)])
+    spots = scatter(canvas, np.where(depth > 26, 1.0, 0.0), n := max(1, round(canvas.side / 230)), np.full(n, 90.0))
+    vessels = np.column_stack([spots, rng.uniform(13, 20, len(spots))])
     cells = cells[np.all(np.hypot(*(cells[:, None] - vessels[None, :, :2]).T) > vessels[:, 2, None] + 14, axis=0)]
     tree = cKDTree(cells)
 
@@ -80,7 +82,7 @@ def _septa(canvas: Canvas, depth: np.ndarray) -> tuple[np.ndarray, np.ndarray, n
     wall = ndimage.gaussian_filter(wall, 1.1)  # rounds the corners
     lumen = np.zeros(depth.shape, bool)
     for row, column, radius in vessels:
-        off = np.hypot(y - row, (x - column) * 0.8)
+        off = np.hypot(straight_y - row, (straight_x - column) * 0.8) + 0.35 * (warp[0] + warp[1])
         wall = np.where(off < radius + 3.0, np.maximum(0, np.abs(off - radius - 1) - 3.5), wall)
         lumen |= off < radius - 3.5
     return wall.astype(np.float32), lumen, vessels
@@ -116,7 +118,7 @@ def _red_cells(canvas: Canvas, wall: np.ndarray, inside: np.ndarray, room: float
 def _macrophages(canvas: Canvas, wall: np.ndarray, inside: np.ndarray, room: float, look: dict[str, float]) -> None:
     """Draw a few foamy cells in the air spaces."""
     n = max(2, round(float(inside.mean()) * canvas.side**2 / 1e6 * 18))
-    spots = scatter(canvas, np.where(inside & (wall > room + 7) & (wall < 30), 1.0, 0.0) + 1e-12, n, np.full(n, 30.0))
+    spots = scatter(canvas, np.where(inside & (wall > room + 7) & (wall < 30), 1.0, 0.0), n, np.full(n, 30.0))
     size = canvas.rng.uniform(5.5, 7.5, len(spots))
     _discs(canvas, spots, size, "eosin", 0.8 * look["eosin_od"])
     radius = np.full(len(spots), 0.85 * look["nuclear_size"], np.float32)

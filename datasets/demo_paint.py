@@ -170,6 +170,8 @@ def scatter(
     Where the tissue is full the gaps shrink by up to a fifth, so that the number of points is kept.
     """
     flat = np.cumsum(weight.ravel(), dtype=np.float64)
+    if not flat[-1] > 0 or not count:
+        return np.zeros((0, 2), np.float32)
     step = canvas.side / weight.shape[0]
     points = [tuple(p) for p in taken] if taken is not None else []
     before = len(points)
@@ -210,6 +212,8 @@ def stamp_nuclei(
     centres: (n, 2) um; radius: (n,) um of the disc of equal area; aspect: (n,) long over short axis; angle: (n,) rad;
     darkness: (n,) haematoxylin concentration; chromatin: (px, px) unit noise; nucleolus: (n,) 0 or 1.
     """
+    if not len(centres):
+        return
     reach = int(np.ceil(1.15 * float((radius * np.sqrt(aspect)).max()) / canvas.mpp)) + 1
     offset = (np.arange(-reach, reach + 1, dtype=np.float32)) * canvas.mpp
     corner = np.floor(centres / canvas.mpp).astype(int)
