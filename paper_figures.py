@@ -118,7 +118,7 @@ def cohort_part(study: Study, facts: list[tuple[str, str]]) -> Section:
         slides, tiles = cohort.slides, cohort.tiles
         splits = [int((slides["split"] == s).sum()) for s in ("train", "val", "test")]
         genes = len(cohort.table.genes) if cohort.table is not None else "none"
-        tile = f"{tiles.img_size} px at {tiles.mpp:.3g} um/px"
+        tile = f"{tiles.img_size} px at {tiles.mpp:.3g} µm/px"
         counts.append([tissue, len(slides), slides["donor"].nunique(), *splits, len(tiles), tile, genes])
         sides.add(tile)
         rows[tissue] = extreme_rows(cohort, study.truth)
@@ -223,7 +223,7 @@ def grid_part(study: Study, seed: int) -> Section:
 
 def conditioning_part(study: Study, seed: int) -> Section:
     """The same noise with two held-out patients' expression, in both forms."""
-    found, names, lines = {}, {}, []
+    found, names, about = {}, {}, {}
     for tissue, patients in study.held_out.items():
         if "RNA-GAN" not in patients.gans or len(patients.rows) < 2:
             continue
@@ -233,10 +233,12 @@ def conditioning_part(study: Study, seed: int) -> Section:
         pair = measure.furthest_apart(mu)
         found[tissue] = measure.two_patients(gan.generator, gan.rule, mu[pair], profiles.mean, profiles.std, 8, seed)
         names[tissue] = tuple(patients.slides[i] for i in pair)
-        lines.append(model_line(gan))
+        about[tissue] = (
+            f"Noise seed {seed}; the two of {len(mu)} held-out patients whose latents lie furthest apart. "
+            f"{model_line(gan)}"
+        )
     if not found:
         raise InputError(f"{study.folder / 'checkpoints'}: no finished RNA-GAN with two held-out patients")
-    about = f"Noise seed {seed}; the two held-out patients whose latents lie furthest apart. {' '.join(lines)}"
     return tile_sections.conditioning_section(found, names, about)
 
 
@@ -268,7 +270,7 @@ def morphology_part(study: Study, seed: int, each: int, facts: list[tuple[str, s
             known[tissue] = {f: measure.match(values[f], real[tissue][f], seed).r for f in values}
         counts = f"{min(map(len, tiles))} to {max(map(len, tiles))} real and {each} generated tiles per patient"
         models = model_line(*patients.gans.values())
-        lines.append(f"{tissue}: {len(tiles)} held-out patients, {counts}, {mpp:.3g} um/px. {models}")
+        lines.append(f"{tissue}: {len(tiles)} held-out patients, {counts}, {mpp:.3g} µm/px. {models}")
     rs = [m["RNA-GAN"][f].r for m in matches.values() if "RNA-GAN" in m for f in FACTORS]
     if np.isfinite(rs).any():
         facts.append(

@@ -40,7 +40,7 @@ def distance_section(found: Mapping[str, dict[str, Any]]) -> Section:
         blocks += [heading("Precision and recall"), table(headers, pairs, caption)]
         sources = [[key, s["label"], s["n"], short(s.get("digest"))] for key, s in metrics["sources"].items()]
         blocks += [table(["name", "what was loaded", "n", "digest"], sources, "The sets of tiles.", settings=True)]
-        blocks += [note(text) for text in metrics["warnings"]]
+        blocks += [note(f"{', '.join(who)}: {text}.") for text, who in _merged(metrics["warnings"]).items()]
     text = "Deeper blue is closer. A number from another extractor, or at another n, is not comparable with these."
     return Section("distances", "Distances between sets of tiles", text, blocks)
 
@@ -56,6 +56,15 @@ def _about(metrics: dict[str, Any]) -> str:
         f"n = {', '.join(map(str, n))} tiles per set and draw, {metrics['iterations']} draws, seed {metrics['seed']}; "
         f"extractor {extractor['name']} at {at}, {extractor['dim']} features, weights {weights}."
     )
+
+
+def _merged(warnings: list[str]) -> dict[str, list[str]]:
+    """Return what is warned of -> whom it concerns; a warning reads "label: what"."""
+    found: dict[str, list[str]] = {}
+    for warning in warnings:
+        who, _, what = warning.partition(": ")
+        found.setdefault(what, []).append(who)
+    return found
 
 
 def _rows(names: list[str], cells: dict[tuple[str, str], dict[str, float] | None], measure: str) -> list[list[Any]]:

@@ -105,7 +105,8 @@ def curves(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], x_
     for ax, (name, series) in zip(axes, panels.items(), strict=False):
         for k, (label, (x, y)) in enumerate(series.items()):
             style = "--" if "val" in label else "-"
-            ax.plot(x, y, style, color=COLOURS[k % len(COLOURS)], lw=1.4, label=label)
+            marker = "o" if len(x) < 12 else ""
+            ax.plot(x, y, style, marker=marker, ms=3, color=COLOURS[k % len(COLOURS)], lw=1.4, label=label)
         ax.set_title(name)
         ax.set_xlabel(x_label)
         ax.legend()
@@ -169,16 +170,17 @@ def scatter_panels(panels: Sequence[tuple[str, Mapping[str, tuple[np.ndarray, np
     for ax, (title, series) in zip(axes, panels, strict=False):
         for k, (name, (x, y)) in enumerate(series.items()):
             filled = {"color": COLOURS[0], "lw": 0} if k == 0 else {"facecolor": "none", "edgecolor": COLOURS[k]}
-            label = f"{name}: r = {correlation(x, y):.2f}, n = {len(x)}".replace("-0.00", "0.00")
+            r = f"{correlation(x, y):.2f}".replace("-0.00", "0.00").replace("-", "−").replace("nan", "–")
+            label = f"{name}: r = {r}, n = {len(x)}"
             ax.scatter(x, y, s=16 if k == 0 else 14, marker="os^"[k % 3], label=label, **filled)
             if k == 0 and len(x) > 2 and np.ptp(x) > 0:
                 slope, offset = np.polyfit(x, y, 1)
                 ends = np.array([x.min(), x.max()])
                 ax.plot(ends, slope * ends + offset, color=COLOURS[0], lw=1.1)
-        values = np.concatenate([v for pair in series.values() for v in pair])
-        limits = _padded(values)
-        ax.plot(limits, limits, color=GREY, lw=0.8, ls=":")
-        ax.set(xlim=limits, ylim=limits)
+        across, up = (_padded(np.concatenate([pair[axis] for pair in series.values()])) for axis in (0, 1))
+        ends = min(across[0], up[0]), max(across[1], up[1])
+        ax.plot(ends, ends, color=GREY, lw=0.8, ls=":")
+        ax.set(xlim=across, ylim=up)
         ax.set_title(title)
         ax.legend(loc="upper left", bbox_to_anchor=(-0.03, -0.16), fontsize=7.5, handletextpad=0.1, borderpad=0)
     for ax in axes[len(panels) :]:
@@ -196,6 +198,8 @@ def correlation(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _padded(values: np.ndarray) -> tuple[float, float]:
+    if not len(values):
+        return 0.0, 1.0
     low, high = float(np.min(values)), float(np.max(values))
     pad = 0.06 * (high - low) or 0.5
     return low - pad, high + pad

@@ -21,13 +21,13 @@ def shift_section(run: Path) -> Section:
         calls = run / name / "calls.csv"
         if "pairs" not in metrics or not calls.is_file():
             continue
-        digest = f"split seed {metrics['split_seed']}, VAE digest {short(metrics['vae_digest'])}"
+        digest = f"Split seed {metrics['split_seed']}, VAE digest {short(metrics['vae_digest'])}"
         within = f" within {metrics['tissue']}" if metrics["tissue"] else ""
         figure = plots.shift_curve(_curves(pd.read_csv(calls)))
         caption = (
             "Share of held-out donors' profiles that a logistic regression, fitted on real training profiles, calls "
             "the target after they are moved by alpha times the shift and decoded. Bands: Wilson's 95 %. Nothing here "
-            f"is random; {digest}."
+            f"is random. {digest}."
         )
         rows = [_row(pair) for pair in metrics["pairs"]]
         headers = [

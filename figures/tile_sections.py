@@ -51,7 +51,9 @@ def grid_section(grids: Mapping[str, Rows], patients: Mapping[str, Sequence[str]
     return Section("tiles", "Real, GAN and RNA-GAN tiles", text, blocks)
 
 
-def conditioning_section(found: Mapping[str, TwoPatients], names: Mapping[str, tuple[str, str]], about: str) -> Section:
+def conditioning_section(
+    found: Mapping[str, TwoPatients], names: Mapping[str, tuple[str, str]], about: Mapping[str, str]
+) -> Section:
     """Return the proof that expression reaches the tiles: the same noise, two patients, both forms."""
     rows: list[list[Any]] = []
     blocks: list[str] = []
@@ -72,15 +74,21 @@ def conditioning_section(found: Mapping[str, TwoPatients], names: Mapping[str, t
                 (f"{short_label}\n|difference|", gap),
             ]
         figure = plots.tile_rows(pictures)
-        caption = f"{tissue}: one column, one noise vector; rows differ in the patient alone. {about}"
+        caption = f"{tissue}: one column, one noise vector; rows differ in the patient alone. {about[tissue]}"
         blocks += [picture(figure, caption, f"Same noise, two patients, {tissue}")]
     n = next(iter(found.values())).tiles["ours"].shape[1]
-    headers = ["same noise, two patients", "standardised with", "inputs: largest difference", "tiles: largest", "mean"]
+    headers = [
+        "same noise, two patients",
+        "standardised with",
+        "inputs: largest difference",
+        "tiles: largest",
+        "tiles: mean",
+    ]
     caption = (
         f"Inputs of the generator have unit spread; tiles are in grey levels of 255, over {n} tiles. Published: "
         "noise + latent standardised over the batch; with one patient in it, as in all of its generation, the "
         "latent is a constant of each column and is subtracted exactly (what is left is rounding, about 1e-15). "
-        f"Same generator for both forms. {about}"
+        "Same generator for both forms; digests and seed stand under the pictures."
     )
     text = "A tile must change when only the patient changes. Here it does; in the published form it cannot."
     return Section("conditioning", "The conditioning is alive", text, [table(headers, rows, caption), *blocks])
@@ -110,7 +118,7 @@ def morphology_section(
                 x, y = measured[name], models[model][name]
                 fine = np.isfinite(x) & np.isfinite(y)
                 series[model] = (x[fine], y[fine])
-            panels.append((f"{tissue}: {name.replace('_', ' ')}\n{units[name]}", series))
+            panels.append((f"{tissue}: {name.replace('_', ' ')}\n{_unit(units[name])}", series))
         for name in measured:
             row = [tissue, name.replace("_", " ")]
             for model in ("RNA-GAN", "GAN"):
@@ -173,6 +181,10 @@ def classifier_section(found: Mapping[str, dict[str, Any]]) -> Section:
     headers = ["table", "protocol", "accuracy [95 %]", "weighted F1 [95 %]", "AUC [95 %]", "n"]
     text = "Which tissue is this tile from? Trained on real or on generated tiles, tested on real ones."
     return Section("classifier", "The classifier", text, [table(headers, rows, caption)])
+
+
+def _unit(text: str) -> str:
+    return text.replace("um", "µm").replace("m2", "m²")
 
 
 def _r(value: float) -> str:

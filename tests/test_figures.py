@@ -1,0 +1,279 @@
+"""Plots, the page, what the report measures, and the report on a small study made by the commands themselves."""
+
+import base64
+import importlib
+import json
+import re
+import shlex
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from betavae_cohort import write_cohort
+
+from common.errors import run_command
+from datasets.tiles import write_store
+from figures import measure, page, plots, tile_sections
+from figures.results import metrics_under, read_log, series_of
+from models.conditioning import InputRule
+from models.dcgan import DCGANGenerator
+
+# ---- Plots ----
+
+
+def pixels(figure):
+    html = page.picture(figure, "caption", "alt")
+    return base64.b64decode(re.search(r"base64,([^\"]+)", html)[1])
+
+
+def every_plot():
+    r = np.random.default_rng(0)
+    tiles = r.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+    x = np.arange(5.0)
+    kind = np.repeat(["real", "reconstructed", "generated"], 4)
+    yield plots.tile_rows([("real", tiles), ("GAN\nsecond line", tiles[:2]), ("none", tiles[:0])], 0.5, 2, ["a", "b"])
+    yield plots.curves({"total": {"train": (x, x), "val": (x, -x)}, "kl": {"train": (x[:0], x[:0])}}, "epoch")
+    yield plots.latent_map(r.normal(size=(12, 2)), ["lung", "brain"] * 6, kind, np.arange(12) % 3 == 0)
+    yield plots.shift_curve({"a to b": (x, x / 5, x / 6, x / 4)})
+    yield plots.scatter_panels(
+        [("lung: size", {"RNA-GAN": (x, x), "GAN": (x, np.ones(5))}), ("", {"GAN": (x[:0], x[:0])})]
+    )
+
+
+def test_plots_give_the_same_bytes_twice_and_leave_matplotlib_as_it_was():
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    first, second = [pixels(f) for f in every_plot()], [pixels(f) for f in every_plot()]
+    assert first == second and all(data.startswith(b"\x89PNG") for data in first)
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_a_tissue_keeps_its_colour_whatever_the_order():
+    assert plots.colour_of(["lung", "brain"]) == plots.colour_of(["brain", "lung", "lung"])
+    assert len(set(plots.COLOURS)) == len(plots.COLOURS)
+
+
+def test_correlation_of_known_numbers():
+    x = np.arange(6.0)
+    assert plots.correlation(x, 3 - 2 * x) == pytest.approx(-1)
+    assert np.isnan(plots.correlation(x, np.ones(6))) and np.isnan(plots.correlation(x[:2], x[:2]))
+
+
+# ---- The page ----
+
+
+class Links(HTMLParser):
+    """Collects what a page would fetch, and whether its tags close."""
+
+    def __init__(self):
+        super().__init__()
+        self.fetched, self.open, self.scripts = [], [], 0
+
+    def handle_starttag(self, tag, attrs):
+        self.scripts += tag == "script"
+        self.fetched += [v for k, v in attrs if k in ("src", "href") and not v.startswith(("data:", "#"))]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def check_self_contained(html):
+    links = Links()
+    links.feed(html)
+    assert not links.fetched and not links.open and not links.scripts and "url(" not in html and "@import" not in html
+
+
+def test_a_page_escapes_its_words_and_fetches_nothing():
+    blocks = [page.table(["a", "b"], [["<b>&", page.Cell("1 & 2", 2.0)], ["word", 1.23456]], "n < 3"), page.note("<i>")]
+    blocks += [
+        page.missing("Nothing", "python fid.py --matrix <x>"),
+        page.picture(next(every_plot()), 'a "b"', 'c "d"'),
+    ]
+    html = page.render("T & T", "<lead>", [("1", "<fact>")], [page.Section("k", "<title>", "", blocks)], "<end>")
+    check_self_contained(html)
+    for raw in ("<b>&", "<i>", "<lead>", "<fact>", "<x>", "<end>"):
+        assert raw not in html
+    assert "1.235" in html and "&lt;b&gt;&amp;" in html
+
+
+# ---- What the report measures ----
+
+
+def test_the_same_noise_gives_two_patients_other_tiles_here_and_the_same_ones_in_the_published_form():
+    torch.manual_seed(0)
+    generator = DCGANGenerator(encoding_dims=12, out_size=16, step_channels=4)
+    mu = torch.randn(2, 12) * 3
+    two = measure.two_patients(generator, InputRule(share=0.5), mu, torch.zeros(12), torch.ones(12), 6, seed=1)
+    assert two.input_difference["ours"] > 0.5 and two.tile_difference["ours"][0] > 0
+    assert two.input_difference["published"] < 1e-12 and two.tile_difference["published"] == (0, 0.0)
+    assert two.tiles["ours"].shape == (2, 6, 16, 16, 3)
+    section = tile_sections.conditioning_section({"lung": two}, {"lung": ("A", "B")}, {"lung": "seed 1"})
+    assert "published" in section.blocks[0]
+
+
+def test_a_match_has_an_r_a_p_and_a_shuffled_band():
+    real = np.random.default_rng(0).normal(size=30)
+    good, none = measure.match(real, 2 * real + 1, seed=1), measure.match(real, np.roll(real, 7), seed=1)
+    assert good.r == pytest.approx(1) and good.p == pytest.approx(1 / 1001) and good.n == 30
+    assert good.shuffled[0] < -0.2 < good.shuffled[1] < 0.2 < good.shuffled[2] and none.p > 0.01
+    assert measure.match(np.append(real, np.nan), np.append(real, 1.0), seed=1).n == 30
+    assert np.isnan(measure.match(real, np.ones(30), seed=1).p)
+
+
+def test_real_means_leave_out_undefined_tiles_and_halves_agree_where_tiles_of_a_patient_do():
+    tiles = [np.full((4, 2, 2, 3), k, np.uint8) for k in range(5)]
+
+    def fake(images, mpp):
+        values = images.mean((1, 2, 3)) * mpp
+        return {"brightness": values, "undefined": np.where(np.arange(len(values)) == 0, np.nan, values)}
+
+    means, ceiling = measure.real_means(tiles, 0.5, fake)
+    assert means["brightness"].tolist() == means["undefined"].tolist() == [0, 0.5, 1, 1.5, 2]
+    assert ceiling["brightness"] == pytest.approx(1)
+    assert measure.patient_means(tiles, 0.5, fake)["brightness"].tolist() == [0, 0.5, 1, 1.5, 2]
+
+
+def test_the_latent_map_is_deterministic_and_takes_few_rows():
+    latents = np.random.default_rng(0).normal(size=(24, 5))
+    a, b = (measure.latent_map_points(latents, seed=1) for _ in range(2))
+    assert a.shape == (24, 2) and np.array_equal(a, b)
+    assert measure.latent_map_points(latents[:5], seed=1).shape == (5, 2)
+    assert measure.furthest_apart(torch.tensor([[0.0], [9.0], [1.0]])) == [0, 1]
+
+
+def test_a_log_cut_short_is_read_to_its_last_whole_line(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "kl": 2.0}\n{"step": 2, "kl": null}\n{"step": 3, "kl"')
+    x, y = series_of(read_log(tmp_path), "kl", "step")
+    assert x.tolist() == [1] and y.tolist() == [2]
+
+
+# ---- The report on a study ----
+
+
+def command(line):
+    """Run one command line in this process; return its exit status."""
+    name, *words = shlex.split(line)
+    module = importlib.import_module(name.removesuffix(".py"))
+    return run_command(module.main, module.build_parser(), words)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A study of 40 donors, two tissues, 16 px tiles, made by the commands; every stage but fid.py and wsi_model.py."""
+    root = tmp_path_factory.mktemp("study")
+    write_cohort(root, n_donors=40, n_genes=100, num_epochs=3)
+    vae = json.loads((root / "vae.json").read_text()) | {"save_dir": f"{root}/checkpoints/betavae_tissues"}
+    (root / "configs").mkdir()
+    (root / "configs" / "betavae_tissues.json").write_text(json.dumps(vae))
+    random = np.random.default_rng(0)
+    lines = ["donor,slide,tissue,nuclear_density,nuclear_size,eosin_od,white_space"]
+    for tissue, site in (("lung", "0625"), ("brain", "3025")):
+        for donor in range(40):
+            name = f"GTEX-{donor:04d}-{site}"
+            shade = (200, 150, 190) if tissue == "lung" else (150, 90, 160)
+            tiles = np.clip(random.normal(shade, 25, (6, 16, 16, 3)), 0, 255).astype(np.uint8)
+            rows = [(64 * k, 0, 1.0, tile) for k, tile in enumerate(tiles)]
+            write_store(root / "tiles" / tissue, name, rows, mpp=1.0, tile_size=16, fmt="png")
+            factors = ",".join(f"{v:.3f}" for v in random.normal(size=4))
+            lines.append(f"GTEX-{donor:04d},{name}.svs,{tissue},{factors}")
+        gan = {
+            "path_csv": [f"{root}/{tissue}.h5ad"],
+            "patch_data_path": [f"{root}/tiles/{tissue}"],
+            "vae_checkpoint": f"{root}/checkpoints/betavae_tissues.pt",
+            "img_size": 16,
+            "encoding_dims": 8,
+            "step_channels": 4,
+            "num_epochs": 1,
+            "max_steps": 3,
+            "batch_size": 8,
+            "log_interval": 1,
+            "device": "cpu",
+        }
+        (root / "configs" / f"gan_run_{tissue}.json").write_text(json.dumps(gan))
+    (root / "truth.csv").write_text("\n".join(lines) + "\n")
+    config = f"--config {root}/configs/betavae_tissues.json"
+    for name in ("training", "interpolation", "sample"):
+        assert command(f"betaVAE_{name}.py {config}") == 0
+    for tissue in ("lung", "brain"):
+        for run, loss in (("gan", "wgan"), ("rna-gan", "wganvae")):
+            folder = f"{root}/checkpoints/{run}_{tissue}"
+            flags = f"--config {root}/configs/gan_run_{tissue}.json --model_dir {folder} --loss_type {loss}"
+            assert command(f"histopathology_gan.py {flags}") == 0
+    return root
+
+
+def report(root, out):
+    assert command(f"paper_figures.py report --demo {root} --out {out} --device cpu --tiles 4") == 0
+    return out.read_text()
+
+
+def section(html, key):
+    return re.search(rf'<section id="{key}">(.*?)</section>', html, re.S)[1]
+
+
+def test_the_report_is_written_with_what_there_is_and_names_the_commands_for_the_rest(study, tmp_path, capsys):
+    html = report(study, tmp_path / "report.html")
+    check_self_contained(html)
+    for key, name in (("distances", "fid.py --matrix"), ("classifier", "wsi_model.py")):
+        assert 'class="missing"' in section(html, key) and name in section(html, key)
+    for key in ("cohort", "vae", "latent", "shift", "gan", "tiles", "conditioning", "morphology", "settings"):
+        assert 'class="missing"' not in section(html, key), key
+        assert "<img" in section(html, key) or key == "settings"
+    assert "section distances is left open" in capsys.readouterr().err
+
+
+def test_the_whole_report_shows_n_seed_extractor_and_digests_and_is_the_same_twice(study, tmp_path):
+    configs, runs = f"{study}/configs/gan_run", f"{study}/checkpoints"
+    for run in ("lung", "brain"):
+        flags = f"--config {configs}_{run}.json --sample_size 24 --out {study}/generated/rna-gan_{run}"
+        assert command(f"generate_tissue_images.py --checkpoint {runs}/rna-gan_{run} {flags}") == 0
+    sources = f"real=real:{configs}_lung.json gan={runs}/gan_lung rna-gan={runs}/rna-gan_lung"
+    flags = f"--sample_size 20 --iterations 2 --extractor_side 32 --device cpu --out {study}/fid/matrix"
+    assert command(f"fid.py --matrix {sources} {flags}") == 0
+    generated = " ".join(f"{study}/generated/rna-gan_{t}" for t in ("lung", "brain"))
+    toy = f"--generated {generated} --out {study}/images_form --per_class 30"
+    assert command(f"prepare_data.py toy --real {study}/tiles/lung {study}/tiles/brain {toy}") == 0
+    data = f"--patch_data_path {study}/images_form --num_epochs 3 --device cpu"
+    assert command(f"wsi_model.py {data} --csv_path real_toy_example.csv --out {study}/classifier/real") == 0
+    tables = "--train_csv rna-gan_toy_example.csv --test_csv real_toy_example.csv"
+    assert command(f"wsi_model.py {data} {tables} --out {study}/classifier/synthetic_to_real") == 0
+
+    html = report(study, tmp_path / "a.html")
+    assert 'class="missing"' not in html
+    check_self_contained(html)
+    matrix = metrics_under(study / "fid")["matrix"]
+    distances = section(html, "distances")
+    assert matrix["extractor"]["weights_digest"][:12] in distances and "n = 20" in distances and "2 draws" in distances
+    assert "synthetic_to_real" in section(html, "classifier") and "seed 99" in section(html, "classifier")
+    vae = json.loads((study / "checkpoints/betavae_tissues/metrics.json").read_text())["vae_digest"]
+    assert vae in section(html, "settings") and vae[:12] in section(html, "latent")
+    assert "published: over the batch" in section(html, "conditioning")
+    assert "split half" in section(html, "morphology") and "shuffled" in section(html, "morphology")
+    assert report(study, tmp_path / "b.html") == html
+
+
+def test_a_report_on_configs_alone_names_every_stage(study, tmp_path):
+    shutil.copytree(study / "configs", tmp_path / "bare" / "configs")
+    for path in (tmp_path / "bare" / "configs").glob("*.json"):
+        path.write_text(path.read_text().replace(str(study), str(tmp_path / "bare")))
+    html = report(tmp_path / "bare", tmp_path / "bare.html")
+    assert html.count('class="missing"') == 11
+    for name in (
+        "prepare_data.py tiles",
+        "betaVAE_training.py",
+        "betaVAE_sample.py",
+        "histopathology_gan.py",
+        "fid.py",
+    ):
+        assert name in html
+
+
+def test_a_folder_without_configs_is_refused(tmp_path, capsys):
+    assert command(f"paper_figures.py report --demo {tmp_path}") == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert "configs" in error[-1] and "prepare_data.py demo" in error[-1]
