@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--weights", help="the extractor's weights file (pt_inception-2015-12-05-6726825d.pth, ...)")
     how.add_argument("--extractor_side", help="pixels at which the extractor sees tiles, or 'tiles': as they are")
     how.add_argument("--save_statistics", nargs="?", const="", metavar="FOLDER", help="write each source's NAME.npz")
-    how.add_argument("--seed", type=int, default=99, help="of the draws (default 99)")
+    how.add_argument("--seed", type=int, default=None, help="of the draws (default: the config's, else 99)")
     how.add_argument("--device", default=None, help="cpu, cuda, or a GPU's index (default: the config's, else 0)")
     how.add_argument("--batch_size", dest="tiles_at_a_time", type=int, default=64, help="tiles at a time (default 64)")
     how.add_argument("--out", help="metrics.json or its folder; default fid/<a>_vs_<b>/metrics.json")
@@ -84,12 +84,19 @@ def main(args: argparse.Namespace) -> int | None:
     extractor = open_extractor(args, opener)
     draws = {
         name: Draws(
-            name, source, extractor, args.sample_size, args.iterations, args.seed, args.tiles_at_a_time, opener.img_size
+            name,
+            source,
+            extractor,
+            args.sample_size,
+            args.iterations,
+            opener.seed,
+            args.tiles_at_a_time,
+            opener.img_size,
         )
         for name, source in sources.items()
     }
     warnings = [f"{d.label}: {note}" for d in draws.values() if (note := small_sample_note(d.n, extractor.dim))]
-    print(f"extractor {extractor.name}, weights {extractor.digest[:8]}, {extractor.dim} features; seed {args.seed}")
+    print(f"extractor {extractor.name}, weights {extractor.digest[:8]}, {extractor.dim} features; seed {opener.seed}")
     for name, d in draws.items():
         fewer = f" (of {args.sample_size} asked for: all there are)" if d.n < args.sample_size else ""
         print(f"{name}: {d.label}; n = {d.n}{fewer}")
@@ -105,7 +112,7 @@ def main(args: argparse.Namespace) -> int | None:
     # Report.
     result = {
         "extractor": extractor.describe(),
-        "seed": args.seed,
+        "seed": opener.seed,
         "sample_size": args.sample_size,
         "iterations": args.iterations,
         "img_size": opener.img_size,

@@ -72,7 +72,7 @@ class Opener:
     def __init__(self, args: argparse.Namespace, vae_checkpoint: str | None = None) -> None:
         """Flags in `args` win over every config's settings; `vae_checkpoint` over the configs' and the runs'."""
         self.args, self.vae_checkpoint = args, vae_checkpoint
-        self.device = torch.device("cpu")
+        self.device, self.seed = torch.device("cpu"), 99  # the flags', else the first config's; set by open_all
         self.img_size: int | None = None  # pixels, of all tiles in this call; set by open_all
         self.feature_side = 0  # of the configs in use; 0: the extractor's own side
         self.conditional = False  # whether any generator takes a profile
@@ -92,6 +92,8 @@ class Opener:
         configs = [c for spec in specs.values() if (c := spec.path if spec.kind == "real" else spec.config)]
         settings = [self.settings(config) for config in dict.fromkeys(configs)]
         self.device = pick_device(settings[0].device if settings else getattr(self.args, "device", None) or "0")
+        given = getattr(self.args, "seed", None)
+        self.seed = given if given is not None else settings[0].seed if settings else self.seed
         self.feature_side = max((s.feature_side for s in settings), default=0)
         opened = {name: StatisticsSource(spec.path) for name, spec in specs.items() if spec.kind == "statistics"}
         folders = {name: FolderSource(spec.path) for name, spec in specs.items() if spec.kind == "folder"}
