@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.errors import InputError
+from models.resampling import Down, Up, up
 
 SLOPE = 0.2  # of LeakyReLU; Radford et al. 2016, section 3.1
 CRITIC_NORMS = ("none", "batch")
@@ -25,10 +26,12 @@ class DCGANGenerator(nn.Module):
         doublings = _doublings(out_size)
         self.encoding_dims, self.out_size = encoding_dims, out_size
         channels = [step_channels * 2**i for i in range(doublings, -1, -1)]  # 2048, 1024, ... 64
-        blocks = [_up(encoding_dims, channels[0], stride=1, padding=0)]  # (n, z, 1, 1) -> (n, 2048, 4, 4)
-        blocks += [_up(wide, narrow) for wide, narrow in pairwise(channels)]  # side doubles each
-        last = nn.ConvTranspose2d(channels[-1], 3, kernel_size=4, stride=2, padding=1)
-        self.model = nn.Sequential(*blocks, nn.Sequential(last, nn.Tanh()))
+        first = nn.ConvTranspose2d(encoding_dims, channels[0], kernel_size=4, bias=False)
+        blocks = [_block(first, channels[0])]  # (n, z, 1, 1) -> (n, 2048, 4, 4)
+        blocks += [
+            _block(Up(wide, narrow, bias=False), narrow) for wide, narrow in pairwise(channels)
+        ]  # side doubles each
+        self.model = nn.Sequential(*blocks, nn.Sequential(Up(channels[-1], 3), nn.Tanh()))
         self.apply(_initialise)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -54,8 +57,8 @@ class DCGANDiscriminator(nn.Module):
             raise InputError(f"critic_output = {output!r}: expected {' or '.join(CRITIC_OUTPUTS)}")
         self.norm = norm
         channels = [step_channels * 2**i for i in range(doublings + 1)]  # 64, 128, ... 2048
-        blocks = [_down(3, channels[0], norm="none")]
-        blocks += [_down(narrow, wide, norm) for narrow, wide in pairwise(channels)]
+        blocks = [_block(Down(3, channels[0]), channels[0], norm="none")]
+        blocks += [_block(Down(c, wide, bias=norm == "none"), wide, norm) for c, wide in pairwise(channels)]
         self.model = nn.Sequential(*blocks)  # (n, 3, 256, 256) -> (n, 2048, 4, 4)
         score = nn.Conv2d(channels[-1], 1, kernel_size=4, bias=norm == "none")
         self.disc = nn.Sequential(score, CRITIC_OUTPUTS[output]())
@@ -84,8 +87,8 @@ class DCGANDiscriminator(nn.Module):
         slope = gains.pop()  # (n, 1, 1, 1)
         slope = F.conv_transpose2d(slope, self.disc[0].weight) * gains.pop()  # (n, 2048, 4, 4)
         for conv, _ in reversed(self.model[1:]):
-            slope = F.conv_transpose2d(slope, conv.weight, stride=2, padding=1) * gains.pop()
-        return F.conv_transpose2d(slope, self.model[0][0].weight, stride=2, padding=1)
+            slope = up(slope, conv.weight) * gains.pop()
+        return up(slope, self.model[0][0].weight)
 
 
 GENERATORS = {"dcgan": DCGANGenerator}
@@ -99,15 +102,8 @@ def _doublings(side: int) -> int:
     return side.bit_length() - 4
 
 
-def _up(n_in: int, n_out: int, stride: int = 2, padding: int = 1) -> nn.Sequential:
-    conv = nn.ConvTranspose2d(n_in, n_out, kernel_size=4, stride=stride, padding=padding, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(n_out), nn.LeakyReLU(SLOPE))
-
-
-def _down(n_in: int, n_out: int, norm: str) -> nn.Sequential:
-    with_norm = norm == "batch"
-    conv = nn.Conv2d(n_in, n_out, kernel_size=4, stride=2, padding=1, bias=not with_norm)
-    return nn.Sequential(conv, *([nn.BatchNorm2d(n_out)] if with_norm else []), nn.LeakyReLU(SLOPE))
+def _block(conv: nn.Module, channels: int, norm: str = "batch") -> nn.Sequential:
+    return nn.Sequential(conv, *([nn.BatchNorm2d(channels)] if norm == "batch" else []), nn.LeakyReLU(SLOPE))
 
 
 def _initialise(module: nn.Module) -> None:

@@ -5,10 +5,12 @@ import torch
 from torch import nn
 
 from common.errors import InputError
+from models import resampling
 from models.average import average_decay, calibrate_batch_norm, calibration_inputs, update_average
 from models.conditioning import InputRule
 from models.dcgan import DCGANDiscriminator, DCGANGenerator
 from models.gan_losses import LOSSES, critic_step, generator_step, gradient_penalty, is_conditional
+from models.resampling import down, up
 
 
 @pytest.mark.parametrize(("side", "channels", "dims"), [(16, 8, 10), (32, 8, 10), (128, 2, 5)])
@@ -202,3 +204,16 @@ def test_calibrated_statistics_depend_on_the_weights_alone():
     assert norm.running_var.mean().item() == pytest.approx(
         model.model[0][0].weight.square().sum(0).mean().item(), rel=0.2
     )
+
+
+@pytest.mark.parametrize("side", [2, 4, 8, 16, 32])
+def test_the_matrix_form_of_the_convolutions_equals_torchs(side, monkeypatch):
+    monkeypatch.setattr(resampling, "LARGE", 0)
+    source = torch.Generator().manual_seed(side)
+    x, w, b = (
+        torch.randn(*shape, generator=source, dtype=torch.float64) for shape in ((3, 5, side, side), (7, 5, 4, 4), (7,))
+    )
+    peer = nn.functional.conv2d(x, w, b, stride=2, padding=1)
+    assert torch.allclose(down(x, w, b), peer)
+    v, c = w.transpose(0, 1).contiguous(), b
+    assert torch.allclose(up(x, v, c), nn.functional.conv_transpose2d(x, v, c, stride=2, padding=1))
