@@ -1,0 +1,170 @@
+"""One DCGAN training step at the paper's size against torchgan 0.1.0's: 256 px, batch 8, wgan with gradient penalty.
+
+    python benchmarks/gan_step.py --n 5
+
+Both sides have torchgan's networks and weights, one noise batch, one epsilon, one penalty norm per batch (torchgan's
+own) and one Adam step each for critic and generator: the same sums, so that the losses must follow each other. The peer
+is a plain loop over torchgan's networks and loss functions, as its train_ops have it: a generator pass for each of its
+three losses, the penalty's not detached, the critic not frozen, torch's default Adam. Steps are interleaved, each side
+on its own copy of the weights. `ratio_train_ops`: against torchgan's train_ops themselves, which also take two critic
+steps. bf16 is used where the CPU has it (AVX-512 or AMX; elsewhere it is emulated and slower).
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from models.dcgan import DCGANDiscriminator, DCGANGenerator
+from models.gan_losses import LOSSES, critic_step, generator_step
+
+DIMS, CHANNELS, PENALTY = 2048, 64, 10.0
+BETAS, RATE_G, RATE_C = (0.5, 0.999), 1e-4, 4e-4
+Step = Callable[[torch.Tensor, torch.Tensor, float], list[float]]
+
+
+def peer_networks(side: int) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Return torchgan's generator and critic, the critic without batch norm and with a linear score."""
+    from torchgan.models import DCGANDiscriminator as Critic
+    from torchgan.models import DCGANGenerator as Generator
+
+    torch.manual_seed(0)
+    critic = Critic(side, step_channels=CHANNELS, batchnorm=False, last_nonlinearity=torch.nn.Identity())
+    return Generator(DIMS, side, step_channels=CHANNELS), critic
+
+
+def peer_step(generator: torch.nn.Module, critic: torch.nn.Module) -> Step:
+    """Return a step of torchgan's networks and loss functions in a plain loop."""
+    from torchgan.losses.functional import (
+        wasserstein_discriminator_loss,
+        wasserstein_generator_loss,
+        wasserstein_gradient_penalty,
+    )
+
+    adam_g = torch.optim.Adam(generator.parameters(), lr=RATE_G, betas=BETAS)
+    adam_c = torch.optim.Adam(critic.parameters(), lr=RATE_C, betas=BETAS)
+
+    def step(real: torch.Tensor, noise: torch.Tensor, epsilon: float) -> list[float]:
+        adam_c.zero_grad()
+        loss_c = wasserstein_discriminator_loss(critic(real), critic(generator(noise).detach()))
+        loss_c.backward()
+        x = epsilon * real + (1 - epsilon) * generator(noise)
+        penalty = wasserstein_gradient_penalty(x, critic(x))
+        (PENALTY * penalty).backward()
+        adam_c.step()
+        adam_g.zero_grad()
+        loss_g = wasserstein_generator_loss(critic(generator(noise)))
+        loss_g.backward()
+        adam_g.step()
+        return [loss_c.item(), penalty.item(), loss_g.item()]
+
+    return step
+
+
+def train_ops_step(generator: torch.nn.Module, critic: torch.nn.Module) -> Step:
+    """Return a step of torchgan's three train_ops, as its Trainer calls them; noise and epsilon are its own."""
+    from torchgan.losses import (
+        WassersteinDiscriminatorLoss,
+        WassersteinGeneratorLoss,
+        WassersteinGradientPenalty,
+    )
+
+    adam_g = torch.optim.Adam(generator.parameters(), lr=RATE_G, betas=BETAS)
+    adam_c = torch.optim.Adam(critic.parameters(), lr=RATE_C, betas=BETAS)
+    losses = WassersteinDiscriminatorLoss(), WassersteinGradientPenalty(lambd=PENALTY)
+    loss_g, cpu = WassersteinGeneratorLoss(), torch.device("cpu")
+
+    def step(real: torch.Tensor, noise: torch.Tensor, epsilon: float) -> list[float]:
+        values = [loss.train_ops(generator, critic, adam_c, real, cpu) for loss in losses]
+        return [*values, loss_g.train_ops(generator, critic, adam_g, cpu, len(real))]
+
+    return step
+
+
+def our_step(side: int, weights: tuple[dict, dict], bf16: bool) -> Step:
+    """Return the step of histopathology_gan.py, on a copy of torchgan's weights."""
+    generator, critic = DCGANGenerator(DIMS, side, CHANNELS), DCGANDiscriminator(side, CHANNELS)
+    generator.load_state_dict(weights[0])
+    critic.load_state_dict(weights[1])
+    adam_g = torch.optim.Adam(generator.parameters(), lr=RATE_G, betas=BETAS, fused=True)
+    adam_c = torch.optim.Adam(critic.parameters(), lr=RATE_C, betas=BETAS, fused=True)
+    autocast = torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
+    loss = LOSSES["wgangp"]
+
+    def step(real: torch.Tensor, noise: torch.Tensor, epsilon: float) -> list[float]:
+        with autocast:
+            fake = generator(noise).float()
+        place = torch.full((len(real),), epsilon)
+        options = {"penalty_weight": PENALTY, "penalty_per": "batch", "autocast": autocast}
+        parts = critic_step(critic, adam_c, loss, real, fake, place, **options)
+        parts |= generator_step(critic, adam_g, loss, fake, autocast=autocast)
+        return [parts[name].item() for name in ("critic", "penalty", "generator")]
+
+    return step
+
+
+def main() -> None:
+    """Interleave the steps, compare the losses, print the medians and a last line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=5, help="timed steps of each side (default 5)")
+    parser.add_argument("--side", type=int, default=256, help="pixels (default 256)")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    capability = torch.backends.cpu.get_cpu_capability()
+    bf16 = args.precision == "bf16" or (args.precision == "auto" and capability.startswith("AVX512"))
+
+    generator, critic = peer_networks(args.side)
+    weights = (
+        {k: v.clone() for k, v in generator.state_dict().items()},
+        {k: v.clone() for k, v in critic.state_dict().items()},
+    )
+    sides = {"ours": our_step(args.side, weights, bf16), "peer": peer_step(generator, critic)}
+    sides["train_ops"] = train_ops_step(*peer_networks(args.side))
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    losses: dict[str, list[list[float]]] = {name: [] for name in sides}
+    source = torch.Generator().manual_seed(1)
+    for i in range(args.n + 1):  # the first is not timed
+        real = torch.rand(args.batch_size, 3, args.side, args.side, generator=source) * 2 - 1
+        noise = torch.randn(args.batch_size, DIMS, generator=source)
+        epsilon = torch.rand(1, generator=source).item()
+        for name, step in sides.items():
+            start = time.perf_counter()
+            losses[name].append(step(real, noise, epsilon))
+            if i:
+                seconds[name].append(time.perf_counter() - start)
+        rows = "  ".join(f"{v:10.4f}" for v in [*losses["ours"][-1], *losses["peer"][-1]])
+        print(f"step {i}: ours, peer (critic, penalty, generator each): {rows}", flush=True)
+
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    ours, peer = torch.tensor(losses["ours"]), torch.tensor(losses["peer"])
+    drift = ((ours - peer).abs() / peer.abs().clamp(min=1)).max(1).values
+    print("seconds a step: " + ", ".join(f"{name} {value:.3f}" for name, value in medians.items()))
+    print(f"{capability}, {args.threads} threads, {'bf16' if bf16 else 'fp32'}; losses differ by {drift.max():.2g}")
+    result = {
+        "benchmark": "gan_step",
+        "peer": "torchgan 0.1.0, plain loop at equal maths",
+        "ratio": round(medians["peer"] / medians["ours"], 3),
+        "ratio_train_ops": round(medians["train_ops"] / medians["ours"], 3),
+        "n": args.n,
+        "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "precision": "bf16" if bf16 else "fp32",
+        "loss_difference_first_step": float(f"{drift[0]:.2g}"),
+        "loss_difference_max": float(f"{drift.max():.2g}"),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
