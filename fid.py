@@ -20,6 +20,7 @@ import argparse
 import itertools
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,9 @@ def main(args: argparse.Namespace) -> int | None:
     sources = opener.open_all(specs)
     if args.vae and not opener.conditional:
         print("--vae: no side is an RNA-GAN, ignored")
+    for name, source in sources.items():
+        if source.describe()["kind"] == "gan":  # a patient was named for the other side: not part of this one's name
+            specs[name] = replace(specs[name], patient=None)
     extractor = open_extractor(args, opener)
     draws = {
         name: Draws(
