@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--out", help="the page; default <demo>/report.html")
     report.add_argument("--seed", type=int, default=99)
     report.add_argument(
-        "--tiles", type=int, default=24, help="generated tiles per patient for morphology (%(default)s)"
+        "--tiles", type=int, default=16, help="generated tiles per patient for morphology (%(default)s)"
     )
     report.add_argument("--device", default="0", help="a GPU's index (else the CPU), cuda (insists) or cpu")
     report.set_defaults(run=report_page)
@@ -177,7 +177,7 @@ def latent_part(study: Study, seed: int) -> Section:
 
 
 def shift_part(study: Study) -> Section:
-    """The shifts of betaVAE_interpolation.py."""
+    """Calls along the shifts between tissues, and sexes."""
     return shift_section(Path(study.vae_settings.save_dir))
 
 
@@ -255,7 +255,7 @@ def morphology_part(study: Study, seed: int, each: int, facts: list[tuple[str, s
     real, made, matches, ceiling, known, lines = {}, {}, {}, {}, {}, []
     for tissue, patients in study.held_out.items():
         mpp, tiles = patients.cohort.tiles.mpp, patients.real()
-        real[tissue], ceiling[tissue] = measure.real_means(tiles, mpp, morphology)
+        real[tissue], ceiling[tissue] = measure.real_means(tiles, mpp, morphology, seed)
         made[tissue] = {
             kind: measure.patient_means(list(study.generated(gan, patients, each, seed)), mpp, morphology)
             for kind, gan in patients.gans.items()
@@ -268,14 +268,14 @@ def morphology_part(study: Study, seed: int, each: int, facts: list[tuple[str, s
             rows = study.truth.loc[patients.slides]
             values = {f: rows[f].to_numpy(float) for f in FACTORS if f in rows.columns}
             known[tissue] = {f: measure.match(values[f], real[tissue][f], seed).r for f in values}
-        counts = f"{min(map(len, tiles))} to {max(map(len, tiles))} real and {each} generated tiles per patient"
+        few, many = min(map(len, tiles)), max(map(len, tiles))
+        counts = f"{few if few == many else f'{few} to {many}'} real and {each} generated tiles per patient"
         models = model_line(*patients.gans.values())
         lines.append(f"{tissue}: {len(tiles)} held-out patients, {counts}, {mpp:.3g} µm/px. {models}")
     rs = [m["RNA-GAN"][f].r for m in matches.values() if "RNA-GAN" in m for f in FACTORS]
     if np.isfinite(rs).any():
-        facts.append(
-            (f"{np.nanmean(rs):.2f}", f"mean r of RNA-GAN's with real morphology, {len(rs)} rows of section 9")
-        )
+        r = f"{np.nanmean(rs):.2f}".replace("-", "−")
+        facts.append((r, f"mean r of RNA-GAN's with real morphology, {len(rs)} rows of section 9"))
     about = f"Seed {seed}. No extractor: hand-made measures. " + " ".join(lines)
     return tile_sections.morphology_section(real, made, matches, ceiling, known, UNITS, FACTORS, about)
 

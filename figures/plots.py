@@ -75,9 +75,12 @@ def tile_rows(
     for b, title in enumerate(titles):
         left = label + b * (per_block * step + gap)
         figure.text(left / width, 1 - 0.15 / height, title, fontsize=8.5, color="#1d2328", va="baseline")
+    axes = figure.add_axes(
+        (0, 0, 1, 1)
+    )  # in inches from the lower left; one for all tiles is far quicker than one each
     for r, (name, tiles) in enumerate(rows):
-        bottom = 1 - ((r + 1) * step + top) / height
-        middle = bottom + tile_inches / 2 / height
+        bottom = height - (r + 1) * step - top
+        middle = (bottom + tile_inches / 2) / height
         figure.text(
             (label - 0.1) / width,
             middle,
@@ -90,9 +93,11 @@ def tile_rows(
         )
         for k, tile in enumerate(tiles):
             left = label + k * step + (k // per_block * gap if per_block else 0)
-            axes = figure.add_axes((left / width, bottom, tile_inches / width, tile_inches / height))
-            axes.imshow(tile, interpolation="antialiased")
-            axes.set_axis_off()
+            axes.imshow(
+                tile, extent=(left, left + tile_inches, bottom, bottom + tile_inches), interpolation="antialiased"
+            )
+    axes.set(xlim=(0, width), ylim=(0, height))
+    axes.set_axis_off()
     return figure
 
 

@@ -146,8 +146,8 @@ def morphology_section(
     caption = (
         "Pearson's r over patients between the means of generated and of real tiles. Expression shuffled: tiles "
         "of another patient (RNA-GAN), 1,000 shuffles, mean and middle 95 %; p: share with an r at least as high "
-        "(one-sided, not corrected for the number of rows). Split half: between halves of each patient's real tiles, "
-        "about what a perfect match could reach. Truth: real tiles against the cohort's known factor. " + about
+        "(one-sided, not corrected for the number of rows). Split half: random halves of each patient's real tiles, about "
+        "what a perfect match could reach. Truth: real tiles against the cohort's known factor. " + about
     )
     text = (
         "Do generated tiles look like the patient's own? The plain GAN knows no patient and should be at chance. "
@@ -171,15 +171,13 @@ def classifier_section(found: Mapping[str, dict[str, Any]]) -> Section:
             f"{len(metrics['folds'])}-fold by {metrics['folds_by']}" if metrics["task"] == "k_fold" else "train / test"
         )
         rows.append([label, way, *scores, per_class])
-    metrics = next(iter(found.values()))
+    methods = "; ".join(sorted({m["interval_method"] for m in found.values()}))
     backbones = "; ".join(sorted({f"{m['backbone']} (weights {short(m['weights_digest'])})" for m in found.values()}))
     seeds = ", ".join(sorted({str(m["seed"]) for m in found.values()}))
     sides = ", ".join(sorted({f"{m['img_size']} px" for m in found.values()}))
-    caption = (
-        f"{metrics['interval_method']}. Backbone: {backbones}. Tiles of {sides}, seed {seeds}. n: test tiles per class."
-    )
+    caption = f"{methods}. Backbone: {backbones}. Tiles of {sides}, seed {seeds}. n: test tiles per class."
     headers = ["table", "protocol", "accuracy [95 %]", "weighted F1 [95 %]", "AUC [95 %]", "n"]
-    text = "Which tissue is this tile from? Trained on real or on generated tiles, tested on real ones."
+    text = "Which tissue is this tile from? Real tiles; trained on generated, tested on real; labels shuffled as a control."
     return Section("classifier", "The classifier", text, [table(headers, rows, caption)])
 
 
