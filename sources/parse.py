@@ -19,6 +19,7 @@ from common.errors import InputError, warn
 from common.run import pick_device
 from datasets.cohort import open_cohort
 from datasets.expression import ExpressionTable, read_cohort_tables
+from datasets.keys import slide_key
 from sources.gan import GAN, GANSource, open_gan
 from sources.real import FolderSource, RealSource
 from sources.statistics import StatisticsSource
@@ -35,13 +36,13 @@ class SourceSpec:
 
     @property
     def short_name(self) -> str:
-        """A name for files and folders: "rna-gan_lung_GTEX-15RJ7-0625.svs", "real_gan_run_lung"."""
+        """A name for files and folders: "rna-gan_lung_GTEX-15RJ7-0625", "real_gan_run_lung"."""
         stem = (
             Path(self.path).stem
             if Path(self.path).suffix in (".json", ".npz", ".model", ".pt")
             else Path(self.path).name
         )
-        whose = f"_{self.patient}" if self.patient else ""
+        whose = f"_{slide_key(self.patient)}" if self.patient else ""
         return f"{'real_' if self.kind == 'real' else ''}{stem}{whose}".replace("/", "_")
 
 

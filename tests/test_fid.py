@@ -280,10 +280,10 @@ def test_default_output_names_both_sides(study, monkeypatch, capsys):
     monkeypatch.chdir(study)
     line = f"--checkpoint {RNA_LUNG} --config {LUNG_CONFIG} --patient1 {LUNG} --sample_size 4 --iterations 1"
     assert run_command(fid.main, fid.build_parser(), line.split()) == 0, capsys.readouterr().err
-    assert Path(f"fid/rna-gan_lung_{LUNG}_vs_real_gan_run_lung_{LUNG}/metrics.json").exists()
+    assert Path("fid/rna-gan_lung_GTEX-15RJ7-0625_vs_real_gan_run_lung_GTEX-15RJ7-0625/metrics.json").exists()
     plain = f"--checkpoint2 {GAN_LUNG} {line}"
     assert run_command(fid.main, fid.build_parser(), plain.split()) == 0, capsys.readouterr().err
-    assert Path(f"fid/rna-gan_lung_{LUNG}_vs_gan_lung/metrics.json").exists()  # a plain GAN has no patient
+    assert Path("fid/rna-gan_lung_GTEX-15RJ7-0625_vs_gan_lung/metrics.json").exists()  # a plain GAN has no patient
 
 
 @pytest.mark.parametrize(
