@@ -28,7 +28,7 @@ from datasets.demo_slides import BASE_MPP, SlidePlan, write_slide
 
 STATE = "demo.json"  # what was asked for, and whether all of it is there
 DEMO_MPP_TABLE = "mpp_table.csv"
-VERSION = 2  # of the drawing and the expression: a cohort of another version is not mixed with this one
+VERSION = 3  # of the drawing and the expression: a cohort of another version is not mixed with this one
 TABLES = (
     "rna/gene_tpm.gct.gz",
     "rna/SampleAttributesDS.txt",
