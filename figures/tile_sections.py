@@ -146,7 +146,7 @@ def morphology_section(
     caption = (
         "Pearson's r over patients between the means of generated and of real tiles. Expression shuffled: tiles "
         "of another patient (RNA-GAN), 1,000 shuffles, mean and middle 95 %; p: share with an r at least as high "
-        "(one-sided, not corrected for the number of rows). Split half: random halves of each patient's real tiles, about "
+        "(one-sided, not corrected for the number of rows). Split half: random halves of a patient's real tiles, about "
         "what a perfect match could reach. Truth: real tiles against the cohort's known factor. " + about
     )
     text = (
@@ -177,7 +177,7 @@ def classifier_section(found: Mapping[str, dict[str, Any]]) -> Section:
     sides = ", ".join(sorted({f"{m['img_size']} px" for m in found.values()}))
     caption = f"{methods}. Backbone: {backbones}. Tiles of {sides}, seed {seeds}. n: test tiles per class."
     headers = ["table", "protocol", "accuracy [95 %]", "weighted F1 [95 %]", "AUC [95 %]", "n"]
-    text = "Which tissue is this tile from? Real tiles; trained on generated, tested on real; labels shuffled as a control."
+    text = "Which tissue is this tile from? Folds of real tiles; trained on generated, tested on real; shuffled labels."
     return Section("classifier", "The classifier", text, [table(headers, rows, caption)])
 
 
