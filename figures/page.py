@@ -44,7 +44,9 @@ footer { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: .8rem
   @page { size: A4; margin: 14mm; } body { font-size: 10pt; } main { padding: 0; max-width: none; }
   nav { display: none; }
   h2 { margin-top: 1.4rem; break-after: avoid; } h3 { break-after: avoid; } figure, tr, .fact { break-inside: avoid; }
-  .wide { overflow: visible; } * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
+  section > p { break-after: avoid; } table { font-size: 7.5pt; } table.settings { font-size: 6.5pt; }
+  th, td { padding: .18rem .4rem; } table:not(.settings) td { white-space: nowrap; } .wide { overflow: visible; }
+  * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
 }
 """
 LEFT = ' class="text"'
