@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks: a second thread waits more than it works
+
 from common.errors import run_command
 
 ROOT = Path(__file__).resolve().parent.parent

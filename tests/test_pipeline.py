@@ -11,10 +11,13 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
+import pandas as pd
 import pytest
 from conftest import ROOT
 
 from common.files import write_json
+from datasets.expression import read_expression
 
 LUNG, BRAIN = "GTEX-15RJ7-0625.svs", "GTEX-1C6WA-3025.svs"
 VAE = "--sample_size 600 --vae --vae_checkpoint checkpoints/betavae_tissues.pt"
@@ -118,17 +121,111 @@ def work(cohort, tmp_path_factory, command):
     os.chdir(here)
 
 
+def make_classifier_inputs(work, command):
+    """Pictures and tables for the last two lines: real tiles, and RNA-GAN tiles of all held-out donors."""
+    folders = []
+    for tissue in ("lung", "brain"):
+        folders.append(f"generated/rna-gan_{tissue}/held_out")
+        line = f"generate_tissue_images.py --checkpoint checkpoints/rna-gan_{tissue} --sample_size 60 --vae"
+        assert command(f"{line} --config configs/gan_run_{tissue}.json --out {folders[-1]}") == 0
+    stores = [
+        json.loads((work / f"configs/gan_run_{t}.json").read_text())["patch_data_path"][0] for t in ("lung", "brain")
+    ]
+    real, generated = " ".join(stores), " ".join(folders)
+    assert command(f"prepare_data.py toy --real {real} --generated {generated} --out images_form --per_class 60") == 0
+
+
 @pytest.mark.parametrize("line", COMMANDS, ids=[f"{i + 1:02d}-{c.split('.py')[0]}" for i, c in enumerate(COMMANDS)])
 def test_a_printed_command_line_runs_as_printed(work, command, line, capsys):
-    if line.startswith("wsi_model.py") and not (work / "images_form").exists():
-        generated = " ".join(str(p.parent) for p in sorted(work.glob("generated/*/*/manifest.json")))
-        stores = [
-            json.loads((work / f"configs/gan_run_{t}.json").read_text())["patch_data_path"][0]
-            for t in ("lung", "brain")
-        ]
-        assert command(f"prepare_data.py toy --real {' '.join(stores)} --generated {generated} --out images_form") == 0
+    if line == COMMANDS[26]:
+        make_classifier_inputs(work, command)
     if line in AS_SUBPROCESS:
         result = subprocess.run([sys.executable, f"{ROOT}/{line.split()[0]}", *shlex.split(line)[1:]], cwd=work)
         assert result.returncode == 0
     else:
         assert command(line) == 0
+
+
+def test_every_fid_is_a_number_with_its_n_extractor_and_labels(work):
+    found = sorted(work.glob("fid/*/metrics.json"))
+    sides = {path.parent.name for path in found}
+    assert len(found) >= len({c for c in COMMANDS if c.startswith("fid.py")}) - 2, sides  # printed lines may coincide
+    for path in found:
+        result = json.loads(path.read_text())
+        assert result["extractor"]["input_side"] == 32 and len(result["extractor"]["weights_digest"]) == 64
+        assert all(np.isfinite(result[m]["mean"]) for m in ("fid", "kid", "precision", "recall"))
+        assert result["fid"]["mean"] > 0 and result["iterations"] == 5
+        assert all(source["n"] > 1 and source["label"] for source in result["sources"].values())
+
+
+def test_the_patient_asked_for_is_the_patient_measured(work):
+    name = f"rna-gan_lung_{LUNG[:-4]}_vs_rna-gan_brain_{BRAIN[:-4]}"
+    result = json.loads((work / "fid" / name / "metrics.json").read_text())
+    a, b = (result["sources"][side] for side in "AB")
+    assert LUNG[:-4] in a["label"] and BRAIN[:-4] in b["label"]
+    assert a["vae_digest"] == b["vae_digest"] and a["digest"] != b["digest"]
+
+
+def test_generated_folders_name_their_profile(work):
+    for name, profile in (("rna-gan_lung", LUNG[:-4]), ("rna-gan_brain", BRAIN[:-4])):
+        folder = work / "generated" / name / profile
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert len(list(folder.glob("*_*.png"))) >= 600 and (folder / "grid.png").exists(), sorted(folder.iterdir())[:5]
+        assert (folder / "comparison.png").exists() and profile in json.dumps(manifest)
+    foreign = [p for p in work.glob("generated/*/*/manifest.json") if "GSE120795" in p.read_text()]
+    assert len(foreign) == 2
+
+
+def test_the_vae_beats_the_tissue_mean_and_its_samples_are_in_expression_units(work):
+    test = json.loads((work / "checkpoints/betavae_tissues/metrics.json").read_text())["test"]["all"]
+    assert test["vae"]["mse"] < test["tissue_mean"]["mse"]
+    samples = read_expression(work / "checkpoints/betavae_tissues/samples.h5ad")
+    assert samples.unit == "TPM" and (samples.values >= 0).all() and samples.values.max() > 100
+
+
+def test_the_shift_is_mean_b_minus_mean_a(work):
+    shifts = sorted(p.name for p in (work / "checkpoints/betavae_tissues/shifts").glob("shift_*.npz"))
+    assert shifts == ["shift_brain_to_lung.npz"] or "shift_lung_to_brain.npz" in shifts
+
+
+def test_the_classifiers_tables_and_results(work):
+    for stem in ("real_toy_example", "rna-gan_toy_example"):
+        assert {"wsi_file_names", "Labels", "group"} <= set(pd.read_csv(work / "images_form" / f"{stem}.csv").columns)
+        result = json.loads((work / "classifier" / stem / "metrics.json").read_text())
+        assert 0 <= json.loads(json.dumps(result))["accuracy"]["value"] <= 1
+
+
+def test_two_tissues_in_one_gan(work, command):
+    line = "histopathology_gan.py --config configs/gan_run.json --model_dir checkpoints/both --loss_type wganvae"
+    assert command(f"{line} --max_steps 3") == 0
+    assert command(f"fid.py --checkpoint checkpoints/both {CONFIG_LUNG} --sample_size 20 --iterations 1") == 0
+
+
+def test_the_same_command_again_keeps_what_is_finished(work, command):
+    for line, kept in ((COMMANDS[0], "betavae_tissues/best.pt"), (COMMANDS[6], "rna-gan_lung/rna-gan_lung.model")):
+        before = (work / "checkpoints" / kept).read_bytes()
+        assert command(line) == 0
+        assert (work / "checkpoints" / kept).read_bytes() == before
+
+
+def test_a_vae_trained_anew_is_not_mistaken_for_the_gans(work, command, capsys):
+    line = (
+        "betaVAE_training.py --config configs/betavae_tissues.json --save_dir checkpoints/other --seed 5 --num_epochs 2"
+    )
+    assert command(line) == 0
+    line = COMMANDS[8].replace("checkpoints/betavae_tissues.pt", "checkpoints/other.pt")
+    assert command(line) == 2
+    assert "another VAE" in capsys.readouterr().err
+
+
+def test_the_report_is_one_self_contained_page(work, command, cohort):
+    shutil.copy(cohort / "demo" / "truth.csv", work)
+    assert command("paper_figures.py report --demo . --out report.html --tiles 4") == 0
+    page = (work / "report.html").read_text()
+    assert page.count("data:image/png;base64,") > 10 and "<script src" not in page and 'src="http' not in page
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in ROOT.glob("*.py")))
+def test_help_shows_what_it_does_and_an_example(name):
+    result = subprocess.run([sys.executable, ROOT / name, "--help"], capture_output=True, text=True)
+    assert result.returncode == 0 and f"python {name}" in result.stdout and "rites" in result.stdout
