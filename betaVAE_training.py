@@ -21,7 +21,6 @@ import math
 import sys
 import time
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -32,6 +31,7 @@ from common.errors import InputError, command_parser, run_command, shorten
 from common.files import read_json, write_json
 from common.run import FREE_TO_CHANGE, Run, generator_for, pick_device, seed_for
 from datasets.expression import ExpressionTable, read_cohort_tables
+from datasets.fingerprint import differences, fingerprints
 from metrics.expression import reconstruction_report, write_gene_errors
 from models.betavae import BetaVAE, TrainedVAE, beta_vae_loss, finished_state
 from models.expression_scaler import MISSING, TRANSFORMS, ExpressionScaler
@@ -106,9 +106,10 @@ def fit(
     optimizer = OPTIMIZERS[cfg.optimizer](model.parameters(), lr=cfg.lr, weight_decay=cfg.weights_decay, fused=True)
     place = {"step": 0, "epoch": 0, "batch": 0, "sums": dict.fromkeys(PARTS, 0.0), "best": None}
     best_weights: dict[str, Tensor] | None = None  # of an epoch whose best.pt is not yet written
+    data = fingerprints(table)
     saved = run.restore("betavae_training")
     if saved is not None:
-        check_data(saved, table, run)
+        check_data(saved, data, table, run)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         place = {key: saved[key] for key in place}
@@ -121,7 +122,7 @@ def fit(
             if best_weights is not None:
                 write_best(best_weights, place["best"]["epoch"], place["best"])
                 best_weights = None
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "data": describe_data(table)}
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "data": data}
             run.save("last.pt", "betavae_training", state | place)
         except ValueError as error:  # a weight that is not finite: the files on disk stay as they were
             raise InputError(f"step {place['step']}: {error}; lower lr ({cfg.lr:g}) or check the tables") from None
@@ -316,18 +317,12 @@ def check_splits(table: ExpressionTable, cfg: BetaVAESettings) -> None:
         )
 
 
-def describe_data(table: ExpressionTable) -> dict[str, object]:
-    """Return what tells whether a resumed run still has its data: counts, and the sum of each profile, (rows,)."""
-    return {"genes": len(table.genes), "sums": torch.from_numpy(table.values.sum(1, dtype=np.float64))}
-
-
-def check_data(saved: dict, table: ExpressionTable, run: Run) -> None:
-    """InputError where the tables are not those that the run was started on."""
-    now = describe_data(table)
-    if saved["data"]["genes"] != now["genes"] or not torch.equal(saved["data"]["sums"], now["sums"]):
+def check_data(saved: dict, now: dict[str, str], table: ExpressionTable, run: Run) -> None:
+    """InputError, naming what differs, where the tables are not those that the run was started on."""
+    if differ := differences(saved["data"], now):
         raise InputError(
-            f"{table.source}: not the tables that the run in {run.folder} was started on; restore them, use another "
-            "folder, or --restart to move the old run aside"
+            f"{table.source}: not the tables that the run in {run.folder} was started on: other {', '.join(differ)}; "
+            "restore them, use another folder, or --restart to move the old run aside"
         )
 
 

@@ -16,7 +16,7 @@ import betaVAE_training
 from common.checkpoint import load_checkpoint
 from common.config import BetaVAESettings
 from common.errors import run_command
-from datasets.expression import read_expression
+from datasets.expression import read_expression, write_expression
 from datasets.keys import split_of
 from metrics.expression import pca_reconstruction, pearson, tissue_mean
 from models.betavae import TrainedVAE
@@ -235,6 +235,31 @@ def test_other_settings_or_other_tables_in_the_same_folder_are_refused(tmp_path,
     assert "not the tables that the run" in capsys.readouterr().err
     assert train(config, "--restart") == 0
     assert len(list(tmp_path.glob("run.*"))) == 1
+
+
+@pytest.mark.parametrize("change", ["donors", "genes", "values", "unit"])
+def test_a_resume_names_what_differs_in_the_tables(tmp_path, capsys, change):
+    config = write_cohort(tmp_path, n_donors=30, n_genes=100, num_epochs=1)
+    assert train(config, "--max_steps", 1) == 0
+    for path in (tmp_path / "lung.h5ad", tmp_path / "brain.h5ad"):
+        table = read_expression(path)
+        if change == "donors":  # two donors of one split change places: counts and values stay as they are
+            train_donors = [d for d in table.obs["donor"].unique() if split_of(d, 99) == "train"][:2]
+            names = dict(zip(train_donors, train_donors[::-1], strict=True))
+            swapped = [name.replace(name[:9], names.get(name[:9], name[:9])) for name in table.obs.index]
+            table.obs = table.obs.assign(donor=[name[:9] for name in swapped])
+            table.obs.index = pd.Index(swapped, dtype=object)
+        elif change == "genes":  # the same sum per profile
+            table.genes[0], table.genes[1] = table.genes[1], table.genes[0]
+        elif change == "values":  # the same sum per profile
+            table.values[:, [0, 1]] = table.values[:, [1, 0]]
+        else:
+            table.unit = "FPKM"
+        write_expression(table, path)
+    assert train(config) == 2
+    words = {"donors": "samples and their order, donors;", "genes": "genes and their order;"}
+    err = capsys.readouterr().err
+    assert f"other {words.get(change, f'{change};')}" in err and "--restart" in err
 
 
 def test_help_is_the_manual():
