@@ -73,7 +73,7 @@ def main(args: argparse.Namespace) -> int | None:
     table, group = grouped(table, cfg, args)
     pairs = chosen_pairs(group, args)
     split = table.obs["split"].to_numpy()
-    values = torch.from_numpy(table.aligned(vae.genes, vae.min_gene_coverage)[0])
+    values = torch.from_numpy(table.aligned(vae.genes, vae.min_gene_coverage, vae.unit)[0])
     scaled, mu = vae.scale(values).cpu().numpy(), vae.encode(values).cpu()  # (rows, genes), (rows, z)
     folder = "_".join(["sex", *([slug(args.tissue)] if args.tissue else [])]) if args.type == "sex" else ""
     out = Path(args.out or Path(cfg.save_dir) / "shifts" / folder)

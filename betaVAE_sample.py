@@ -172,7 +172,7 @@ def check(vae: TrainedVAE, cfg: BetaVAESettings, variants: dict[str, Tensor], ti
     """Return the comparison of each of `variants` (n, genes), z-scores, with the real profiles of `tissues`."""
     table = read_cohort_tables(cfg)
     table = table.rows(table.obs["tissue"].isin(tissues).to_numpy())
-    real = vae.scale(torch.from_numpy(table.aligned(vae.genes, vae.min_gene_coverage)[0])).cpu().numpy()
+    real = vae.scale(torch.from_numpy(table.aligned(vae.genes, vae.min_gene_coverage, vae.unit)[0])).cpu().numpy()
     mean, std = (a.cpu().numpy() for a in (vae.scaler.mean, vae.scaler.std))
     train, donors = (table.obs["split"] == "train").to_numpy(), table.obs["donor"].to_numpy()
     if not train.any():

@@ -66,12 +66,17 @@ class ExpressionTable:
             )
         return row
 
-    def aligned(self, genes: Sequence[str], min_coverage: float = 0.8) -> tuple[np.ndarray, float]:
+    def aligned(
+        self, genes: Sequence[str], min_coverage: float = 0.8, unit: str | None = None
+    ) -> tuple[np.ndarray, float]:
         """Return (values (samples, len(genes)) float32 in the order of `genes`, share of `genes` that the table has).
 
         Genes match without version. A gene that the table lacks is NaN, never 0. InputError where the share is below
-        `min_coverage`.
+        `min_coverage`. `unit` is what the reader expects: counts where another unit is expected, or the reverse, are an
+        InputError, since they differ by orders of magnitude; between TPM, FPKM and CPM there is a warning.
         """
+        if unit is not None:
+            refuse_other_unit(self.source, self.unit, unit)
         column_of = {gene_key(gene): j for j, gene in enumerate(self.genes)}
         columns = np.array([column_of.get(gene_key(gene), -1) for gene in genes], np.int64)
         present = columns >= 0
@@ -138,6 +143,17 @@ def write_expression(table: ExpressionTable, path: str | Path) -> None:
             data.write_h5ad(partial)
     else:
         raise InputError(f"{path}: tables are written as .csv or .h5ad; name the output accordingly")
+
+
+def refuse_other_unit(source: str, unit: str, expected: str) -> None:
+    """InputError where one of the units is counts and the other is not; a warning where they differ otherwise."""
+    if unit.lower() == expected.lower():
+        return
+    message = f"{source or 'the table'}: is in {unit}, {expected} was expected"
+    remedy = "`prepare_data.py expression`: --convert tpm (from FPKM) or cpm (from counts), --unit where it is misnamed"
+    if "counts" in (unit.lower(), expected.lower()):
+        raise InputError(f"{message}; make the table again with {remedy}")
+    warn(f"{message}; gene lengths or totals are treated otherwise, so numbers shift; see {remedy}")
 
 
 def read_cohort_tables(settings: DataSettings) -> ExpressionTable:

@@ -26,13 +26,16 @@ class Profiles:
         device: torch.device | str = "cpu",
         rule: InputRule = InputRule(),  # noqa: B008 (frozen)
     ) -> None:
-        """Open the VAE and align `table` with its genes. InputError: no such VAE, too few of its genes in the table."""
+        """Open the VAE and align `table` with its genes.
+
+        InputError: no such VAE, too few of its genes in the table, counts for a VAE of another unit.
+        """
         self.path = resolve_checkpoint(vae_path)
         state, self.vae_digest = load_checkpoint(self.path, "betavae")
         self.vae = TrainedVAE.from_state(state, device)
         self.table, self.rule = table, rule
         self.split_seed = self.vae.split_seed
-        self._values, self.coverage = table.aligned(self.vae.genes, self.vae.min_gene_coverage)
+        self._values, self.coverage = table.aligned(self.vae.genes, self.vae.min_gene_coverage, self.vae.unit)
         if self.vae.latent_mean is None:
             raise InputError(f"{self.path}: holds no latent statistics; finish the training of the beta-VAE")
         self.mean, self.std = self.vae.latent_mean.cpu(), self.vae.latent_std.cpu()  # (z,) each

@@ -155,5 +155,5 @@ class Study:
     def latent_means(self, table: ExpressionTable) -> torch.Tensor:
         """Return the encoder's means (samples, z) of a table's rows, on the CPU."""
         vae, _ = self.vae
-        values, _ = table.aligned(vae.genes, vae.min_gene_coverage)
+        values, _ = table.aligned(vae.genes, vae.min_gene_coverage, vae.unit)
         return vae.encode(torch.from_numpy(values)).cpu()

@@ -12,10 +12,11 @@ import betaVAE_interpolation
 import betaVAE_sample
 import betaVAE_training
 from common.checkpoint import load_checkpoint
-from common.errors import run_command
-from datasets.expression import read_cohort_tables, read_expression
+from common.errors import InputError, run_command
+from datasets.expression import read_cohort_tables, read_expression, write_expression
 from metrics.profiles import GroupClassifier, compare_profiles, nearest_distance, real_or_synthetic, wilson
 from models.betavae import TrainedVAE
+from sources.profiles import Profiles
 
 
 def call(command, *flags):
@@ -118,6 +119,20 @@ def test_a_table_of_other_genes_than_the_models_is_refused(folder, tmp_path, cap
         out = tmp_path / "x.h5ad" if command is betaVAE_sample else tmp_path / "x"
         assert call(command, "--config", config, "--out", out) == 2
         assert "has 100 of the 150 expected genes (66.7%)" in capsys.readouterr().err
+
+
+def test_counts_are_refused_by_a_model_of_tpm(folder, tmp_path, capsys):
+    config = write_cohort(tmp_path, save_dir=str(folder / "run"))
+    for tissue in ("lung", "brain"):
+        table = read_expression(tmp_path / f"{tissue}.h5ad")
+        table.unit = "counts"
+        write_expression(table, tmp_path / f"{tissue}.h5ad")
+    for command in (betaVAE_interpolation, betaVAE_sample):
+        out = tmp_path / "x.h5ad" if command is betaVAE_sample else tmp_path / "x"
+        assert call(command, "--config", config, "--out", out) == 2
+        assert "is in counts, TPM was expected" in capsys.readouterr().err
+    with pytest.raises(InputError, match="is in counts, TPM was expected"):
+        Profiles(folder / "run", read_expression(tmp_path / "lung.h5ad"))
 
 
 # --- sampling ---

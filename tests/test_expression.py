@@ -76,6 +76,19 @@ def test_aligned_takes_any_order_and_version_and_never_fills_zero(tmp_path):
     assert np.isnan(table.aligned([plain], 0.0)[0]).all() and table.aligned([par])[1] == 1
 
 
+def test_a_table_in_another_unit_is_refused_or_named(capsys):
+    table = make_table()
+    table.source = "lung.csv"
+    assert table.aligned(GENES, unit="tpm")[1] == 1 and not capsys.readouterr().err
+    table.unit = "FPKM"
+    assert np.array_equal(table.aligned(GENES, unit="TPM")[0], table.values)
+    assert "lung.csv: is in FPKM, TPM was expected" in capsys.readouterr().err
+    for here, expected in (("counts", "TPM"), ("counts", "CPM"), ("FPKM", "counts")):
+        table.unit = here
+        with pytest.raises(InputError, match=rf"lung.csv: is in {here}, {expected} was expected; .*--convert tpm"):
+            table.aligned(GENES, unit=expected)
+
+
 def test_profiles_without_slide_are_read_as_they_are(tmp_path):
     path = tmp_path / "GSE120795_lung_proteincoding.csv"
     columns = ",".join("rna_" + g for g in GENES)
@@ -142,7 +155,12 @@ def test_a_damaged_cache_is_ignored(tmp_path):
     write_expression(table, path)
     read_expression(path)
     whole = cache_path(path).read_bytes()
-    for bad in (b"", whole[:40], whole[:-4], whole[:-1] + bytes([whole[-1] ^ 1]), b"x" + whole):
+    other_gene = whole.replace(GENES[2].encode(), b"ENSG00000000777.4", 1)
+    other_donor = whole.replace(b'"GTEX-0003"', b'"GTEX-0009"', 1)
+    assert len(other_gene) == len(other_donor) == len(whole) and whole not in (other_gene, other_donor)
+    flipped = whole[:-1] + bytes([whole[-1] ^ 1])
+    swapped = whole[:-8] + whole[-4:] + whole[-8:-4]
+    for bad in (b"", whole[:40], whole[:-4], flipped, swapped, b"x" + whole, other_gene, other_donor):
         cache_path(path).write_bytes(bad)
         assert load_cache(path) is None
         assert np.array_equal(read_expression(path).values, table.values)
