@@ -61,7 +61,8 @@ def read_matrix(
         layout, rows = peek_text(path)
         find_words(layout, rows)
     why = find_orientation(path, layout, rows, orientation, symbols, lambda: _all_ids(path, layout))
-    _refuse_doubled_columns(path, layout)
+    if layout.genes_in == "rows" or layout.form == "parquet":  # parquet columns are read by name
+        _refuse_doubled_columns(path, layout)
     read = _by_rows if layout.genes_in == "rows" else _by_columns
     matrix = read(path, layout, wanted_gene, wanted_sample, missing == "drop")
     matrix.facts |= {

@@ -187,15 +187,20 @@ def test_genes_match_without_version_and_par_y_stays_apart(tmp_path):
     assert report["genes"]["other_version"] == 2
 
 
-def test_rows_of_one_gene_are_summed_or_refused(tmp_path):
+@pytest.mark.parametrize("turned", [False, True])
+def test_rows_of_one_gene_are_summed_or_refused(tmp_path, turned):
+    def text(genes):
+        frame = FRAME.set_axis(genes)
+        return (frame.T if turned else frame).to_csv()
+
     stem = GENES[0].split(".")[0]
-    path = write(tmp_path / "m_tpm.csv", FRAME.set_axis([f"{stem}.1", *GENES[1:5], f"{stem}.2"]).to_csv())
+    path = write(tmp_path / "m_tpm.csv", text([f"{stem}.1", *GENES[1:5], f"{stem}.2"]))
     table, report = table_of(path)
     assert np.allclose(table.values[:, 0], VALUES[:, 0] + VALUES[:, 5]) and table.values.shape == (4, 5)
     assert report["genes"]["summed"] == {stem: [f"{stem}.1", f"{stem}.2"]}
     with pytest.raises(InputError, match=rf"gene {stem} stands 2 times \({stem}.1, {stem}.2\)"):
         prepare_table(path, duplicates="refuse")
-    write(path, FRAME.set_axis([GENES[0], *GENES[1:5], GENES[0]]).to_csv())
+    write(path, text([GENES[0], *GENES[1:5], GENES[0]]))
     with pytest.raises(
         InputError, match=r"once was expected; remove the repeats, or add them up with --duplicates sum"
     ):
