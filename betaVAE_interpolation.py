@@ -26,7 +26,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from common.checkpoint import load_checkpoint, resolve_checkpoint
 from common.config import BetaVAESettings, load_config
 from common.errors import InputError, command_parser, did_you_mean, run_command, shorten, warn
 from common.files import atomic_path, write_json
@@ -66,8 +65,7 @@ def main(args: argparse.Namespace) -> int | None:
     if args.parallel:
         raise InputError("--parallel 1: several processes are not supported yet; use --parallel 0")
     cfg = load_config(BetaVAESettings, args.config, args)
-    state, digest = load_checkpoint(resolve_checkpoint(args.vae_checkpoint or cfg.save_dir), "betavae")
-    vae = TrainedVAE.from_state(state, pick_device(cfg.device))
+    vae, digest = TrainedVAE.open(args.vae_checkpoint or cfg.save_dir, pick_device(cfg.device))
     cfg.split_seed = vae.split_seed  # the model's donors stay the training donors
     table = read_cohort_tables(cfg)
     table, group = grouped(table, cfg, args)

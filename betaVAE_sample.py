@@ -29,7 +29,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from common.checkpoint import load_checkpoint, resolve_checkpoint
 from common.config import BetaVAESettings, load_config
 from common.errors import InputError, command_parser, did_you_mean, run_command, shorten
 from common.files import write_json
@@ -77,8 +76,7 @@ def main(args: argparse.Namespace) -> int | None:
     out = Path(args.out or Path(cfg.save_dir) / "samples.h5ad")
     if out.suffix not in (".h5ad", ".csv"):
         raise InputError(f"--out {out}: a name ending in .h5ad or .csv was expected")
-    state, digest = load_checkpoint(resolve_checkpoint(args.vae_checkpoint or cfg.save_dir), "betavae")
-    vae = TrainedVAE.from_state(state, pick_device(cfg.device))
+    vae, digest = TrainedVAE.open(args.vae_checkpoint or cfg.save_dir, pick_device(cfg.device))
     cfg.split_seed = vae.split_seed
     shift = read_shift(args.shift, digest) if args.shift else None
 

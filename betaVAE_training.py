@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common.checkpoint import load_checkpoint
 from common.config import BetaVAESettings, load_config, settings_dict
 from common.errors import InputError, command_parser, run_command, shorten
 from common.files import read_json, write_json
@@ -110,6 +109,11 @@ def fit(
     saved = run.restore("betavae_training")
     if saved is not None:
         check_data(saved, data, table, run)
+        if saved["best"] is not None and not (run.folder / "best.pt").is_file():
+            raise InputError(
+                f"{run.folder}: best.pt, of epoch {saved['best']['epoch']}, is gone and last.pt does not hold it; put "
+                "it back, or train again with --restart, which moves the old run aside"
+            )
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         place = {key: saved[key] for key in place}
@@ -256,12 +260,11 @@ def evaluate(model: BetaVAE, x: Tensor, cfg: BetaVAESettings) -> dict[str, float
 
 def test(run: Run, part: dict[str, ExpressionTable], cfg: BetaVAESettings, device: torch.device) -> None:
     """Measure best.pt on the test donors, beside the baselines; write metrics.json and test_genes.csv."""
-    state, digest = load_checkpoint(run.folder / "best.pt", "betavae")
+    vae, digest = TrainedVAE.open(run.folder / "best.pt", device)
     path = run.folder / "metrics.json"
     if path.exists() and (run.folder / "test_genes.csv").exists() and read_json(path).get("vae_digest") == digest:
         print(f"{run.folder}: trained and measured already; metrics.json stands")
         return
-    vae = TrainedVAE.from_state(state, device)
     x = {s: vae.scale(torch.from_numpy(part[s].values)) for s in ("train", "test")}
     mine = vae.decode_scaled(vae.encode(torch.from_numpy(part["test"].values))).cpu().numpy()
     obs = {s: part[s].obs for s in x}
@@ -277,9 +280,9 @@ def test(run: Run, part: dict[str, ExpressionTable], cfg: BetaVAESettings, devic
     )
     write_gene_errors(run.folder / "test_genes.csv", vae.genes, per_gene)
     counts = {s: {"profiles": len(p), "donors": int(p.obs["donor"].nunique())} for s, p in part.items()}
-    about = {"vae_digest": digest, "epoch": state["epoch"], "seed": cfg.seed, "split_seed": cfg.split_seed}
+    about = {"vae_digest": digest, "epoch": vae.state["epoch"], "seed": cfg.seed, "split_seed": cfg.split_seed}
     units = f"z-scores of {cfg.transform} {vae.unit}, training donors' mean and sd"
-    write_json(path, about | {"n": counts, "unit": units, "validation": state["validation"], "test": report})
+    write_json(path, about | {"n": counts, "unit": units, "validation": vae.state["validation"], "test": report})
     for group, methods in report.items():
         words = [
             f"{m} {v['mse']:.3f} [{v['mse_low']:.3f}, {v['mse_high']:.3f}]"
@@ -287,7 +290,7 @@ def test(run: Run, part: dict[str, ExpressionTable], cfg: BetaVAESettings, devic
             if isinstance(v, dict)
         ]
         print(f"test, {group} (n = {methods['profiles']} of {methods['donors']} donors), mse: {'; '.join(words)}")
-    print(f"{run.folder / 'best.pt'}: epoch {state['epoch']}, digest {digest[:12]}")
+    print(f"{run.folder / 'best.pt'}: epoch {vae.state['epoch']}, digest {digest[:12]}")
 
 
 def check_settings(cfg: BetaVAESettings, path: str) -> None:

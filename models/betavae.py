@@ -11,11 +11,13 @@ Checkpoint kind "betavae" (best.pt), enough to encode a stranger's profile with 
 """
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from common.checkpoint import load_checkpoint, resolve_checkpoint
 from common.errors import InputError
 from models.expression_scaler import ExpressionScaler
 from models.latents import fit_gaussian, latent_summary
@@ -86,8 +88,13 @@ def beta_vae_loss(x: Tensor, reconstruction: Tensor, mu: Tensor, logvar: Tensor,
 class TrainedVAE:
     """A trained beta-VAE with its scaler and gene order: linear units in and out. Evaluation mode, no grad."""
 
-    def __init__(self, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
-        """Rebuild the network of `state` on `device`; the weights are used as they are, not copied, on the CPU."""
+    def __init__(
+        self, state: dict[str, Any], device: torch.device | str = "cpu", where: object = "the beta-VAE checkpoint"
+    ) -> None:
+        """Rebuild the network of `state` on `device`; the weights are used as they are, not copied, on the CPU.
+
+        `where` names the checkpoint in messages. InputError where the state's parts do not fit one another.
+        """
         try:
             with torch.device("meta"):
                 model = BetaVAE(**state["model_args"])
@@ -101,12 +108,16 @@ class TrainedVAE:
             self.by_tissue: dict[str, dict[str, Any]] = state["by_tissue"]
             self.residual_std: Tensor | None = state["residual_std"]
         except (KeyError, TypeError, RuntimeError) as error:
-            reason = str(error).splitlines()[0][:120]
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+            reason = lines[min(1, len(lines) - 1)][:160]  # torch's second line says what is missing or of another size
             raise InputError(
-                f"the beta-VAE checkpoint holds another architecture than it states ({reason}); train it again"
+                f"{where}: holds another architecture than it states ({reason}); train it again, or copy it again"
             ) from None
         if len(self.genes) != state["model_args"]["n_genes"]:
-            raise InputError(f"the beta-VAE checkpoint names {len(self.genes)} genes for another number of inputs")
+            raise InputError(
+                f"{where}: names {len(self.genes)} genes, its network takes {state['model_args']['n_genes']}; train it "
+                "again, or copy it again"
+            )
         self.model = model.to(device).eval().requires_grad_(False)
         self.device = torch.device(device)
         self.state = state
@@ -118,6 +129,13 @@ class TrainedVAE:
     def from_state(cls, state: dict[str, Any], device: torch.device | str = "cpu") -> "TrainedVAE":
         """Return the model of a checkpoint's state. InputError where its parts do not fit one another."""
         return cls(state, device)
+
+    @classmethod
+    def open(cls, path: str | Path, device: torch.device | str = "cpu") -> tuple["TrainedVAE", str]:
+        """Return the model at `path`, a file or a run folder, and its digest. InputError names the file."""
+        file = resolve_checkpoint(path)
+        state, digest = load_checkpoint(file, "betavae")
+        return cls(state, device, file), digest
 
     @torch.no_grad()
     def scale(self, values: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.checkpoint import load_checkpoint, resolve_checkpoint
+from common.checkpoint import resolve_checkpoint
 from common.errors import InputError, shorten, warn
 from datasets.expression import ExpressionTable
 from datasets.keys import split_of
@@ -31,8 +31,7 @@ class Profiles:
         InputError: no such VAE, too few of its genes in the table, counts for a VAE of another unit.
         """
         self.path = resolve_checkpoint(vae_path)
-        state, self.vae_digest = load_checkpoint(self.path, "betavae")
-        self.vae = TrainedVAE.from_state(state, device)
+        self.vae, self.vae_digest = TrainedVAE.open(self.path, device)
         self.table, self.rule = table, rule
         self.split_seed = self.vae.split_seed
         self._values, self.coverage = table.aligned(self.vae.genes, self.vae.min_gene_coverage, self.vae.unit)

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from common.checkpoint import load_checkpoint, resolve_checkpoint
 from common.config import BetaVAESettings, GANSettings, load_config
 from common.errors import InputError
 from common.files import read_json
@@ -82,8 +81,7 @@ class Study:
     @cached_property
     def vae(self) -> tuple[TrainedVAE, str]:
         """The trained beta-VAE and its digest."""
-        state, digest = load_checkpoint(resolve_checkpoint(self.vae_settings.save_dir), "betavae")
-        return TrainedVAE.from_state(state, self.device), digest
+        return TrainedVAE.open(self.vae_settings.save_dir, self.device)
 
     @cached_property
     def table(self) -> ExpressionTable:

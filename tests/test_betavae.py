@@ -143,6 +143,22 @@ def test_weights_are_shared_not_copied():
     assert vae.model.z_mu.weight.data_ptr() == state["model"]["z_mu.weight"].data_ptr()
 
 
+def test_a_file_or_a_run_folder_is_opened_and_a_wrong_one_is_named(tmp_path):
+    state, values = made_state()
+    digest = save_checkpoint(tmp_path / "run" / "best.pt", "betavae", state)
+    for path in (tmp_path / "run", tmp_path / "run" / "best.pt"):
+        vae, found = TrainedVAE.open(path)
+        assert found == digest and torch.equal(vae.encode(values), TrainedVAE.from_state(state).encode(values))
+    other = state["model_args"] | {"encoder_sizes": [8]}
+    save_checkpoint(tmp_path / "run" / "best.pt", "betavae", state | {"model_args": other})
+    with pytest.raises(InputError, match=r"best\.pt: holds another architecture .*\((size mismatch for|Missing|Unexp)"):
+        TrainedVAE.open(tmp_path / "run")
+    less = {k: v for k, v in state["model"].items() if k != "z_mu.bias"}
+    save_checkpoint(tmp_path / "less.pt", "betavae", state | {"model": less})
+    with pytest.raises(InputError, match=r"less\.pt: .*Missing key\(s\) in state_dict: \"z_mu\.bias\""):
+        TrainedVAE.open(tmp_path / "less.pt")
+
+
 def test_a_checkpoint_of_another_architecture_is_refused():
     state, values = made_state()
     other = state | {"model_args": state["model_args"] | {"encoder_sizes": [8]}}

@@ -262,6 +262,17 @@ def test_a_resume_names_what_differs_in_the_tables(tmp_path, capsys, change):
     assert f"other {words.get(change, f'{change};')}" in err and "--restart" in err
 
 
+def test_a_lost_best_model_names_the_remedy(tmp_path, capsys):
+    config = write_cohort(tmp_path, n_donors=30, n_genes=100, num_epochs=1)
+    assert train(config) == 0
+    (tmp_path / "run" / "best.pt").unlink()
+    for flags in ((), ("--num_epochs", 2)):
+        assert train(config, *flags) == 2
+        err = capsys.readouterr().err.splitlines()[-1]
+        assert "best.pt, of epoch 1, is gone" in err and "--restart" in err
+    assert train(config, "--restart") == 0
+
+
 def test_help_is_the_manual():
     text = betaVAE_training.build_parser().format_help()
     for word in ("path_csv", "best.pt", "python betaVAE_training.py --config", "64/16/20"):
