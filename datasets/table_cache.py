@@ -1,15 +1,16 @@
 """The binary cache that a parsed CSV leaves beside itself: `.<name>.cache`. A table is parsed once, then only read.
 
-One file: a magic line, a JSON line (padded so that the numbers start at a multiple of 64 bytes), then float32 values,
-row by row. It belongs to the CSV whose size and modification time it names; where these differ, the SHA-256 decides, so
-that a copied or touched CSV keeps its cache and an edited one never does. A missing, damaged or foreign cache is
-ignored, and so is a folder in which nothing can be written.
+One file: a magic line; a line with a CRC32 and the JSON that it is of, padded so that the numbers start at a multiple
+of 64 bytes; float32 values, row by row, whose CRC32 is in the JSON. It belongs to the CSV whose size and modification
+time it names; where these differ, the SHA-256 decides, so that a copied or touched CSV keeps its cache and an edited
+one never does. A missing, damaged or foreign cache is ignored, and so is a folder in which nothing can be written.
 """
 
 import contextlib
 import json
 import os
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pandas as pd
 
 from common.files import atomic_path, sha256_of
 
-MAGIC = b"rna-gan expression cache 1\n"  # raise the number whenever the CSV reader gives other values
+MAGIC = b"rna-gan expression cache 2\n"  # raise the number whenever the CSV reader gives other values
 SETTLED_S = 2.0  # seconds after its last change from which a file's time can be trusted to show the next change
 
 Parsed = tuple[np.ndarray, list[str], pd.DataFrame]
@@ -37,13 +38,16 @@ def load_cache(path: str | Path) -> Parsed | None:
         with open(cache_path(path), "rb") as file:
             if file.readline() != MAGIC:
                 return None
-            header = json.loads(file.readline())
+            checksum, body = file.readline().rstrip(b" \n").split(b" ", 1)
+            if int(checksum, 16) != zlib.crc32(body):
+                return None
+            header = json.loads(body)
             shape = tuple(header["shape"])
             same = header["csv"] == _stamp(before) and header["settled"]
             if not same and (before.st_size != header["csv"]["size"] or sha256_of(path) != header["sha256"]):
                 return None
             values = np.fromfile(file, np.float32).reshape(shape)
-        if _checksum(values) != header["checksum"]:
+        if zlib.crc32(values) != header["checksum"]:
             return None
         words = pd.DataFrame(dict(header["words"]), dtype=object)
         genes = header["genes"]
@@ -69,11 +73,12 @@ def _write(path: str | Path, before: os.stat_result, digest: str, parsed: Parsed
         "settled": time.time() - before.st_mtime > SETTLED_S,
         "sha256": digest,
         "shape": values.shape,
-        "checksum": _checksum(values),
+        "checksum": zlib.crc32(np.ascontiguousarray(values)),
         "genes": genes,
         "words": [[name, words[name].tolist()] for name in words.columns],
     }
-    line = json.dumps(header).encode()
+    body = json.dumps(header).encode()
+    line = b"%08x %s" % (zlib.crc32(body), body)
     line += b" " * (-(len(MAGIC) + len(line) + 1) % 64) + b"\n"
     with contextlib.suppress(OSError), atomic_path(cache_path(path)) as partial, open(partial, "wb") as file:
         file.write(MAGIC + line)
@@ -82,10 +87,3 @@ def _write(path: str | Path, before: os.stat_result, digest: str, parsed: Parsed
 
 def _stamp(state: os.stat_result) -> dict[str, Any]:
     return {"size": state.st_size, "mtime_ns": state.st_mtime_ns}
-
-
-def _checksum(values: np.ndarray) -> int:
-    """Return the sum of the bytes taken as 64-bit numbers, modulo 2^64: any single flipped bit changes it."""
-    flat = values.reshape(-1)
-    even = flat[: flat.size // 2 * 2].view(np.uint64).sum(dtype=np.uint64)
-    return (int(even) + (int(flat[-1:].view(np.uint32)[0]) if flat.size % 2 else 0)) % 2**64
