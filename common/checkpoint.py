@@ -48,11 +48,16 @@ def load_checkpoint(path: str | Path, kind: str | None = None) -> tuple[dict[str
             f"{path}: not a readable checkpoint, or cut short ({reason}); copy or train it again"
         ) from None
     if not isinstance(saved, dict) or set(saved) != {"kind", "digest", "state"}:
-        raise InputError(f"{path}: not a checkpoint of this toolkit")
+        raise InputError(
+            f"{path}: not a checkpoint of this toolkit; name the best.pt or <run>.model that a training "
+            "command writes, or its run folder"
+        )
     if content_digest(saved["state"]) != saved["digest"]:
         raise InputError(f"{path}: content differs from its digest: the file was altered or damaged; copy it again")
     if kind is not None and saved["kind"] != kind:
-        raise InputError(f"{path}: holds a {saved['kind']} checkpoint, a {kind} checkpoint was expected")
+        raise InputError(
+            f"{path}: holds a {saved['kind']} checkpoint, a {kind} checkpoint was expected; check the path"
+        )
     return saved["state"], saved["digest"]
 
 

@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from typing import NoReturn
 
 EXIT_DONE, EXIT_FAULT, EXIT_BAD_INPUT, EXIT_SOME_FAILED, EXIT_STOPPED = 0, 1, 2, 3, 75
 
@@ -36,9 +37,17 @@ def shorten(names: Iterable[object], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + more
 
 
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, without the usage; sub-parsers are of this class too."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with exit status 2 and one line on stderr."""
+        self.exit(EXIT_BAD_INPUT, f"{self.prog}: error: {' '.join(message.split())}; see {self.prog} --help\n")
+
+
 def command_parser(doc: str | None) -> argparse.ArgumentParser:
     """Return a parser whose --help is the command's docstring, with the flags that every command has."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -59,7 +68,7 @@ def run_command(
     except KeyboardInterrupt:
         message, status = "interrupted; type the same command again to go on", EXIT_STOPPED
     except OSError as error:
-        message, status = _explain_os_error(error), EXIT_BAD_INPUT
+        message, status = explain_os_error(error), EXIT_BAD_INPUT
     except Exception as error:
         hint = "this is a fault of the program; run again with --debug for the traceback"
         message, status = f"{type(error).__name__}: {error} ({hint})", EXIT_FAULT
@@ -69,15 +78,20 @@ def run_command(
     return status
 
 
-def _explain_os_error(error: OSError) -> str:
-    where = error.filename or "an output file"
+def explain_os_error(error: OSError) -> str:
+    """Return what an OSError means to a user: the file, what is wrong with it and the remedy."""
+    where = error.filename2 or error.filename or "a file"  # a rename names its target second
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"{where}: no space left on the disk (or quota reached); free some space and type the same command again"
     if isinstance(error, FileNotFoundError):
         return f"{where}: no such file or folder; check the path (relative paths start at {os.getcwd()})"
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return f"{where}: permission denied; choose a folder that you may write to"
-    return f"{where}: {error.strerror or error}"
+    if isinstance(error, IsADirectoryError):
+        return f"{where}: is a folder, a file was expected; name a file, or remove the folder"
+    if isinstance(error, NotADirectoryError | FileExistsError):
+        return f"{where}: a folder was expected, a file stands in its place; choose another path, or move the file"
+    return f"{where}: {error.strerror or error}; a file that can be read and written was expected; check path and disk"
 
 
 def warn(message: str) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from common.errors import InputError, warn
+from common.errors import InputError, explain_os_error, warn
 from datasets.tileset import TileSet
 
 Batch = tuple[np.ndarray, np.ndarray]  # tile indices (n,), uint8 RGB (n, H, W, 3)
@@ -19,7 +19,7 @@ def tile_batches(
     """Yield batches `first` to `stop` - 1; batch i holds the tiles `indices_of(i)`, whoever reads it.
 
     With `workers` > 0 processes read ahead. If one dies (out of shared memory, killed) the rest is read here, with a
-    warning. InputError names a damaged store, as `tiles.read` does.
+    warning. InputError names a damaged store, as `tiles.read` does; from a worker an OSError comes as one too.
     """
     done = first
     if workers:
@@ -65,6 +65,8 @@ class _Reader(Dataset):
             images = torch.from_numpy(self.tiles.read(indices))
         except InputError as error:
             images = str(error)
+        except OSError as error:
+            images = explain_os_error(error)
         return torch.from_numpy(indices), images
 
 
