@@ -42,7 +42,7 @@ class DataSettings:
     seed: int = 99
     device: str = "0"  # a GPU's index (falls back to the CPU with a warning), "cuda" (insists) or "cpu"
     n_workers: int = 0
-    flag: str = ""  # a name for the run, shown in logs
+    flag: str = ""  # the run's name in wandb (--log 1); empty: its folder's
     save_dir: str = ""  # the run folder
     num_epochs: int = 1
     max_steps: int = 0  # stop after so many steps; 0: no such limit

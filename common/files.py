@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,23 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         _fsync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_partials(folder: str | Path) -> None:
+    """Remove what killed processes left half-written in `folder`: files of a process that is gone, or an hour old.
+
+    For a process that has not begun to write there: a file of its own number is of an earlier one (in a container
+    numbers are the same each time).
+    """
+    for path in Path(folder).glob(".*.partial"):
+        number = path.name.split(".")[-2]
+        if not number.isdigit():
+            continue
+        try:
+            if int(number) == os.getpid() or not _is_running(int(number)) or time.time() - path.stat().st_mtime > 3600:
+                path.unlink()
+        except OSError:  # gone meanwhile, or not ours to remove: never a reason not to train
+            continue
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -59,6 +77,16 @@ def sha256_of(path: str | Path) -> str:
     """Return the SHA-256 of a file's content, as 64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # someone else's
+        pass
+    return True
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -2,18 +2,20 @@
 
 import hashlib
 import json
+import netrc
 import os
 import signal
 import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.errors import InputError, Stopped, shorten, warn
-from common.files import read_json, write_json, write_text
+from common.files import read_json, remove_partials, write_json, write_text
 
 # Settings that may differ when a run is resumed: they do not change what a step computes.
 FREE_TO_CHANGE = {
@@ -52,6 +54,7 @@ class Run:
             self.folder.rename(aside)
             warn(f"{folder}: the earlier run was moved to {aside}")
         self._refuse_other_settings(settings)
+        remove_partials(self.folder)
         write_json(self.folder / "config.json", settings)
 
     @property
@@ -85,12 +88,13 @@ class Run:
             self._wandb.log(plain, step=step)
 
     def start_wandb(self, settings: dict[str, Any]) -> None:
-        """Log to wandb too; offline, under the run folder, where nobody is logged in."""
+        """Log to wandb too, as setting `flag` or the folder's name; offline, under the run folder, if not logged in."""
         import wandb
 
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+        mode = os.environ.get("WANDB_MODE") or ("online" if _wandb_knows_us() else "offline")
+        name = settings.get("flag") or self.name
         self._wandb = wandb.init(
-            project="rna-gan", name=self.name, config=settings, dir=str(self.folder), mode=mode, resume="allow"
+            project="rna-gan", name=name, config=settings, dir=str(self.folder), mode=mode, resume="allow"
         )
 
     def should_stop(self) -> bool:
@@ -165,6 +169,17 @@ def pick_device(setting: str) -> torch.device:
             raise InputError(f"device {setting}: a GPU was asked for and PyTorch finds none; use --device cpu")
         return torch.device("cuda", index)
     raise InputError(f"device {setting!r}: expected cpu, cuda, cuda:N or a GPU's index")
+
+
+def _wandb_knows_us() -> bool:
+    """Return whether a wandb key is set (WANDB_API_KEY) or stored by `wandb login`, without asking the network."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
+    try:
+        return host in netrc.netrc(os.environ.get("NETRC")).hosts
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 def _step_of(line: str) -> int:

@@ -5,6 +5,8 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from common import files
 from common.checkpoint import load_checkpoint, resolve_checkpoint, save_checkpoint
 from common.config import BetaVAESettings, GANSettings, load_config, settings_dict
 from common.errors import InputError, Stopped, command_parser, run_command
-from common.run import Run, generator_for, pick_device
+from common.run import Run, _wandb_knows_us, generator_for, pick_device
 
 STATE = {"model": {"w": torch.arange(6.0).reshape(2, 3)}, "genes": ["a", "b"], "epoch": 3, "lr": 1e-4, "none": None}
 PUBLISHED = {  # the keys of the published lung config, in its types
@@ -72,6 +74,12 @@ def test_a_truncated_checkpoint_is_refused_by_name(tmp_path, share):
     path.write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(InputError, match="not a readable checkpoint"):
         load_checkpoint(path)
+
+
+def test_a_foreign_checkpoint_names_the_remedy(tmp_path):
+    torch.save({"state_dict": {"w": torch.ones(2)}}, tmp_path / "a.pt")
+    with pytest.raises(InputError, match=r"a\.pt: not a checkpoint of this toolkit; name the best\.pt"):
+        load_checkpoint(tmp_path / "a.pt")
 
 
 def test_a_checkpoint_of_another_kind_is_refused(tmp_path):
@@ -229,6 +237,34 @@ def test_devices(capsys):
         pick_device("gpu")
 
 
+def test_what_killed_runs_left_half_written_is_removed(tmp_path):
+    folder = tmp_path / "r"
+    folder.mkdir()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    names = {"gone": gone.pid, "own": os.getpid(), "running": os.getppid(), "old": os.getppid()}
+    for name, number in names.items():
+        (folder / f".{name}.pt.{number}.partial").write_text("half")
+    os.utime(folder / f".old.pt.{os.getppid()}.partial", (0, 0))
+    (folder / ".mine.partial").write_text("not one of ours")
+    Run(folder, {})
+    left = {path.name for path in folder.glob(".*")}
+    assert left == {f".running.pt.{os.getppid()}.partial", ".mine.partial"}
+
+
+def test_a_wandb_key_is_found_without_asking_the_network(tmp_path, monkeypatch):
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert not _wandb_knows_us()
+    write(tmp_path / "netrc", "machine api.wandb.ai\n  login user\n  password key\n").chmod(0o600)
+    assert _wandb_knows_us()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org/api")
+    assert not _wandb_knows_us()
+    monkeypatch.setenv("WANDB_API_KEY", "key")
+    assert _wandb_knows_us()
+
+
 # --- errors ---
 
 
@@ -241,6 +277,13 @@ def test_devices(capsys):
         (FileNotFoundError(errno.ENOENT, "gone", "a.svs"), 2, "a.svs: no such file"),
         (OSError(errno.EDQUOT, "quota", "b.pt"), 2, "b.pt: no space left"),
         (PermissionError(errno.EACCES, "no", "c"), 2, "c: permission denied"),
+        (
+            IsADirectoryError(errno.EISDIR, "is", ".d.1.partial", None, "d"),
+            2,
+            "d: is a folder, a file was expected",
+        ),
+        (NotADirectoryError(errno.ENOTDIR, "not", "e/f"), 2, "e/f: a folder was expected, a file stands in its place"),
+        (OSError(errno.EIO, "Input/output error", "g"), 2, "g: Input/output error; a file that can be read"),
         (ZeroDivisionError("oops"), 1, "fault of the program"),
     ],
 )
@@ -251,3 +294,21 @@ def test_every_error_is_one_line_and_a_status(capsys, error, status, words):
     assert run_command(main, command_parser("x"), []) == status
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and words in err
+
+
+def test_an_output_that_is_a_folder_is_named(tmp_path, capsys):
+    (tmp_path / "out.json").mkdir()
+    assert run_command(lambda args: files.write_json(tmp_path / "out.json", {}), command_parser("x"), []) == 2
+    assert f"{tmp_path}/out.json: is a folder, a file was expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--nothing"], ["part", "--number", "x"], ["part", "a\nb"]])
+def test_a_wrong_flag_is_one_line_with_its_help(capsys, words):
+    parser = command_parser("x")
+    parser.prog = "command.py"
+    parts = parser.add_subparsers()
+    parts.add_parser("part").add_argument("--number", type=int)
+    with pytest.raises(SystemExit) as left:
+        run_command(lambda args: None, parser, words)
+    err = capsys.readouterr().err
+    assert left.value.code == 2 and err.count("\n") == 1 and err.startswith("command.py") and "--help" in err
