@@ -12,6 +12,7 @@ from datasets.text import guess_delimiter, open_text, split_line
 
 GENE_COLUMNS = ("Gene", "gene", "gene_id", "Ensembl", "ensembl_id", "ENSEMBL")
 _ATTRIBUTE = re.compile(r'(gene_id|gene_name|gene_type|gene_biotype) "([^"]*)"')
+_GFF3 = re.compile(r"\w+=")  # how its last column begins: ID=gene:ENSG...
 
 
 @dataclass
@@ -83,17 +84,26 @@ def read_mapping(path: str | Path) -> dict[str, list[str]]:
 
 def _is_gtf(path: str | Path) -> bool:
     with open_text(path) as file:
-        line = next((line for line in file if not line.startswith("#")), "")
-    return len(line.split("\t")) == 9 and "gene_id" in line
+        number, line = next(((n, line) for n, line in enumerate(file, start=1) if not line.startswith("#")), (0, ""))
+    fields = line.split("\t")
+    if len(fields) != 9 or not (fields[3].isdigit() and fields[4].isdigit()):
+        return False
+    if _GFF3.match(fields[8]):
+        raise InputError(f"{path}: line {number} is GFF3 (ID=...), a GTF was expected; download the same release's GTF")
+    return True
 
 
 def _read_gtf(path: str | Path, biotype: str | None) -> GeneList:
     found, types = GeneList([]), Counter()
     with open_text(path) as file:
-        for line in file:
+        for number, line in enumerate(file, start=1):
             if line.startswith("#") or line.split("\t", 3)[2:3] != ["gene"]:
                 continue
             facts = dict(_ATTRIBUTE.findall(line))
+            if not facts.get("gene_id"):
+                raise InputError(
+                    f'{path}: line {number} is a gene without gene_id "ENSG..."; mend it, or download the GTF again'
+                )
             kind = facts.get("gene_type", facts.get("gene_biotype", ""))
             types[kind] += 1
             if biotype is None or kind == biotype:

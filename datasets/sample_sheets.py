@@ -16,9 +16,9 @@ TISSUE_COLUMNS = ("SMTSD", "SMTS", "tissue")  # the site (Brain - Cortex), the o
 def read_sheet(path: str | Path, key: str, needed: Sequence[str] = ()) -> pd.DataFrame:
     """Read a delimited sheet as text, indexed by its column `key`. InputError: a missing column, a repeated key."""
     with open_text(path) as file:
-        header = file.readline()
-        while header.startswith("#"):
-            header = file.readline()
+        header, above = file.readline(), 1  # lines down to the header
+        while header.startswith("#") or (header and not header.strip()):
+            header, above = file.readline(), above + 1
         refuse_web_page(path, header)
         delimiter = guess_delimiter(header)
         names = [name.strip().strip('"') for name in header.rstrip("\r\n").split(delimiter)]
@@ -29,15 +29,29 @@ def read_sheet(path: str | Path, key: str, needed: Sequence[str] = ()) -> pd.Dat
                     f"a sheet with {' and '.join((key, *needed))} was expected"
                 )
         try:
-            sheet = pd.read_csv(file, sep=delimiter, names=names, dtype=str, keep_default_na=False, index_col=False)
+            sheet = pd.read_csv(
+                file,
+                sep=delimiter,
+                names=names,
+                dtype=str,
+                keep_default_na=False,
+                index_col=False,
+                skip_blank_lines=False,  # so that rows can be counted as lines
+            )
         except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
             raise InputError(f"{path}: {str(error).strip().splitlines()[0]}; mend the sheet") from None
+    sheet.index += above + 1
+    sheet = sheet.fillna("")
+    sheet = sheet[(sheet != "").any(axis=1)]
     keys = sheet[key].str.strip()
     if keys.duplicated().any():
         name = keys[keys.duplicated()].iloc[0]
-        lines = [int(i) + 2 for i in keys.index[keys == name]]
+        lines = keys.index[keys == name].tolist()
         raise InputError(f"{path}: {key} {name} stands on lines {shorten(lines)}, expected once; keep one line of each")
-    return sheet.set_index(pd.Index(keys, name=None))
+    lines = sheet.index.tolist()
+    sheet = sheet.set_index(pd.Index(keys, name=None))
+    sheet.attrs["lines"] = lines  # of the file, one per row
+    return sheet
 
 
 def samples_of_tissues(path: str | Path, sheet: pd.DataFrame, tissues: Sequence[str]) -> dict[str, str]:
@@ -73,7 +87,7 @@ def read_sexes(path: str | Path) -> pd.DataFrame:
     values = sheet["SEX"].str.strip().str.lower()
     unknown = sorted(set(values) - set(SEXES) - {"", "na", "unknown"})
     if unknown:
-        line = int(values.reset_index(drop=True).eq(unknown[0]).idxmax()) + 2
+        line = sheet.attrs["lines"][int(values.eq(unknown[0]).argmax())]
         raise InputError(
             f"{path}: line {line}, column SEX: {unknown[0]!r}; 1 (male), 2 (female) or the words were expected"
         )
