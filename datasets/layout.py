@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.errors import InputError, shorten
@@ -10,10 +10,13 @@ from datasets.genes import is_ensembl
 from datasets.text import MISSING, decimal_sign, guess_delimiter, is_number, open_text, refuse_web_page, split_line
 
 PEEK_LINES = 50
-# Columns beside the values that annotate genes, as GTEx, featureCounts, recount and TCGA name them.
+# Columns beside the values that annotate genes, as GTEx, featureCounts, recount and TCGA name them, or samples.
+# The bare GC is not among them: it is a gene too.
 ANNOTATION = re.compile(
     r"(description|(gene|hgnc|hugo|ensembl)?[ _.]?(symbol|name|id|type|biotype)|geneid|biotype|entrez.*|chr|chrom|"
-    r"chromosome|start|end|strand|length|width|locus|class|tracking_id|transcript_ids?(\(s\))?)",
+    r"chromosome|start|end|strand|(gene|exon|transcript)?[_ .]?length|width|locus|class|tracking_id|"
+    r"transcript_ids?(\(s\))?|gc[_ .%]?(content|percent.*|pct|fraction)|gc%|(percentage|percent|pct)[_ .]?gc.*|"
+    r"age([_ .](years|at[_ .].*))?|rin|smrin|batch|sex|gender|bmi)",
     re.IGNORECASE,
 )
 SAMPLE_FORM = re.compile(r"(rna_)?(GTEX-|TCGA-|GSM\d|[SED]RR\d)", re.IGNORECASE)
@@ -46,13 +49,14 @@ class Layout:
     decimal: str = "."
     skip: int = 0  # lines before the header
     headless: bool = False  # the header has no field for the row names, as R writes it
+    notes: list[int] = field(default_factory=list)  # columns of numbers that annotate; among the words in the end
 
 
 def peek_text(path: str | Path) -> tuple[Layout, list[list[str]]]:
     """Return the layout of a text file, columns and orientation still open, and the fields of its first lines."""
-    form, skip, lines = "delimited", 0, []
+    form, skip, lines, numbers = "delimited", 0, [], []
     with open_text(path) as file:
-        for line in file:
+        for number, line in enumerate(file, start=1):
             if not lines and form == "delimited" and line.startswith("#1."):
                 if line.strip() != "#1.2":
                     raise InputError(
@@ -64,24 +68,25 @@ def peek_text(path: str | Path) -> tuple[Layout, list[list[str]]]:
                 skip += 1
             elif line.strip():
                 lines.append(line)
+                numbers.append(number + (form == "GCT"))
             if len(lines) > PEEK_LINES:
                 break
     if len(lines) < 2:
         raise InputError(f"{path}: a header and at least one line of values were expected, found {len(lines)} line(s)")
     refuse_web_page(path, lines[0])
     delimiter = "\t" if form == "GCT" else guess_delimiter(lines[0])
-    decimal = decimal_sign(lines[1:], delimiter)
     names, *rows = [split_line(line, delimiter) for line in lines]
     headless = len(rows[0]) == len(names) + 1
     names = ["", *names] if headless else names
     if len(names) < 2:
         raise InputError(f"{path}: one column only; fields set apart by comma, tab or semicolon were expected")
+    decimal = decimal_sign(path, names, dict(zip(numbers[1:], rows, strict=True)), delimiter)
     layout = Layout(form, names, [], [], 0, "", delimiter, decimal, skip, headless)
     return layout, [row for row in rows if not row[0].startswith("!")]
 
 
 def find_words(layout: Layout, rows: list[list[str]]) -> None:
-    """Decide which columns are text: the first, known annotation, and those with no number in the first lines."""
+    """Decide which columns are text: the first, and those with no number in the first lines; which are annotation."""
 
     def is_text(i: int) -> bool:
         fields = [row[i].replace(",", ".") if layout.decimal == "," else row[i] for row in rows if i < len(row)]
@@ -89,13 +94,16 @@ def find_words(layout: Layout, rows: list[list[str]]) -> None:
         return bool(fields) and not any(map(is_number, fields))
 
     first_is_value = layout.names[0].startswith("rna_") or (is_ensembl(layout.names[0]) and not is_text(0))
-    layout.words = [
-        i
-        for i, name in enumerate(layout.names)
-        if (i == 0 and not first_is_value) or ANNOTATION.fullmatch(name) or is_text(i)
-    ]
+    layout.words = [i for i, name in enumerate(layout.names) if (i == 0 and not first_is_value) or is_text(i)]
     words = set(layout.words)
     layout.data = [i for i in range(len(layout.names)) if i not in words]
+    set_notes_apart(layout)
+
+
+def set_notes_apart(layout: Layout) -> None:
+    """Take columns of numbers whose names say that they annotate (length, age) from the values to `layout.notes`."""
+    layout.notes = [i for i in layout.data if ANNOTATION.fullmatch(layout.names[i])]
+    layout.data = [i for i in layout.data if i not in set(layout.notes)]
 
 
 def find_orientation(
@@ -124,6 +132,10 @@ def find_orientation(
         if _share(is_ensembl, heads) > 0.5 or any(map(is_ensembl, heads)):
             layout.words = sorted({*layout.words, *(i for i in layout.data if not is_ensembl(layout.names[i]))})
             layout.data = [i for i in layout.data if is_ensembl(layout.names[i])]
+    elif layout.genes_in == "rows":
+        layout.notes += [i for i in layout.data if layout.names[i].upper() == "GC"]
+        layout.data = [i for i in layout.data if layout.names[i].upper() != "GC"]
+    layout.words = sorted({*layout.words, *layout.notes})
     if not layout.data:
         raise InputError(f"{path}: no column of numbers (found {shorten(layout.names, 4)}); a matrix was expected")
     return why

@@ -16,7 +16,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from common.errors import InputError
-from datasets.layout import PEEK_LINES, Layout, find_orientation, find_words, peek_text
+from datasets.layout import PEEK_LINES, Layout, find_orientation, find_words, peek_text, set_notes_apart
 from datasets.reference_csv import BLOCK_BYTES
 from datasets.text import bad_value, find_bad_field, open_bytes
 from datasets.units import ValueStats
@@ -213,6 +213,7 @@ def _peek_parquet(path: Path) -> tuple[Layout, list[list[str]]]:
     layout = Layout("parquet", list(file.schema_arrow.names), [], [], 0, "")
     layout.data = [i for i, kind in enumerate(kinds) if pa.types.is_integer(kind) or pa.types.is_floating(kind)]
     layout.words = [i for i in range(len(kinds)) if i not in set(layout.data)]
+    set_notes_apart(layout)
     layout.words.sort(key=lambda i: not layout.names[i].startswith("__index_level_"))
     first = next(file.iter_batches(batch_size=PEEK_LINES, columns=[layout.names[i] for i in layout.words]), None)
     if first is None or not first.num_rows:

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from common.errors import InputError
 DELIMITERS = "\t;,"  # in this order where two are equally frequent: a comma may be the decimal sign
 MISSING = ("", "na", "n/a", "#n/a", "nan", "null", "none")
 REMEDY = "mend the file, or make it again with `prepare_data.py expression`"
+_GROUPED = re.compile(r"[1-9]\d{0,2}(,\d{3})+(\.\d+)?")  # 1,234: thousands set apart, or a decimal comma
 csv.field_size_limit(1 << 24)
 
 
@@ -62,12 +64,30 @@ def guess_delimiter(line: str) -> str:
     return max(DELIMITERS, key=lambda d: len(split_line(line, d)))
 
 
-def decimal_sign(lines: list[str], delimiter: str) -> str:
-    """Return "," where the delimiter is not a comma and fields of `lines` look like 1,5; else "."."""
+def decimal_sign(path: str | Path, header: list[str], rows: dict[int, list[str]], delimiter: str) -> str:
+    """Return "," where the delimiter is not a comma and fields of `rows` (line: fields) look like 1,5; else ".".
+
+    InputError where every such field looks like 1,234: thousands set apart and a decimal comma cannot be told apart.
+    """
     if delimiter == ",":
         return "."
-    fields = [f for line in lines for f in split_line(line, delimiter)]
-    return "," if any(is_number(f.replace(",", ".", 1)) and "," in f for f in fields) else "."
+    grouped: tuple[int, int] | None = None  # line and column of the first such field
+    for line, fields in rows.items():
+        for column, field in enumerate(fields):
+            if "," not in field:
+                continue
+            if _GROUPED.fullmatch(field):
+                grouped = grouped or (line, column)
+            elif is_number(field.replace(",", ".", 1)):
+                return ","
+    if grouped is None:
+        return "."
+    line, column = grouped
+    name = header[column] if column < len(header) else column + 1
+    raise InputError(
+        f"{path}: line {line}, column {name}: {rows[line][column]!r} may be thousands set apart or a decimal comma; "
+        "write the table without thousands separators and with decimal points (1234.5)"
+    )
 
 
 def is_number(field: str) -> bool:

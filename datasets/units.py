@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from common.errors import InputError
+from common.errors import InputError, warn
 
 # What --unit accepts. The logged ones are (base, pseudocount): log2p1 is log2(x + 1).
 LOGS = {
@@ -95,6 +95,9 @@ def guess_unit(path: str, stats: ValueStats, given: str | None = None, stated: s
         unit = Unit("TPM", None, "profiles sum to one million (CPM would look the same)")
     else:
         unit = Unit("TPM", None, "ASSUMED: neither name nor values tell; state it with --unit")
+        warn(
+            f"{path}: linear TPM is assumed: neither the file's name nor its values tell the unit; state it with --unit"
+        )
     if stats.lowest < 0 and (unit.log is None or LOGS[unit.log][1]):
         raise InputError(
             f"{path}: the lowest value is {stats.lowest:g}, which {unit.log or unit.name} cannot have; state the "

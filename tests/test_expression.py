@@ -131,6 +131,14 @@ def test_the_same_table_in_any_spelling(tmp_path, form):
     assert table.genes == ["ENSG00000000001.2", "ENSG00000000002.3"] and set(table.obs["tissue"]) == {"t"}
 
 
+def test_a_decimal_comma_is_seen_below_the_first_line(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(
+        "wsi_file_name;rna_ENSG00000000001.2;rna_ENSG00000000002.3\nA.svs;1;2\nB.svs;0;2,250\nC.svs;0,5;3\n"
+    )
+    assert read_expression(path).values.tolist() == [[1, 2], [0, 2.25], [0.5, 3]]
+
+
 def test_the_cache_serves_its_csv_and_no_other(tmp_path):
     path = tmp_path / "t.csv"
     write_expression(make_table(), path)
@@ -212,11 +220,18 @@ def test_fit_transform_is_fit_and_transform():
     values = torch.from_numpy(make_table(300).values)
     values[:, 2] = 7.0  # a constant gene
     values[:, 3] = 1e4 + torch.rand(300)  # a spread far below its level
-    fitted = ExpressionScaler.fit(values)
+    logged = values.double().log1p()
+    std = logged.std(0, correction=0)
+    std[2] = 1.0
+    expected = ((logged - logged.mean(0)) / std).float()
+    fitted = ExpressionScaler.fit(values, missing="zero")
     scaler, scaled = ExpressionScaler.fit_transform(values)
-    assert torch.allclose(scaler.mean, fitted.mean, rtol=1e-6) and torch.allclose(scaler.std, fitted.std, rtol=2e-3)
-    assert torch.allclose(scaled, fitted.transform(values), atol=2e-2)
+    assert torch.equal(scaler.mean, fitted.mean) and torch.equal(scaler.std, fitted.std) and fitted.missing == "zero"
+    assert torch.allclose(scaler.mean, logged.mean(0).float(), rtol=1e-6)
+    assert torch.allclose(scaler.std, std.float(), rtol=2e-3)
+    assert torch.allclose(scaled, expected, atol=5e-2)
     others = [0, 1, 4, 5, 6, 7]
-    assert torch.allclose(scaled[:, others], fitted.transform(values)[:, others], atol=1e-5)
+    assert torch.allclose(scaled[:, others], expected[:, others], atol=1e-5)
+    assert torch.allclose(fitted.transform(values)[:, others], expected[:, others], atol=1e-5)
     again = values.clone()
     assert torch.equal(ExpressionScaler.fit_transform(again, out=again)[1], scaled)

@@ -66,6 +66,11 @@ def test_a_bad_value_is_named_by_line_and_column(tmp_path, field, problem):
             "t.csv: no gene columns like rna_ENSG00000186092.4 in the header (found gene, S1, S2); convert a matrix of "
             "another form with `prepare_data.py expression --input`",
         ),
+        (
+            HEAD.replace(",", ";") + "A.svs;1;2\nB.svs;3;1,234\n",
+            f"t.csv: line 3, column {G2}: '1,234' may be thousands set apart or a decimal comma; write the table "
+            "without thousands separators and with decimal points (1234.5)",
+        ),
         ("", "t.csv: the file is empty; download or make it again"),
         (HEAD, f"t.csv: no line below the header; {MEND}"),
         ("<!DOCTYPE html>\n<html>", "t.csv: holds a web page, not a table; download it again"),

@@ -15,6 +15,7 @@ from datasets.expression import read_expression
 from datasets.gene_lists import read_gene_list, read_mapping
 from datasets.genes import gene_key
 from datasets.prepare_table import prepare_table
+from datasets.sample_sheets import read_sexes
 
 GENES = [f"ENSG{i:011d}.{i % 5 + 1}" for i in range(1, 7)]
 SYMBOLS = ["SFTPC", "GFAP", "ACTB", "TP53", "XIST", "MYC"]
@@ -59,7 +60,7 @@ FORMS = {
     "GCT with wrong counts": ("m_tpm.gct.gz", gct),
     "comma": ("m_tpm.csv", FRAME.to_csv),
     "tab": ("m_tpm.tsv", lambda: FRAME.to_csv(sep="\t")),
-    "semicolon, decimal comma": ("m_tpm.csv", lambda: FRAME.to_csv(sep=";", decimal=",")),
+    "semicolon, decimal comma": ("m_tpm.csv", lambda: FRAME.to_csv(sep=";", decimal=",", float_format="%.6f")),
     "genes in columns": ("m_tpm.csv", FRAME.T.to_csv),
     "genes in columns, tab, gzip": ("m_tpm.tsv.gz", lambda: FRAME.T.to_csv(sep="\t")),
     "byte-order mark": ("m_tpm.csv", lambda: "\ufeff" + FRAME.to_csv()),
@@ -158,7 +159,48 @@ def test_logged_tpm_is_found_and_brought_back(tmp_path, unit, base):
     assert np.allclose(prepare_table(path, unit="log2")[0].values, linear + 1e-3, rtol=1e-4)
 
 
-def test_units_and_conversions(tmp_path):
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_columns_of_numbers_that_annotate_are_no_values(tmp_path, turned, suffix):
+    rng = np.random.default_rng(1)
+    linear = rng.gamma(0.3, 100, (200, 3))
+    linear *= 1e6 / linear.sum(0)
+    symbols = [f"SYM{i}" for i in range(199)] + ["GC"]
+    mapping = write(
+        tmp_path / "map.csv", "Gene,symbol\n" + "".join(f"ENSG{i:011d},{s}\n" for i, s in enumerate(symbols))
+    )
+    frame = pd.DataFrame(np.log2(linear + 1), index=pd.Index(symbols, name="id"), columns=list("abc"))
+    notes = {"gene_length": 1500, "exon length": 900, "GC_content": 41.5, "GC": 40.5, "age": 61, "RIN": 7, "batch": 3}
+    if turned:
+        del notes["GC"]  # the gene
+    frame = (frame.T.rename_axis("id") if turned else frame).reset_index()
+    frame = pd.concat([frame.iloc[:, :2], pd.DataFrame(notes, index=frame.index), frame.iloc[:, 2:]], axis=1)
+    path = tmp_path / f"m.{suffix}"
+    frame.to_csv(path, index=False) if suffix == "csv" else frame.to_parquet(path)
+    table, report = table_of(path, mapping=mapping)
+    assert report["found"]["log"] == "log2p1" and list(table.obs.index) == ["a", "b", "c"]
+    assert table.values.shape == (3, 200) and np.allclose(table.values, linear.T, rtol=1e-3, atol=1e-2)
+    assert report["genes"]["in_file"] == 200 and report["genes"]["unmapped"] == []
+    assert set(notes) <= set(report["found"]["text_columns"])
+    if turned:
+        assert list(table.obs["RIN"]) == ["7"] * 3
+
+
+@pytest.mark.parametrize("number", ["1,234", "12,345,678", "1,234.5"])
+def test_thousands_set_apart_are_not_read_as_decimals(tmp_path, number):
+    text = "# a comment\nName\ta\tb\n" + "".join(f"{gene}\t1\t{number}\n" for gene in GENES)
+    path = write(tmp_path / "m_tpm.tsv", text)
+    with pytest.raises(InputError, match=rf"m_tpm.tsv: line 3, column b: '{number}' may be thousands set apart"):
+        prepare_table(path)
+    write(path, gct().replace(repr(float(VALUES[0, 0])), number, 1))
+    with pytest.raises(InputError, match=rf"line 4, column {SAMPLES[0]}: '{number}' may be"):
+        prepare_table(path)
+    write(path, text.replace("\t1\t", "\t0,5\t"))  # decides: a decimal comma
+    if number == "1,234":
+        assert prepare_table(path)[0].values.tolist() == [[0.5] * 6, [float(np.float32(1.234))] * 6]
+
+
+def test_units_and_conversions(tmp_path, capsys):
     counts = write(tmp_path / "m.csv", FRAME.round().to_csv(float_format="%.0f"))
     table, report = table_of(counts)
     assert table.unit == "counts" and report["found"]["unit_found_by"].startswith("all values are whole numbers")
@@ -173,6 +215,8 @@ def test_units_and_conversions(tmp_path):
         prepare_table(counts, convert="tpm")
     _, report = table_of(write(tmp_path / "m.csv", FRAME.to_csv()))
     assert report["found"]["unit_found_by"].startswith("ASSUMED")
+    assert "m.csv: linear TPM is assumed" in (error := capsys.readouterr().err) and "state it with --unit" in error
+    assert error.startswith("warning: ") and error.count("\n") == 1
 
 
 def test_genes_match_without_version_and_par_y_stays_apart(tmp_path):
@@ -307,6 +351,37 @@ def test_bad_input_ends_in_one_line_and_writes_nothing(tmp_path, capsys, flags, 
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not list(tmp_path.glob("o.*")) and not list(tmp_path.glob(".*"))
+
+
+def test_a_gff3_or_a_gene_without_id_is_named(tmp_path):
+    place = "chr1\tHAVANA\tgene\t1\t9\t.\t+\t.\t"
+    gff3 = write(tmp_path / "g.gff3", f"##gff-version 3\n{place}ID={GENES[0]};gene_id={GENES[0]};gene_name=A\n")
+    ensembl = write(tmp_path / "e.gff3.gz", f"##gff-version 3\n{place}ID=gene:ENSG00000000001;Name=A\n")
+    for path in (gff3, ensembl):
+        for read in (read_gene_list, read_mapping):
+            with pytest.raises(InputError, match=r"g?e?\.gff3.*: line 2 is GFF3 .* a GTF was expected; download"):
+                read(path)
+    lines = gtf().splitlines(keepends=True)
+    lines[3] = lines[3].replace("gene_id", "id")
+    for first in (1, 3):  # the faulty line among others, and first
+        text = "".join(lines[:1] + lines[first:])
+        path = write(tmp_path / "g.gtf", text)
+        with pytest.raises(InputError, match=rf"g.gtf: line {5 - first} is a gene without gene_id .* mend it"):
+            read_gene_list(path)
+
+
+def test_lines_of_a_sheet_are_counted_with_comments_and_blank_lines(tmp_path):
+    head = "# dbGaP\n# phs000424\n\nSUBJID\tSEX\n"
+    sheet = write(tmp_path / "s.txt", head + "GTEX-A\t1\n\nGTEX-B\t2\n")
+    assert read_sexes(sheet)["sex"].to_dict() == {"GTEX-A": "male", "GTEX-B": "female"}
+    write(sheet, head + "GTEX-A\t1\n\nGTEX-B\tx\n")
+    with pytest.raises(InputError, match=r"s.txt: line 7, column SEX: 'x'"):
+        read_sexes(sheet)
+    write(sheet, head + "GTEX-A\t1\n\nGTEX-A\t2\n")
+    with pytest.raises(InputError, match=r"SUBJID GTEX-A stands on lines 5, 7, expected once"):
+        read_sexes(sheet)
+    with pytest.raises(InputError, match=r"no column SUBJID"):
+        read_sexes(write(sheet, "#\n\n"))
 
 
 def test_gene_lists_and_mappings(tmp_path):
