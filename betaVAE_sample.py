@@ -14,8 +14,9 @@ Reads the trained model in the config's save_dir (or --vae_checkpoint) and, for 
 
 Writes --out, by default <save_dir>/samples.h5ad, in the tables' unit (.csv: the reference's form), and beside it
 <stem>.metrics.json: n, seed, distance to the nearest real profile, per-gene means and spreads, AUC of a
-real-or-synthetic classifier, for the samples as written (as_written) and as the other --noise would be; samples moved
-to another tissue are compared with that tissue, draws from the prior, which have none, with all.
+real-or-synthetic classifier, for the samples as written (as_written) and as the other --noise would be. Held out are
+the profiles of test donors alone (held_out_split); validation donors take no part. Samples moved to another tissue are
+compared with that tissue, draws from the prior, which have none, with all.
 """
 
 import argparse
@@ -39,6 +40,7 @@ from metrics.profiles import compare_profiles
 from models.betavae import TrainedVAE
 from models.latents import draw_gaussian
 
+HELD_OUT = "test"  # validation donors chose the epoch and gave --noise its size: they are not held out
 SOURCES = ("posterior", "prior", "shift")
 
 
@@ -167,19 +169,20 @@ def read_shift(path: str, digest: str) -> dict[str, Any]:
 
 
 def check(vae: TrainedVAE, cfg: BetaVAESettings, variants: dict[str, Tensor], tissues: set[str]) -> dict[str, Any]:
-    """Return the comparison of each of `variants` (n, genes), z-scores, with the real profiles of `tissues`."""
+    """Return the comparison of each of `variants` (n, genes), z-scores, with training and test rows of `tissues`."""
     table = read_cohort_tables(cfg)
     table = table.rows(table.obs["tissue"].isin(tissues).to_numpy())
     real = vae.scale(torch.from_numpy(table.aligned(vae.genes, vae.min_gene_coverage, vae.unit)[0])).cpu().numpy()
     mean, std = (a.cpu().numpy() for a in (vae.scaler.mean, vae.scaler.std))
-    train, donors = (table.obs["split"] == "train").to_numpy(), table.obs["donor"].to_numpy()
+    train, test = ((table.obs["split"] == s).to_numpy() for s in ("train", HELD_OUT))
+    donors = table.obs["donor"].to_numpy()[test]
     if not train.any():
         raise InputError(
             f"{table.source or cfg.path_csv}: no training profile of {shorten(sorted(tissues))} to compare with; "
             "check path_csv, or use --no_check"
         )
-    return {
-        name: compare_profiles(x.cpu().numpy(), real[train], real[~train], donors[~train], mean, std, cfg.seed)
+    return {"held_out_split": HELD_OUT} | {
+        name: compare_profiles(x.cpu().numpy(), real[train], real[test], donors, mean, std, cfg.seed)
         for name, x in variants.items()
     }
 

@@ -14,6 +14,7 @@ import betaVAE_training
 from common.checkpoint import load_checkpoint
 from common.errors import InputError, run_command
 from datasets.expression import read_cohort_tables, read_expression, write_expression
+from datasets.keys import split_of
 from metrics.profiles import GroupClassifier, compare_profiles, nearest_distance, real_or_synthetic, wilson
 from models.betavae import TrainedVAE
 from sources.profiles import Profiles
@@ -149,9 +150,13 @@ def test_draws_from_the_posterior_look_like_their_tissue(folder):
     report = json.loads((folder / "run" / "samples.metrics.json").read_text())
     assert (report["n"], report["seed"], report["source"]) == (64, 99, "posterior")
     written = report["as_written"]
+    splits = {s: sum(split_of(f"GTEX-{i:04d}", 99) == s for i in range(60)) for s in ("train", "test")}
+    assert report["held_out_split"] == "test"
+    assert (written["n"]["train"], written["n"]["held_out"]) == (2 * splits["train"], 2 * splits["test"])
     assert written["means"]["r"] > 0.95 and written["spreads"]["r"] > 0.8
     assert 0.7 < written["spreads"]["median_ratio"] < 1.3
-    assert 0.4 < written["auc"]["value"] < report["without_noise"]["auc"]["value"]
+    assert report["without_noise"]["spreads"]["median_ratio"] < written["spreads"]["median_ratio"] - 0.1
+    assert written["auc"]["low"] < 0.5 < written["auc"]["high"]  # of 16 test profiles: not told apart
     assert written["nearest"]["synthetic_to_train"] > 0.8 * written["nearest"]["held_out_to_train"]
 
 
@@ -238,6 +243,16 @@ def test_wilsons_interval_of_known_numbers():
 
 def test_nearest_distance_of_known_numbers():
     assert np.allclose(nearest_distance(np.array([[0.0, 0], [3, 4]]), np.array([[3.0, 4], [6, 8]])), [5 / 2**0.5, 0])
+
+
+def test_the_nearest_other_row_is_never_the_row_itself():
+    x = np.random.default_rng(0).standard_normal((250, 7)).astype(np.float32)
+    away = np.sqrt(((x[:200, None].astype(np.float64) - x) ** 2).mean(2))
+    away[np.arange(200), np.arange(200)] = np.inf
+    assert np.allclose(nearest_distance(x[:200], x, same_rows=True), away.min(1), atol=1e-6)
+    report = compare_profiles(x, x, x[:3], np.arange(3), np.zeros(7), np.ones(7), seed=0)
+    assert report["nearest"]["train_to_train"] == pytest.approx(np.median(away.min(1)))
+    assert report["nearest"]["synthetic_to_train"] == pytest.approx(0, abs=1e-6)
 
 
 def test_copies_and_strangers_are_told_apart():
