@@ -88,8 +88,9 @@ def fit(
 ) -> None:
     """Train from where last.pt stands to num_epochs or max_steps; leave last.pt and best.pt in the run folder."""
     # Logarithm and z-score, fitted on the training donors.
-    scaler = ExpressionScaler.fit(torch.from_numpy(part["train"].values), cfg.transform, cfg.missing_genes)
-    train, val = (scaler.transform(torch.from_numpy(part[s].values)).to(device) for s in ("train", "val"))
+    values = {s: torch.from_numpy(part[s].values) for s in ("train", "val")}
+    scaler, train = ExpressionScaler.fit_transform(values["train"], cfg.transform, cfg.missing_genes)
+    train, val = train.to(device), scaler.transform(values["val"]).to(device)
 
     # The model, and where an earlier call of this command left it.
     torch.manual_seed(seed_for(cfg.seed, "weights"))
@@ -145,8 +146,8 @@ def fit(
             "epoch": epoch,
             "validation": validation,
         }
-        rows, held_out = torch.from_numpy(part["train"].values), torch.from_numpy(part["val"].values)
-        run.save("best.pt", "betavae", finished_state(state, rows, list(part["train"].obs["tissue"]), held_out, device))
+        tissues = list(part["train"].obs["tissue"])
+        run.save("best.pt", "betavae", finished_state(state, values["train"], tissues, values["val"], device))
 
     saved_at, save_seconds = time.monotonic(), 0.0
     steps_in_epoch = len(epoch_batches(len(train), cfg.batch_size, cfg.seed, 0))
@@ -161,11 +162,11 @@ def fit(
                 group["lr"] = learning_rate(place["step"], cfg)
             x = train[batch.to(device)]  # (batch, genes), z-scores
             losses = beta_vae_loss(x, *model(x), beta=cfg.beta)
-            values = {name: losses[name].item() for name in PARTS}
-            if not all(map(math.isfinite, values.values())):
+            parts = {name: losses[name].item() for name in PARTS}
+            if not all(map(math.isfinite, parts.values())):
                 names = shorten(part["train"].obs.index[batch], 3)
                 raise InputError(
-                    f"{run.folder}: step {place['step'] + 1}: the loss is not finite ({values}), on profiles {names}; "
+                    f"{run.folder}: step {place['step'] + 1}: the loss is not finite ({parts}), on profiles {names}; "
                     f"nothing of it was saved; lower lr ({cfg.lr:g}) or check the tables"
                 )
             optimizer.zero_grad(set_to_none=True)
@@ -176,10 +177,10 @@ def fit(
             place["step"] += 1
             place["batch"] += 1
             for name in PARTS:
-                place["sums"][name] += values[name] * len(batch) / len(train)
+                place["sums"][name] += parts[name] * len(batch) / len(train)
             bar.update()
             if cfg.log_interval and place["step"] % cfg.log_interval == 0:
-                run.log(place["step"], {f"batch_{k}": v for k, v in values.items()})
+                run.log(place["step"], {f"batch_{k}": v for k, v in parts.items()})
             enough = bool(cfg.max_steps) and place["step"] >= cfg.max_steps
             if run.should_stop() or enough:
                 break

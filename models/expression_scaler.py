@@ -41,27 +41,14 @@ class ExpressionScaler:
 
     @classmethod
     def fit(cls, values: Tensor, transform_name: str = "log1p", missing: str = "mean") -> "ExpressionScaler":
-        """Fit on training rows: `values` (rows, genes), linear units, finite, >= 0. A constant gene gets std 1.
-
-        Sums run in float64 over blocks of rows, so that a table of any size needs no float64 copy.
-        """
-        forward, n = TRANSFORMS[transform_name][0], len(values)
-        total = torch.zeros(values.shape[1], dtype=torch.float64)
-        for block in values.split(256):
-            total += forward(block).sum(0, dtype=torch.float64)
-        mean = total / n
-        squares = torch.zeros_like(mean)
-        for block in values.split(256):
-            squares += (forward(block).double() - mean).square().sum(0)
-        std = (squares / n).sqrt()
-        std = torch.where(std > 1e-6, std, 1.0)
-        return cls(transform_name, mean.float(), std.float(), missing)
+        """Fit on training rows: `values` (rows, genes), linear units, finite, >= 0. A constant gene gets std 1."""
+        return cls.fit_transform(values, transform_name, missing)[0]
 
     @classmethod
     def fit_transform(
-        cls, values: Tensor, transform_name: str = "log1p", out: Tensor | None = None
+        cls, values: Tensor, transform_name: str = "log1p", missing: str = "mean", out: Tensor | None = None
     ) -> tuple["ExpressionScaler", Tensor]:
-        """Fit on all rows of `values` (rows, genes) and return their z-scores too: fit and transform in two passes.
+        """Fit as `fit` does and return the z-scores of `values` (rows, genes) too: fit and transform in two passes.
 
         Blocks of rows stay in the processor's cache, and each logarithm is taken once. Sums are of differences from the
         first block's mean, in float64, so that little is lost where a gene's spread is far below its level. `out` takes
@@ -81,7 +68,7 @@ class ExpressionScaler:
         rest, factor = mean.float(), (1 / std).float()
         for part in scaled.split(64):
             part.sub_(rest).mul_(factor)
-        return cls(transform_name, (mean + shift).float(), std.float()), scaled
+        return cls(transform_name, (mean + shift).float(), std.float(), missing), scaled
 
     def transform(self, values: Tensor) -> Tensor:
         """Return z-scores (rows, genes) of `values` (rows, genes) in linear units; NaN marks a missing gene."""
