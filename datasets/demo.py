@@ -7,10 +7,7 @@ and move a module of genes each (datasets/demo_genes.py); truth.csv says what th
 """
 
 import multiprocessing
-import os
-import signal
 import sys
-import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from datasets.demo_configs import demo_configs
 from datasets.demo_expression import write_expression_files
 from datasets.demo_paint import FACTORS
 from datasets.demo_slides import BASE_MPP, SlidePlan, write_slide
+from datasets.workers import start_worker
 
 STATE = "demo.json"  # what was asked for, and whether all of it is there
 DEMO_MPP_TABLE = "mpp_table.csv"
@@ -112,18 +110,10 @@ def _draw_all(jobs: list[tuple[SlidePlan, Path, int]], workers: int, progress: b
             return
         # Forked where that is safe: only numpy runs in the children, and imports need not be repeated.
         context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-        pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_start_worker)
+        pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=start_worker)
         try:
             for done in as_completed([pool.submit(write_slide, *job) for job in jobs]):
                 done.result()
                 bar.update()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, which lets a slide be finished, and end when the parent has ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

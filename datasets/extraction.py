@@ -2,6 +2,7 @@
 
 import errno
 import math
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -122,16 +123,20 @@ def finished(job: Job) -> Outcome | None:
         before, earlier = store.extra["settings"], Outcome(**store.extra["outcome"])
     except (InputError, KeyError, TypeError):  # damaged, or not ours: cut again
         return None
-    wanted = asdict(job.settings)
+    wanted, slide = asdict(job.settings), job.slide.stat()
     changed = [f"{k} ({before.get(k)} there, {v} now)" for k, v in wanted.items() if before.get(k) != v]
     mpp = job.mpp_from_table or (job.mpp_from_flag if earlier.mpp_source != "file" else None)
-    if mpp is not None and mpp != earlier.mpp:
+    if earlier.mpp_source == "table" and job.mpp_from_table is None:
+        changed.append(f"mpp of the slide ({earlier.mpp} there from --mpp_table, not in it now)")
+    elif earlier.mpp_source == "flag" and mpp is None:
+        changed.append(f"mpp of the slide ({earlier.mpp} there from --slide_mpp, not given now)")
+    elif mpp is not None and mpp != earlier.mpp:
         changed.append(f"mpp of the slide ({earlier.mpp} there, {mpp} now)")
     if changed:
         raise InputError(
             f"{path}: cut with other settings: {', '.join(changed)}; use another --out, or --restart to cut it again"
         )
-    if job.slide.stat().st_size != store.extra.get("slide_bytes"):
+    if (slide.st_size, slide.st_mtime_ns) != (store.extra.get("slide_bytes"), store.extra.get("slide_mtime_ns")):
         return None
     earlier.status = "kept"
     return earlier
@@ -140,7 +145,8 @@ def finished(job: Job) -> Outcome | None:
 def cut_slide(job: Job) -> Outcome:
     """Cut one slide into `<out>/<key>.tar` and `.json` and draw `<out>/previews/<key>.png`; return its report line.
 
-    Whatever is wrong with the slide ends in the line's `reason`. Only a full disk raises (OSError): it concerns all.
+    Whatever is wrong with the slide ends in the line's `reason`, and an earlier store of it is set aside. Only a full
+    disk raises (OSError): it concerns all.
     """
     outcome, start = Outcome(job.key), time.perf_counter()
     try:
@@ -154,15 +160,32 @@ def cut_slide(job: Job) -> Outcome:
         outcome.status, outcome.tiles = "failed", 0
         outcome.reason = f"{job.slide}: {type(error).__name__}: {error}"
     outcome.reason = " ".join(outcome.reason.split())
+    if outcome.status == "failed":
+        set_aside(job, outcome)
     outcome.seconds = round(time.perf_counter() - start, 2)
     return outcome
+
+
+def set_aside(job: Job, outcome: Outcome) -> None:
+    """Rename the store that a slide had before it failed, so that no run trains on it; say so in the outcome."""
+    names = [f"{job.key}.json", f"{job.key}.tar"]  # in this order: a tar without its seal is no store
+    moved = [name for name in names if (job.out / name).exists()]
+    for name in moved:
+        os.replace(job.out / name, job.out / f"{name}.old")
+    if moved:
+        outcome.reason += f"; its earlier tiles were set aside as {', '.join(f'{name}.old' for name in moved)}"
 
 
 def _cut(job: Job, slide: Slide, outcome: Outcome) -> None:
     settings = job.settings
     outcome.mpp, outcome.mpp_source = resolve_mpp(slide, job.mpp_from_table, job.mpp_from_flag)
     plan = _plan(job, slide, outcome)
-    extra: dict[str, Any] = {"settings": asdict(settings), "slide_bytes": job.slide.stat().st_size}
+    file = job.slide.stat()
+    extra: dict[str, Any] = {
+        "settings": asdict(settings),
+        "slide_bytes": file.st_size,
+        "slide_mtime_ns": file.st_mtime_ns,
+    }
     try:
         write_store(
             job.out,

@@ -13,7 +13,8 @@ from pathlib import Path
 import pandas as pd
 
 from common.files import atomic_path
-from datasets.extraction import Job, Outcome, cut_slide, finished
+from datasets.extraction import Job, Outcome, cut_slide, finished, set_aside
+from datasets.workers import interrupts_held_back, start_worker
 
 STALE_SECONDS = 3600  # a half-written file that has not grown for so long belongs to a process that is gone
 
@@ -78,12 +79,14 @@ def _in_processes(jobs: list[Job], workers: int, timeout: float) -> Iterator[Out
 def _start(context: BaseContext, job: Job, timeout: float) -> _Worker:
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(job, there), daemon=True)
-    process.start()
+    with interrupts_held_back():
+        process.start()
     there.close()  # so that the end of the process is seen on `here`
     return _Worker(job, process, here, time.monotonic() + timeout if timeout else float("inf"))
 
 
 def _run(job: Job, answer: Connection) -> None:
+    start_worker()
     try:
         answer.send(cut_slide(job))
     except OSError as error:  # full disk
@@ -100,6 +103,8 @@ def _collect(worker: _Worker) -> Outcome | None:
             worker.process.join()
             result = _lost(worker, f"its process died (exit code {worker.process.exitcode})")
     elif time.monotonic() > worker.deadline:
+        worker.process.kill()
+        worker.process.join()
         result = _lost(worker, "took longer than --slide_timeout")
     else:
         return None
@@ -110,7 +115,9 @@ def _collect(worker: _Worker) -> Outcome | None:
 
 
 def _lost(worker: _Worker, why: str) -> Outcome:
-    return Outcome(worker.job.key, reason=f"{worker.job.slide}: {why}; try it alone, with --workers 0 and --debug")
+    outcome = Outcome(worker.job.key, reason=f"{worker.job.slide}: {why}; try it alone, with --workers 0 and --debug")
+    set_aside(worker.job, outcome)
+    return outcome
 
 
 def _end(worker: _Worker) -> None:

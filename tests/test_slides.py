@@ -2,7 +2,10 @@
 
 import errno
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -13,7 +16,8 @@ from scipy import ndimage
 
 import datasets.extraction as extraction
 import datasets.jobs as jobs
-from common.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_SOME_FAILED, InputError, run_command
+import prepare_data
+from common.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_SOME_FAILED, EXIT_STOPPED, InputError, run_command
 from datasets.extraction import Job, TileSettings, cut_slide
 from datasets.jobs import cut_slides
 from datasets.slides import Slide, find_slides, read_mpp_table, resolve_mpp
@@ -277,6 +281,44 @@ def test_finished_slides_are_kept_and_other_settings_refused(tmp_path, capsys):
     open_stores(tmp_path / "tiles")["a"].verify()
 
 
+def test_a_slide_that_was_changed_is_cut_again(tmp_path):
+    slide = write_svs(tmp_path / "slides" / "a.svs", half_slide())
+    line = ["--slides", slide, "--out", tmp_path / "tiles", *SMALL]
+
+    def status():
+        assert run_tiles(*line) == EXIT_DONE
+        return pd.read_csv(tmp_path / "tiles" / "report.csv").loc[0, "status"]
+
+    assert [status(), status()] == ["cut", "kept"]
+    os.utime(slide, (1e9, 1e9))  # other content of the same size
+    assert [status(), status()] == ["cut", "kept"]
+
+
+@pytest.mark.parametrize("way", ["--slide_mpp", "--mpp_table"])
+def test_an_mpp_that_is_no_longer_given_is_another_setting(tmp_path, capsys, way):
+    write_svs(tmp_path / "slides" / "a.svs", half_slide(), mpp=None)
+    (tmp_path / "m.csv").write_text("slide,mpp\na.svs,0.5\n")
+    line = ["--slides", tmp_path / "slides", "--out", tmp_path / "tiles", *SMALL]
+    given = [way, 0.5 if way == "--slide_mpp" else tmp_path / "m.csv"]
+    assert run_tiles(*line, *given) == run_tiles(*line, *given) == EXIT_DONE
+    assert run_tiles(*line) == EXIT_BAD_INPUT
+    assert f"a.json: cut with other settings: mpp of the slide (0.5 there from {way}, not" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_slide_that_fails_when_cut_again_loses_its_store(tmp_path, workers):
+    slides, out = tmp_path / "slides", tmp_path / "tiles"
+    for name in ("a", "b"):
+        write_svs(slides / f"{name}.svs", half_slide())
+    line = ["--slides", slides, "--out", out, *SMALL, "--workers", workers]
+    assert run_tiles(*line) == EXIT_DONE and sorted(open_stores(out)) == ["a", "b"]
+    (slides / "a.svs").write_bytes((slides / "a.svs").read_bytes()[:5000])
+    assert run_tiles(*line) == EXIT_SOME_FAILED and sorted(open_stores(out)) == ["b"]
+    reason = pd.read_csv(out / "report.csv", index_col="slide").loc["a", "reason"]
+    assert reason.endswith("its earlier tiles were set aside as a.json.old, a.tar.old")
+    assert (out / "a.tar.old").exists() and not (out / "a.tar").exists()
+
+
 def test_slides_of_one_name_and_empty_folders_are_refused(tmp_path):
     for folder in "xy":
         write_svs(tmp_path / folder / "a.svs", half_slide())
@@ -302,7 +344,10 @@ def jobs_for(tmp_path, *names):
 
 def test_processes_give_the_same_bytes_as_one(tmp_path):
     for folder, workers in (("a", 0), ("b", 2)):
-        assert all(o.status == "cut" for o in cut_slides(jobs_for(tmp_path / folder, "s", "t"), workers))
+        todo = jobs_for(tmp_path / folder, "s", "t")
+        for job in todo:
+            os.utime(job.slide, (1e9, 1e9))  # a store names its slide's time
+        assert all(o.status == "cut" for o in cut_slides(todo, workers))
     for name in ("s.tar", "s.json", "t.tar", "t.json", "previews/s.png"):
         assert (tmp_path / "a/tiles" / name).read_bytes() == (tmp_path / "b/tiles" / name).read_bytes()
 
@@ -321,11 +366,33 @@ def test_a_crash_or_a_hang_costs_one_slide(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "cut_slide", crash_or_hang)
     todo = jobs_for(tmp_path, "crash", "good", "hang")
     todo[0].out.mkdir()
+    for suffix in ("json", "tar"):
+        (todo[0].out / f"hang.{suffix}").write_text("an earlier store, damaged")
     outcomes = {o.slide: o for o in cut_slides(todo, workers=2, timeout=8)}
     assert outcomes["good"].status == "cut"
     assert "its process died (exit code -9)" in outcomes["crash"].reason
     assert "took longer than --slide_timeout" in outcomes["hang"].reason
-    assert sorted(p.name for p in (tmp_path / "tiles").iterdir()) == ["good.json", "good.tar", "previews"]
+    assert outcomes["hang"].reason.endswith("set aside as hang.json.old, hang.tar.old")
+    left = sorted(p.name for p in (tmp_path / "tiles").iterdir())
+    assert left == ["good.json", "good.tar", "hang.json.old", "hang.tar.old", "previews"]
+
+
+@pytest.mark.skipif(os.uname().sysname != "Linux", reason="a group of processes is interrupted")
+def test_ctrl_c_is_one_line_and_can_be_gone_on_from(tmp_path):
+    first = write_svs(tmp_path / "slides" / "s00.svs", half_slide())
+    for i in range(1, 60):
+        shutil.copy(first, first.with_name(f"s{i:02}.svs"))
+    words = ["tiles", "--slides", tmp_path / "slides", "--out", tmp_path / "tiles", *SMALL, "--workers", "2"]
+    command = [sys.executable, prepare_data.__file__, *map(str, words)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list(tmp_path.glob("tiles/*.json")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == EXIT_STOPPED and error.count("\n") == 1, error
+    assert "type the same command again" in error
+    assert not list((tmp_path / "tiles").rglob(".*")) and open_stores(tmp_path / "tiles")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
