@@ -150,6 +150,7 @@ def main() -> None:
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     ours, peer = torch.tensor(losses["ours"]), torch.tensor(losses["peer"])
     drift = ((ours - peer).abs() / peer.abs().clamp(min=1)).max(1).values
+    print("seconds: " + "; ".join(f"{k} {' '.join(f'{v:.2f}' for v in values)}" for k, values in seconds.items()))
     print("seconds a step: " + ", ".join(f"{name} {value:.3f}" for name, value in medians.items()))
     print(f"{capability}, {args.threads} threads, {'bf16' if bf16 else 'fp32'}; losses differ by {drift.max():.2g}")
     result = {
