@@ -6,6 +6,7 @@ import numpy as np
 
 from common.errors import InputError
 from datasets.genes import is_ensembl
+from datasets.h5ad import open_h5ad
 from datasets.matrices import REMEDY, Matrix, Predicate
 from datasets.units import LOGS, ValueStats
 
@@ -17,15 +18,7 @@ def read_anndata(
     path: Path, orientation: str | None, wanted_gene: Predicate, wanted_sample: Predicate, drop: bool
 ) -> Matrix:
     """Read X of an AnnData file. Ensembl ids are taken from var's names or one of its id columns; uns tells a log1p."""
-    import anndata
-
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; a table was expected")
-    try:
-        data = anndata.read_h5ad(path)
-    except (OSError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0][:100]
-        raise InputError(f"{path}: not a readable h5ad file ({reason}); download or make it again") from None
+    data = open_h5ad(path)
     down, across = (sum(map(is_ensembl, map(str, names))) for names in (data.obs_names, data.var_names))
     turned = orientation == "rows" or (orientation is None and down > across)
     data = data.T if turned else data

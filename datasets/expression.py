@@ -15,14 +15,15 @@ from common.config import DataSettings
 from common.errors import InputError, did_you_mean, shorten, warn
 from common.files import atomic_path
 from datasets.genes import gene_key, is_ensembl, twins
+from datasets.h5ad import open_h5ad
 from datasets.keys import known_donor, slide_key, slug, split_of
 from datasets.reference_csv import read_reference_csv, write_reference_csv
 from datasets.table_cache import load_cache, save_cache
+from datasets.units import LOGGED_BELOW
 
 SLIDE_COLUMNS = ("wsi_file_name", "wsi_file_names")  # the published tables, and the published classifier's
 INDEX_COLUMNS = ("", "Unnamed: 0")  # what pandas makes of an index; names only where they are not row numbers
 NAME_COLUMNS = ("sample", "SAMPID", "sample_id", "Sample", *SLIDE_COLUMNS, *INDEX_COLUMNS)
-LOGGED_BELOW = 30.0  # a table of 1,000 genes or more with no value above it looks logged: log2 of 10^9 is 29.9
 
 
 @dataclass
@@ -193,16 +194,7 @@ def read_cohort_tables(settings: DataSettings) -> ExpressionTable:
 
 
 def _read_h5ad(path: Path) -> tuple[np.ndarray, list[str], pd.DataFrame, str]:
-    import anndata
-
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; a table was expected")
-    try:
-        data = anndata.read_h5ad(path)
-    except (OSError, KeyError, ValueError) as error:
-        raise InputError(
-            f"{path}: not a readable h5ad file ({str(error).splitlines()[0][:100]}); make it again"
-        ) from None
+    data = open_h5ad(path)
     if "log1p" in data.uns:
         raise InputError(f"{path}: holds logged values (uns['log1p']); convert it with `prepare_data.py expression`")
     genes = [str(gene) for gene in data.var_names]

@@ -1,4 +1,4 @@
-"""Gene identifiers: what counts as the same gene, lists of genes to keep, and symbols turned into Ensembl ids."""
+"""Gene identifiers: what is an Ensembl gene id, and which names mean the same gene."""
 
 import functools
 import re
