@@ -59,6 +59,9 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--donors", type=int, default=130, help="how many people (default: %(default)s)")
     parser.add_argument("--slide_px", type=int, default=1024, help="side of a slide in pixels at 0.5 um per pixel")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw (default: %(default)s)")
+    parser.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+    )
     parser.set_defaults(run=run_demo)
 
 

@@ -61,21 +61,26 @@ def run_command(
     args = parser.parse_args(argv)
     try:
         return main(args) or EXIT_DONE
-    except InputError as error:
-        message, status = str(error), EXIT_BAD_INPUT
-    except Stopped as error:
-        message, status = f"{error}; type the same command again to go on", EXIT_STOPPED
-    except KeyboardInterrupt:
-        message, status = "interrupted; type the same command again to go on", EXIT_STOPPED
-    except OSError as error:
-        message, status = explain_os_error(error), EXIT_BAD_INPUT
-    except Exception as error:
-        hint = "this is a fault of the program; run again with --debug for the traceback"
-        message, status = f"{type(error).__name__}: {error} ({hint})", EXIT_FAULT
-    if args.debug:
-        traceback.print_exc()
+    except (Exception, KeyboardInterrupt) as error:
+        message, status = _explain(error)
+        if args.debug:
+            traceback.print_exc()
     print(f"{parser.prog}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return status
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """Return what to tell the user, and the exit status."""
+    if isinstance(error, InputError):
+        return str(error), EXIT_BAD_INPUT
+    if isinstance(error, Stopped):
+        return f"{error}; type the same command again to go on", EXIT_STOPPED
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; type the same command again to go on", EXIT_STOPPED
+    if isinstance(error, OSError):
+        return explain_os_error(error), EXIT_BAD_INPUT
+    hint = "this is a fault of the program; run again with --debug for the traceback"
+    return f"{type(error).__name__}: {error} ({hint})", EXIT_FAULT
 
 
 def explain_os_error(error: OSError) -> str:

@@ -139,6 +139,16 @@ def test_the_special_slides(cohort):
     assert table.to_dict("records") == [{"slide": slide_of(cohort, "no_mpp").name, "mpp": 0.5}]
 
 
+def test_the_command_takes_debug_after_its_name(tmp_path, capsys):
+    import prepare_data
+    from common.errors import run_command
+
+    words = ["demo", "--out", str(tmp_path), "--donors", "1"]
+    for flag, shown in ([], False), (["--debug"], True):
+        assert run_command(prepare_data.main, prepare_data.build_parser(), [*words, *flag]) == 2
+        assert ("Traceback" in capsys.readouterr().err) == shown
+
+
 def test_tiling_fails_on_exactly_the_faulty_slide(cohort, tmp_path):
     import prepare_data
     from common.errors import run_command
