@@ -17,7 +17,7 @@ demo: .venv/.done
 	@printf '\nThe demo is finished: %s\n' "$$PWD/demo/report.html"
 
 test: .venv/.done-dev
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 lint: .venv/.done-dev
 	.venv/bin/ruff check .

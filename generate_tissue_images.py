@@ -84,7 +84,8 @@ def main(args: argparse.Namespace) -> int | None:
         real = real_tiles(cfg, args.config, gans[0].state["img_size"], patient, wanted=bool(args.patient1))
 
     # The tiles.
-    out = Path(args.out or Path("generated", gans[0].run, slide_key(patient) if patient else "no_patient"))
+    asked = args.patient1 or profile  # the folder bears the name that the user typed
+    out = Path(args.out or Path("generated", gans[0].run, slide_key(asked) if asked else "no_patient"))
     shown = []
     for gan, folder in zip(gans, (out, out / "second"), strict=False):
         source, about = source_for(gan, args.vae_checkpoint, table, profile)
