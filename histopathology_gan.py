@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--condition_share", type=float, help="a in: input = sqrt(1 - a^2) noise + a c")
     parser.add_argument("--vae_checkpoint", help="the beta-VAE of an RNA-GAN: a file or its run folder")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="bf16: autocast; penalties stay fp32")
-    parser.add_argument("--n_workers", type=int, help="processes that read tiles ahead")
+    parser.add_argument("--n_workers", type=int, help="threads that read tiles ahead")
     parser.add_argument("--seed", type=int, help="of weights, batches and noise; never moves a donor (split_seed does)")
     parser.add_argument("--device", help="cpu, cuda, cuda:N, or a GPU's index with the CPU as fallback")
     parser.add_argument("--log", type=int, choices=(0, 1), default=0, help="1: log to wandb too (offline if need be)")

@@ -15,6 +15,7 @@ from PIL import Image
 import histopathology_gan as command
 from common.checkpoint import load_checkpoint
 from datasets.cohort import open_cohort
+from datasets.feed import tile_batches
 from datasets.keys import split_of
 from sources.gan import open_gan
 
@@ -231,7 +232,7 @@ def test_a_damaged_store_is_named(cohort, capsys):
     assert path.name in capsys.readouterr().err
 
 
-def test_a_damaged_tile_is_named_by_a_worker_too(cohort, capsys):
+def test_a_damaged_tile_is_named_by_a_reading_thread_too(cohort, capsys):
     for path in (cohort / "tiles" / "lung").glob("*.tar"):
         path.write_bytes(b"\0" * path.stat().st_size)
     assert train("--model_dir run --loss_type wgan --max_steps 1 --n_workers 1") == 2
@@ -242,3 +243,13 @@ def test_the_papers_flags_are_understood():
     words = "--seed 99 --config c.json --image_dir i --model_dir m --num_epochs 39 --gan_type dcgan --loss_type wgan"
     args = command.build_parser().parse_args([*words.split(), "--num_patches", "600"])
     assert (args.save_dir, args.max_patch_per_wsi, args.num_epochs) == ("m", 600, 39)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_batches_come_in_order_whoever_reads_them_and_may_be_left_early(cohort, workers):
+    tiles = open_cohort(command.load_config(command.GANSettings, "lung.json"), ("train",)).tiles
+    feed = tile_batches(tiles, lambda i: np.arange(4 * i, 4 * i + 4), 2, 20, workers)
+    for i in range(2, 12):
+        indices, images = next(feed)
+        assert indices[0] == 4 * i and (images == tiles.read(indices)).all()
+    feed.close()
