@@ -78,7 +78,7 @@ def main(args: argparse.Namespace) -> int | None:
     if any(gan.conditional for gan in gans) or args.random_patient or args.rna_data:
         table = read_expression(args.rna_data) if args.rna_data else read_cohort_tables(cfg)
         profile = pick_profile(table, args.patient1, args.random_patient, cfg.seed)
-    patient = profile or args.patient1
+    patient = args.patient1 or profile
     real = None
     if args.checkpoint2 and patient:
         real = real_tiles(cfg, args.config, gans[0].state["img_size"], patient, wanted=bool(args.patient1))
@@ -142,8 +142,9 @@ def source_for(
 def about_profile(profiles: Profiles, name: str) -> dict[str, Any]:
     """Return a profile's name, donor, tissue and split; profiles without slide belong to another study."""
     row = profiles.table.obs.iloc[profiles.table.find(name)]
-    described = {"profile": name, "donor": str(row["donor"]), "tissue": slug(str(row["tissue"]))}
-    return described | {"split": profiles.split(name) if str(row["wsi_file_name"]) else "another study"}
+    slide = str(row["wsi_file_name"])
+    described = {"profile": name, "slide": slide, "donor": str(row["donor"]), "tissue": slug(str(row["tissue"]))}
+    return described | {"split": profiles.split(name) if slide else "another study"}
 
 
 def real_tiles(cfg: GANSettings, config: str, img_size: int, patient: str, wanted: bool) -> RealSource | None:

@@ -127,6 +127,16 @@ def test_tiles_of_a_patient_with_the_papers_flags(cohort):
     assert (folder / "grid.png").exists()
 
 
+def test_a_sample_named_otherwise_than_its_slide_is_found_and_the_folder_bears_the_name_asked_for(cohort):
+    table = read_expression("data/lung.csv")
+    table.obs.index = [f"{name.removesuffix('25.svs')}26-SM-{i:04d}" for i, name in enumerate(table.obs.index)]
+    write_expression(table, cohort / "samples" / "lung.csv")
+    gan_toy.write_config(cohort / "lung.json", ["lung"], path_csv=["samples/lung.csv"])
+    assert generate(f"--checkpoint2 checkpoints/gan_lung.model --sample_size 4 --patient1 {PATIENT}") == 0
+    about = manifest("generated/rna-gan_lung/GTEX-D03-0625")["made_from"]
+    assert (about["profile"], about["slide"]) == ("GTEX-D03-0626-SM-0003", PATIENT)
+
+
 def test_the_batch_size_changes_no_tile(cohort):
     assert generate(f"--sample_size 20 --patient1 {PATIENT} --out a") == 0
     assert generate(f"--sample_size 20 --patient1 {PATIENT} --out b --batch_size 3") == 0
