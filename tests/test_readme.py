@@ -1,0 +1,36 @@
+"""The README and the shipped configs are true: every printed line is a tested one, every key is a setting."""
+
+import re
+
+import pytest
+from conftest import ROOT
+from test_pipeline import COMMANDS
+
+from common.config import BetaVAESettings, GANSettings, load_config
+
+CONFIGS = sorted(p.relative_to(ROOT) for p in (ROOT / "configs").rglob("*.json"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=str)
+def test_a_shipped_config_loads(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    cls = BetaVAESettings if "betavae" in path.name else GANSettings
+    cfg = load_config(cls, path)
+    assert cfg.rna_features == 19198 and cfg.split_seed == 99 and cfg.save_dir.startswith("checkpoints/")
+
+
+def test_there_are_corrected_and_published_configs():
+    names = {p.name for p in CONFIGS if p.parent.name == "configs"}
+    assert names == {p.name for p in CONFIGS if p.parent.name == "reference"} and len(names) == 4
+
+
+def test_the_readme_prints_the_28_lines_that_are_tested():
+    printed = re.findall(r"^python3 (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(COMMANDS) == 28 and [line for line in printed if line in COMMANDS] == [*COMMANDS]
+
+
+def test_the_readme_names_every_command_and_every_picture_is_there():
+    text = (ROOT / "README.md").read_text()
+    assert all(p.name in text for p in ROOT.glob("*.py"))
+    assert all((ROOT / picture).is_file() for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text))
+    assert "@@" not in text
