@@ -1,4 +1,4 @@
-"""Batches read ahead by workers: the same as without them, and a fault arrives as one line that names the file."""
+"""Batches read ahead by workers: the same as without them, and a fault arrives with the name of its file."""
 
 import errno
 
@@ -32,15 +32,17 @@ def test_workers_change_nothing():
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
+    "error",
     [
-        (InputError("a.tar: tile 3 is damaged"), "a.tar: tile 3 is damaged"),
-        (FileNotFoundError(errno.ENOENT, "gone", "b.tar"), "b.tar: no such file or folder"),
-        (OSError(errno.EIO, "Input/output error", "c.tar"), "c.tar: Input/output error"),
+        InputError("a.tar: tile 3 is damaged"),
+        FileNotFoundError(errno.ENOENT, "gone", "b.tar"),
+        OSError(errno.EIO, "Input/output error", "c.tar"),
     ],
+    ids=repr,
 )
-def test_a_workers_fault_names_its_file(error, words):
+def test_a_workers_fault_arrives_as_it_is_with_its_file(error):
     batches = tile_batches(Numbers(3, error), batch, 0, 3, 1)
     assert next(batches)[0].tolist() == [0, 1]
-    with pytest.raises(InputError, match=f"^{words}"):
+    with pytest.raises(type(error)) as caught:
         next(batches)
+    assert caught.value is error
