@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from common.checkpoint import load_checkpoint, resolve_checkpoint
 from common.config import GANSettings, load_config, settings_dict
 from common.errors import InputError, command_parser, run_command, warn
 from common.run import FREE_TO_CHANGE, Run, generator_for, pick_device, seed_for
@@ -87,6 +88,8 @@ def main(args: argparse.Namespace) -> int | None:
         adopt(cfg, profiles, args.config)
         vae = {"digest": profiles.vae_digest, "latent": {"mean": profiles.mean, "std": profiles.std}}
         vae["coverage"] = profiles.coverage
+    else:
+        adopt_split(cfg, args.config)
     cohort = open_cohort(cfg, ("train",), need_expression=is_conditional(cfg.loss_type))
     if len(cohort.tiles) < cfg.batch_size:
         raise InputError(f"{args.config}: batch_size {cfg.batch_size}, but only {len(cohort.tiles)} training tiles")
@@ -238,6 +241,18 @@ def adopt(cfg: GANSettings, profiles: Profiles, config: str) -> None:
         if getattr(cfg, key) != value:
             warn(f"{config}: {key} = {getattr(cfg, key)}, the beta-VAE {profiles.path} has {value}: that is used")
             setattr(cfg, key, value)
+
+
+def adopt_split(cfg: GANSettings, config: str) -> None:
+    """Change `cfg.split_seed` to that of the VAE it names, if that is there: a plain GAN's held-out donors are its."""
+    try:
+        path = resolve_checkpoint(cfg.vae_checkpoint)
+    except InputError:
+        return  # a plain GAN needs no VAE
+    seed = load_checkpoint(path, "betavae")[0]["split_seed"]
+    if cfg.split_seed != seed:
+        warn(f"{config}: split_seed = {cfg.split_seed}, the beta-VAE {path} has {seed}: that is used")
+        cfg.split_seed = seed
 
 
 def batch_indices(cohort: Cohort, cfg: GANSettings, batch: int) -> np.ndarray:

@@ -5,7 +5,7 @@
 The working directory itself has this layout, and so has demo/.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from common.config import BetaVAESettings, GANSettings, load_config
+from common.checkpoint import resolve_checkpoint
+from common.config import BetaVAESettings, DataSettings, GANSettings, load_config
 from common.errors import InputError
 from common.files import read_json
 from datasets.cohort import Cohort, open_cohort
@@ -83,17 +84,25 @@ class Study:
         """The trained beta-VAE and its digest."""
         return TrainedVAE.open(self.vae_settings.save_dir, self.device)
 
+    def as_split(self, settings: DataSettings) -> DataSettings:
+        """Return `settings` with the split seed that the VAE was trained with; unchanged where there is no VAE yet."""
+        try:
+            resolve_checkpoint(self.vae_settings.save_dir)
+        except InputError:
+            return settings
+        return replace(settings, split_seed=self.vae[0].split_seed)
+
     @cached_property
     def table(self) -> ExpressionTable:
         """All tables of the VAE's config, with tissue and split."""
-        return read_cohort_tables(self.vae_settings)
+        return read_cohort_tables(self.as_split(self.vae_settings))
 
     @cached_property
     def cohorts(self) -> dict[str, Cohort]:
         """Tissue -> its slides of all splits, joined with expression, tiles at the GAN's img_size."""
         found: dict[str, Cohort] = {}
         for _, settings in self.gan_settings:
-            cohort = open_cohort(settings, None)
+            cohort = open_cohort(self.as_split(settings), None)
             found.setdefault("+".join(sorted(cohort.slides["tissue"].unique())), cohort)
         return found
 
@@ -115,6 +124,14 @@ class Study:
     def held_out(self) -> dict[str, HeldOut]:
         """Tissue -> its held-out slides, where it has a finished GAN and such slides; InputError where none has."""
         found = {}
+        seeds = {self.as_split(settings).split_seed for _, settings in self.gan_settings}
+        for gan in self.runs.values():
+            if (seed := gan.state["split_seed"]) not in seeds:
+                raise InputError(
+                    f"{gan.path}: trained under split_seed {seed}, the donors here are split by "
+                    f"{', '.join(map(str, sorted(seeds)))}: its training donors would count as held out; "
+                    "train it again with the beta-VAE in its config"
+                )
         for tissue, cohort in self.cohorts.items():
             rows = np.flatnonzero((cohort.slides["split"] == "test") & (cohort.slides["n_tiles"] > 0))
             gans = self.gans(tissue)

@@ -13,12 +13,13 @@ import pytest
 import torch
 from betavae_cohort import write_cohort
 
-from common.errors import run_command
+from common.errors import InputError, run_command
 from datasets.tiles import write_store
 from figures import measure, page, plots, tile_sections
 from figures.results import metrics_under, read_log, series_of
 from models.conditioning import InputRule
 from models.dcgan import DCGANGenerator
+from sources.study import Study
 
 # ---- Plots ----
 
@@ -271,6 +272,20 @@ def test_a_report_on_configs_alone_names_every_stage(study, tmp_path):
         "fid.py",
     ):
         assert name in html
+
+
+def test_held_out_donors_are_the_vaes_and_a_gan_of_another_split_is_refused(study, tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "checkpoints").symlink_to(study / "checkpoints")
+    for path in (study / "configs").glob("*.json"):
+        (tmp_path / "configs" / path.name).write_text(json.dumps(json.loads(path.read_text()) | {"split_seed": 7}))
+    ours, theirs = (Study(folder, torch.device("cpu")) for folder in (tmp_path, study))
+    for tissue, patients in theirs.held_out.items():
+        assert ours.held_out[tissue].slides == patients.slides
+    ours = Study(tmp_path, torch.device("cpu"))
+    next(iter(ours.runs.values())).state["split_seed"] = 7
+    with pytest.raises(InputError, match="trained under split_seed 7"):
+        _ = ours.held_out
 
 
 def test_a_folder_without_configs_is_refused(tmp_path, capsys):

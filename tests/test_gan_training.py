@@ -118,6 +118,14 @@ def test_the_split_seed_is_the_vaes(cohort, capsys):
     assert open_gan("run").state["split_seed"] == 99
 
 
+def test_a_plain_gan_splits_donors_as_the_vae_does_where_there_is_one(cohort, capsys):
+    gan_toy.write_config(cohort / "other.json", ["lung"], split_seed=1)
+    assert train("--model_dir run --loss_type wgan --max_steps 1", "other.json") == 0
+    assert "split_seed = 1, the beta-VAE" in capsys.readouterr().err and open_gan("run").state["split_seed"] == 99
+    assert train("--model_dir alone --loss_type wgan --max_steps 1 --vae_checkpoint none.pt", "other.json") == 0
+    assert open_gan("alone").state["split_seed"] == 1
+
+
 @pytest.mark.parametrize("loss", ["minimax", "lsgan", "wgangp"])
 def test_every_loss_trains_at_32_px(cohort, loss):
     assert train(f"--model_dir run --loss_type {loss} --max_steps 2 --img_size 32 --n_workers 0") == 0
