@@ -257,7 +257,7 @@ def morphology_part(study: Study, seed: int, each: int, facts: list[tuple[str, s
         mpp, tiles = patients.cohort.tiles.mpp, patients.real()
         real[tissue], ceiling[tissue] = measure.real_means(tiles, mpp, morphology, seed)
         made[tissue] = {
-            kind: measure.patient_means(list(study.generated(gan, patients, each, seed)), mpp, morphology)
+            kind: measure.patient_means(list(study.generated(gan, patients, each, seed)), gan.state["mpp"], morphology)
             for kind, gan in patients.gans.items()
         }
         matches[tissue] = {

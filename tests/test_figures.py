@@ -13,6 +13,7 @@ import pytest
 import torch
 from betavae_cohort import write_cohort
 
+import paper_figures
 from common.errors import InputError, run_command
 from datasets.tiles import write_store
 from figures import measure, page, plots, tile_sections
@@ -286,6 +287,20 @@ def test_held_out_donors_are_the_vaes_and_a_gan_of_another_split_is_refused(stud
     next(iter(ours.runs.values())).state["split_seed"] = 7
     with pytest.raises(InputError, match="trained under split_seed 7"):
         _ = ours.held_out
+
+
+def test_generated_tiles_are_measured_at_the_gans_pixel_size_and_real_ones_at_their_own(study, monkeypatch):
+    opened, seen = Study(study, torch.device("cpu")), {}
+    for gan in opened.runs.values():
+        gan.state["mpp"] = 3.0
+    for name in ("real_means", "patient_means"):
+        real = getattr(measure, name)
+        monkeypatch.setattr(
+            measure, name, lambda t, mpp, *a, f=real, n=name: (seen.setdefault(n, mpp), f(t, mpp, *a))[1]
+        )
+    paper_figures.morphology_part(opened, 0, 2, [])
+    own = next(iter(opened.held_out.values())).cohort.tiles.mpp
+    assert seen["real_means"] == own != 3.0 and seen["patient_means"] == 3.0
 
 
 def test_a_folder_without_configs_is_refused(tmp_path, capsys):
