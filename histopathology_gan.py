@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.checkpoint import load_checkpoint, resolve_checkpoint
+from common.checkpoint import NonFiniteError, load_checkpoint, resolve_checkpoint
 from common.config import GANSettings, load_config, settings_dict
 from common.errors import InputError, command_parser, run_command, warn
 from common.run import FREE_TO_CHANGE, Run, generator_for, pick_device, seed_for
@@ -153,7 +153,6 @@ def fit(
         print(f"{run.folder}: going on after step {done} of {last}", flush=True)
 
     def save_model(step: int) -> None:
-        calibrate_batch_norm(average, calibration_inputs(rule, cfg.encoding_dims, cfg.seed, conditions))
         state = describe_model(cfg, cohort, vae, step / epoch_steps, step * per_step)
         state |= {"generator_args": generator_args, "generator": average.state_dict()}
         run.save(f"{run.name}.model", "gan", state)
@@ -163,12 +162,17 @@ def fit(
 
     def save(step: int, model: bool) -> None:
         try:
+            if model:  # before last.pt, so that it is the same however often the run was cut
+                calibrate_batch_norm(average, calibration_inputs(rule, cfg.encoding_dims, cfg.seed, conditions))
+            run.save("last.pt", "gan_training", {"step": step} | {k: v.state_dict() for k, v in tracked.items()})
             if model:
                 save_model(step)
-            run.save("last.pt", "gan_training", {"step": step} | {k: v.state_dict() for k, v in tracked.items()})
-        except ValueError as error:  # a weight that is not finite: the files on disk stay as they were
+        except NonFiniteError as error:  # a weight that is not finite: the files on disk stay as they were
             raise InputError(f"step {step}: {error}; lower lr_generator or lr_critic, and use --restart") from None
 
+    model = run.folder / f"{run.name}.model"
+    if done >= last and not (model.exists() and load_checkpoint(model)[0]["images_seen"] == done * per_step):
+        save(done, model=True)  # last.pt is written first: the model may be missing after a crash
     indices_of = partial(batch_indices, cohort, cfg)
     feed = tile_batches(cohort.tiles, indices_of, done * cfg.critic_steps, last * cfg.critic_steps, cfg.n_workers)
     saved_at = reported_at = time.monotonic()

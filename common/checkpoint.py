@@ -18,11 +18,15 @@ from common.files import atomic_path
 SUFFIXES = (".model", ".pt")  # a run may be named by its folder with one of these appended
 
 
+class NonFiniteError(ValueError):
+    """A weight is NaN or infinite."""
+
+
 def save_checkpoint(path: str | Path, kind: str, state: dict[str, Any]) -> str:
-    """Write `state` to `path`, whole or not at all, and return its digest. A NaN or infinite weight is refused."""
+    """Write `state` to `path`, whole or not at all, and return its digest. NonFiniteError on a bad weight."""
     digest = content_digest(state)
     if name := _first_non_finite(state):
-        raise ValueError(f"{path}: {name} holds NaN or infinity; not saved")
+        raise NonFiniteError(f"{path}: {name} holds NaN or infinity; not saved")
     with atomic_path(path) as partial:
         try:
             torch.save({"kind": kind, "digest": digest, "state": state}, partial)

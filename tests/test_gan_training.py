@@ -176,6 +176,21 @@ def test_a_weight_that_is_infinite_is_not_saved(cohort, capsys, monkeypatch):
     assert "step 1" in capsys.readouterr().err and not (cohort / "run" / "last.pt").exists()
 
 
+def test_a_grid_that_fails_loses_no_training_and_is_not_blamed_on_the_weights(cohort, capsys, monkeypatch):
+    def fails(*args):
+        raise ValueError("no picture")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "write_png", fails)
+        assert train("--model_dir run --loss_type wgan --max_steps 2") != 0
+    said = capsys.readouterr().err
+    assert "no picture" in said and "lower lr" not in said
+    (cohort / "run" / "run.model").unlink()
+    assert weights("run")["step"] == 2
+    assert train("--model_dir run --loss_type wgan --max_steps 2") == 0
+    assert open_gan("run").state["images_seen"] == 8
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_finishes_the_step_and_saves(cohort, monkeypatch, number):
     real, calls = command.generator_step, []
