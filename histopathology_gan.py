@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.checkpoint import NonFiniteError, load_checkpoint, resolve_checkpoint
+from common.checkpoint import NonFiniteError, content_digest, load_checkpoint, resolve_checkpoint
 from common.config import GANSettings, load_config, settings_dict
 from common.errors import InputError, command_parser, run_command, warn
 from common.run import FREE_TO_CHANGE, Run, generator_for, pick_device, seed_for
@@ -99,7 +99,8 @@ def main(args: argparse.Namespace) -> int | None:
         held_out = profiles.conditions(profiles.held_out("val")[:GRID_PROFILES])  # (8, z)
         del profiles  # the VAE is not needed any more, and large
 
-    with Run(cfg.save_dir, settings_dict(cfg) | {"vae_digest": vae["digest"]}, args.restart) as run:
+    digests = {"vae_digest": vae["digest"], "cohort_digest": cohort_digest(cohort)}
+    with Run(cfg.save_dir, settings_dict(cfg) | digests, args.restart) as run:
         if args.log:
             run.start_wandb(settings_dict(cfg))
         print(f"{run.folder}: {cfg.loss_type}, {cohort.summary()}; {device}", flush=True)
@@ -277,6 +278,13 @@ def adopt_split(cfg: GANSettings, config: str) -> None:
     if cfg.split_seed != seed:
         warn(f"{config}: split_seed = {cfg.split_seed}, the beta-VAE {path} has {seed}: that is used")
         cfg.split_seed = seed
+
+
+def cohort_digest(cohort: Cohort) -> str:
+    """Return a digest of what is trained on: the slides, the tiles of each, the table's source and shape."""
+    slides = [cohort.slides["slide"].astype(str).tolist(), cohort.slides["n_tiles"].tolist()]
+    table = cohort.table and [cohort.table.source, list(cohort.table.values.shape)]
+    return content_digest([*slides, cohort.tiles.tile_index.tolist(), table])
 
 
 def batch_indices(cohort: Cohort, cfg: GANSettings, batch: int) -> np.ndarray:

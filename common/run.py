@@ -132,6 +132,8 @@ class Run:
         changed = {k for k in set(before) | set(settings) if before.get(k) != settings.get(k)} - FREE_TO_CHANGE
         if settings.get("num_epochs", 0) > before.get("num_epochs", 0):
             changed -= {"num_epochs"}  # it may grow
+        if "cohort_digest" not in before:
+            changed -= {"cohort_digest"}  # a run from before it was kept
         if changed:
             pairs = [f"{k} ({before.get(k)} there, {settings.get(k)} now)" for k in sorted(changed)]
             raise InputError(

@@ -217,6 +217,15 @@ def test_other_settings_in_the_same_folder_are_refused_and_restart_moves_the_run
     assert len(list(cohort.glob("run.*"))) == 1
 
 
+def test_tiles_changed_since_are_refused_by_name(cohort, capsys):
+    assert train("--model_dir run --loss_type wgan --max_steps 1") == 0
+    donor = open_cohort(command.load_config(command.GANSettings, "lung.json"), ("train",)).slides["slide"].iloc[0]
+    for path in (cohort / "tiles" / "lung").glob(f"{donor}*"):
+        path.unlink()
+    assert train("--model_dir run --loss_type wgan --max_steps 2") == 2
+    assert "cohort_digest" in capsys.readouterr().err
+
+
 def test_a_vae_trained_again_since_is_refused(cohort, capsys):
     assert train("--model_dir run --loss_type wganvae --max_steps 1") == 0
     tables = [gan_toy.toy_table(tissue, number) for number, tissue in enumerate(gan_toy.TISSUES)]
