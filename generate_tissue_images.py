@@ -30,7 +30,7 @@ from common.run import generator_for, pick_device
 from datasets.cohort import open_cohort
 from datasets.expression import ExpressionTable, read_cohort_tables, read_expression
 from datasets.keys import slide_key, slug
-from datasets.tiles import read_image
+from datasets.tiles import area_resize, read_image
 from sources.gan import GAN, GANSource, open_gan
 from sources.pictures import grid_of, write_png
 from sources.profiles import Profiles
@@ -70,12 +70,16 @@ def main(args: argparse.Namespace) -> int | None:
     check_arguments(args)
     device = pick_device(cfg.device)
     gans = [open_gan(path, device) for path in (args.checkpoint, args.checkpoint2) if path]
-    if args.vae and not any(gan.conditional for gan in gans):
+    conditional = any(gan.conditional for gan in gans)
+    if args.vae and not conditional:
         warn(f"--vae: {gans[0].path} takes no expression; noted and ignored")
+    if args.patient1 and not conditional:
+        use = "is only used for the real tiles beside it" if args.checkpoint2 else "is ignored"
+        warn(f"{gans[0].path} takes no expression; --patient1 {args.patient1} {use}")
 
     # The profile: a row of the table, named; None where none is asked for.
     table = profile = None
-    if any(gan.conditional for gan in gans) or args.random_patient or args.rna_data:
+    if conditional or args.random_patient or (args.rna_data and args.checkpoint2):
         table = read_expression(args.rna_data) if args.rna_data else read_cohort_tables(cfg)
         profile = pick_profile(table, args.patient1, args.random_patient, cfg.seed)
     patient = args.patient1 or profile
@@ -84,7 +88,7 @@ def main(args: argparse.Namespace) -> int | None:
         real = real_tiles(cfg, args.config, gans[0].state["img_size"], patient, wanted=bool(args.patient1))
 
     # The tiles.
-    asked = args.patient1 or profile  # the folder bears the name that the user typed
+    asked = patient if conditional or args.checkpoint2 else None  # the folder bears the name that the user typed
     out = Path(args.out or Path("generated", gans[0].run, slide_key(asked) if asked else "no_patient"))
     shown = []
     for gan, folder in zip(gans, (out, out / "second"), strict=False):
@@ -193,7 +197,8 @@ def numbered_tiles(
 
 
 def side_by_side(parts: list[np.ndarray], side: int) -> np.ndarray:
-    """Return the parts, each (n, H, W, 3), as 4 x 4 grids beside one another, one tile's third apart."""
+    """Return the parts, each (n, H, W, 3), as 4 x 4 grids of tiles of `side` pixels, one tile's third apart."""
+    parts = [np.stack([area_resize(tile, side) for tile in part]) for part in parts]
     blank = np.full((side, side, 3), 255, np.uint8)
     blocks = [grid_of(np.concatenate([part, np.repeat(blank[None], COMPARED - len(part), 0)]), 4) for part in parts]
     gap = np.full((len(blocks[0]), side // 3, 3), 255, np.uint8)

@@ -137,6 +137,25 @@ def test_a_sample_named_otherwise_than_its_slide_is_found_and_the_folder_bears_t
     assert (about["profile"], about["slide"]) == ("GTEX-D03-0626-SM-0003", PATIENT)
 
 
+def test_a_plain_gan_says_that_it_knows_no_patient(cohort, capsys):
+    assert generate(f"--sample_size 2 --patient1 {PATIENT}", "checkpoints/gan_lung.model") == 0
+    assert f"takes no expression; --patient1 {PATIENT} is ignored" in capsys.readouterr().err
+    assert len(read_image_folder("generated/gan_lung/no_patient")) == 2
+    pair = "--checkpoint2 checkpoints/gan_lung.model --sample_size 2"
+    assert generate(f"{pair} --patient1 {PATIENT}", "checkpoints/gan_lung.model") == 0
+    assert "is only used for the real tiles beside it" in capsys.readouterr().err
+    assert Path("generated/gan_lung/GTEX-D03-0625/real").is_dir()
+    assert generate(f"{pair} --patient1 GTEX-D93-0625.svs", "checkpoints/gan_lung.model") == 2
+    assert "nearest: GTEX-D23-0625" in capsys.readouterr().err
+
+
+def test_models_of_two_sizes_are_shown_at_one():
+    parts = [np.full((n, side, side, 3), 7, np.uint8) for n, side in ((16, 16), (5, 32), (3, 8))]
+    picture = command.side_by_side(parts, 16)
+    assert len(picture) == len(command.side_by_side(parts[:1], 16))
+    assert picture.shape == command.side_by_side([parts[0]] * 3, 16).shape
+
+
 def test_the_batch_size_changes_no_tile(cohort):
     assert generate(f"--sample_size 20 --patient1 {PATIENT} --out a") == 0
     assert generate(f"--sample_size 20 --patient1 {PATIENT} --out b --batch_size 3") == 0
