@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     sides.add_argument("--patient1", help="slide (or sample, or donor) of the first patient")
     sides.add_argument("--patient2", help="slide (or sample, or donor) of the second patient")
     sides.add_argument("--vae", action="store_true", help="accepted for the published command lines; the file decides")
-    sides.add_argument("--vae_checkpoint", help="the VAE that encodes profiles; default: the config's")
+    sides.add_argument("--vae_checkpoint", help="the VAE that encodes profiles; default: the one that the run names")
     sides.add_argument("--matrix", nargs="+", metavar="NAME=SOURCE", help="all pairs of these sources in one table")
     how = parser.add_argument_group("how")
     how.add_argument("--sample_size", type=int, default=600, help="tiles of each side in each draw (default 600)")
@@ -274,7 +274,9 @@ def save_all(folder: Path, specs: dict[str, SourceSpec], draws: dict[str, Draws]
     """Write the statistics of each source's first draw as <folder>/<name>.npz."""
     for name, d in draws.items():
         if not d.is_statistics:
-            path = folder / f"{specs[name].short_name}.npz"
+            names = [spec.short_name for spec in specs.values()]
+            own = name if len(specs) > 2 or names[0] == names[1] else specs[name].short_name
+            path = folder / f"{own}.npz"
             save_statistics(path, d.features(0), extractor.name, extractor.digest, d.label)
             print(f"{path}")
 

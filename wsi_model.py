@@ -160,8 +160,10 @@ def _check(args: argparse.Namespace) -> None:
             raise InputError(f"--{name} {getattr(args, name)}: at least {least} was expected")
     if 0 < args.img_size < 16:
         raise InputError(f"--img_size {args.img_size}: at least 16 pixels, or 0 for the smallest picture's side")
-    if not args.lr > 0:
+    if not 0 < args.lr < float("inf"):
         raise InputError(f"--lr {args.lr}: a positive rate was expected")
+    if not 0 <= args.weight_decay < float("inf") or args.seed < 0:
+        raise InputError(f"--weight_decay {args.weight_decay}, --seed {args.seed}: 0 or more was expected")
 
 
 def _default_out(args: argparse.Namespace) -> Path:

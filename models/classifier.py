@@ -167,6 +167,8 @@ def fit(
         # Keep the best epoch on the validation rows; stop when it does not improve.
         chance = predict(network, read, val, device)
         val_loss = float(-np.log(np.clip(chance[np.arange(len(val)), labels[val]], 1e-12, 1)).mean())
+        if not np.isfinite(val_loss):
+            raise InputError(f"the classifier's loss is not finite in epoch {epoch + 1}; lower --lr ({settings.lr:g})")
         accuracy = float((chance.argmax(1) == labels[val]).mean())
         history.append({"train_loss": float(np.mean(losses)), "val_loss": val_loss, "val_accuracy": accuracy})
         if val_loss < best:

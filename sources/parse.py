@@ -134,7 +134,7 @@ class Opener:
         self.conditional = True
         settings = self.settings(spec.config) if spec.config else self._trained_with(gan)
         table = self._table(spec.config or spec.path, settings)
-        profiles = gan.profiles(self.vae_checkpoint or settings.vae_checkpoint, table)
+        profiles = gan.profiles(self.vae_checkpoint, table)  # None: the VAE that the run names
         if spec.patient is None:
             names = profiles.held_out()
             label = f"RNA-GAN {gan.run} ({len(names)} held-out profiles)"
