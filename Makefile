@@ -108,7 +108,7 @@ demo/.done/fid: $(trained)
 toy := --patch_data_path demo/images_form --seed $(SEED) --num_epochs 10
 demo/.done/classifier: demo/.done/generate_lung demo/.done/generate_brain
 	$(call begin,Classifier: real; synthetic to real; real to synthetic; shuffled labels)
-	$(PY) prepare_data.py toy --real demo/tiles/lung demo/tiles/brain --generated demo/generated/rna-gan_lung/held_out demo/generated/rna-gan_brain/held_out --out demo/images_form --per_class 300
+	$(PY) prepare_data.py toy --real demo/tiles/lung demo/tiles/brain --generated demo/generated/rna-gan_lung/held_out demo/generated/rna-gan_brain/held_out --out demo/images_form --per_class 300 --split test
 	$(PY) wsi_model.py $(toy) --csv_path real_toy_example.csv --out demo/classifier/real
 	$(PY) wsi_model.py $(toy) --train_csv rna-gan_toy_example.csv --test_csv real_toy_example.csv --out demo/classifier/synthetic_to_real
 	$(PY) wsi_model.py $(toy) --train_csv real_toy_example.csv --test_csv rna-gan_toy_example.csv --out demo/classifier/real_to_synthetic

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from common.checkpoint import NonFiniteError
 from common.config import BetaVAESettings, load_config, settings_dict
 from common.errors import InputError, command_parser, run_command, shorten
 from common.files import read_json, write_json
@@ -129,7 +130,7 @@ def fit(
                 best_weights = None
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "data": data}
             run.save("last.pt", "betavae_training", state | place)
-        except ValueError as error:  # a weight that is not finite: the files on disk stay as they were
+        except NonFiniteError as error:  # a weight that is not finite: the files on disk stay as they were
             raise InputError(f"step {place['step']}: {error}; lower lr ({cfg.lr:g}) or check the tables") from None
 
     def write_best(weights: dict[str, Tensor], epoch: int, validation: dict[str, float] | None) -> None:

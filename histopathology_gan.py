@@ -17,7 +17,6 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
@@ -37,14 +36,14 @@ from datasets.expression import read_cohort_tables
 from datasets.feed import tile_batches
 from datasets.tiles import to_model, to_uint8
 from models.average import average_decay, calibrate_batch_norm, calibration_inputs, update_average
-from models.conditioning import NOISES, STANDARDISE, InputRule
-from models.dcgan import CRITIC_NORMS, CRITIC_OUTPUTS, CRITICS, GENERATORS
-from models.gan_losses import LOSSES, PENALTY_PER, critic_step, generator_step, is_conditional
+from models.conditioning import InputRule
+from models.dcgan import CRITICS, GENERATORS
+from models.gan_losses import LOSSES, critic_step, generator_step, is_conditional
+from models.gan_settings import OPTIMIZERS, check_gan_settings
 from models.generate import sample_tiles
 from sources.pictures import grid_of, write_png
 from sources.profiles import Profiles
 
-OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 GRID_PROFILES = 8  # held-out profiles in an RNA-GAN's grid
 
 
@@ -78,7 +77,7 @@ def main(args: argparse.Namespace) -> int | None:
     if args.parallel:
         raise InputError("--parallel 1: several processes are not supported yet; use --parallel 0")
     cfg = load_config(GANSettings, args.config, args)
-    check_settings(cfg, args.config)
+    check_gan_settings(cfg, args.config)
     device = pick_device(cfg.device)
 
     # Expression first: it is read in seconds, and its VAE says which donors are held out.
@@ -96,7 +95,7 @@ def main(args: argparse.Namespace) -> int | None:
         raise InputError(f"{args.config}: batch_size {cfg.batch_size}, but only {len(cohort.tiles)} training tiles")
     if is_conditional(cfg.loss_type):
         conditions = profiles.conditions([str(name) for name in cohort.table.obs.index])  # (rows, z)
-        held_out = profiles.conditions(profiles.held_out("val")[:GRID_PROFILES])  # (8, z)
+        held_out = profiles.conditions(profiles.held_out("val", GRID_PROFILES))  # (8, z)
         del profiles  # the VAE is not needed any more, and large
 
     digests = {"vae_digest": vae["digest"], "cohort_digest": cohort_digest(cohort)}
@@ -221,45 +220,6 @@ def fit(
     )
 
 
-def check_settings(cfg: GANSettings, config: str) -> None:
-    """InputError for a setting that training would only trip over later."""
-    known = {
-        "gan_type": GENERATORS,
-        "loss_type": LOSSES,
-        "optimizer": OPTIMIZERS,
-        "shuffle": ("patients", "slides"),
-        "precision": ("fp32", "bf16"),
-        "cache": ("none", "ram"),
-        "critic_norm": CRITIC_NORMS,
-        "critic_output": CRITIC_OUTPUTS,
-        "penalty_per": PENALTY_PER,
-        "standardise": STANDARDISE,
-        "noise": NOISES,
-    }
-    for key, values in known.items():
-        if getattr(cfg, key) not in values:
-            raise InputError(f"{config}: {key} = {getattr(cfg, key)!r}: expected {', '.join(values)}")
-    counts = ("num_epochs", "batch_size", "critic_steps", "step_channels", "encoding_dims", "log_interval")
-    counts += ("max_patch_per_wsi", "ema_images", "num_grid")
-    expected: dict[str, tuple[Sequence[str], Callable[[float], bool]]] = {
-        "1 or more": (counts, lambda x: x >= 1),
-        "0 or more": (
-            ("n_workers", "max_steps", "save_every", "weights_decay", "penalty_weight"),
-            lambda x: 0 <= x < math.inf,
-        ),
-        "more than 0": (("lr_generator", "lr_critic", "clip"), lambda x: 0 < x < math.inf),
-        "0 or more, under 1": (("adam_beta1", "adam_beta2"), lambda x: 0 <= x < 1),
-        "0 (noise only) to 1 (expression only)": (("condition_share",), lambda x: 0 <= x <= 1),
-    }
-    for words, (keys, good) in expected.items():
-        for key in keys:
-            if not good(getattr(cfg, key)):
-                raise InputError(f"{config}: {key} = {getattr(cfg, key)}: expected {words}")
-    if cfg.img_size < 16 or cfg.img_size & (cfg.img_size - 1):
-        raise InputError(f"{config}: img_size = {cfg.img_size}: expected a power of two, 16 or more")
-    InputRule.of(settings_dict(cfg))
-
-
 def adopt(cfg: GANSettings, profiles: Profiles, config: str) -> None:
     """Change `cfg` to what the VAE says: its latent dimension and its split of the donors."""
     for key, value in (("encoding_dims", profiles.vae.latent_dim), ("split_seed", profiles.split_seed)):
@@ -281,17 +241,17 @@ def adopt_split(cfg: GANSettings, config: str) -> None:
 
 
 def cohort_digest(cohort: Cohort) -> str:
-    """Return a digest of what is trained on: the slides, the tiles of each, the table's source and shape."""
-    slides = [cohort.slides["slide"].astype(str).tolist(), cohort.slides["n_tiles"].tolist()]
-    table = cohort.table and [cohort.table.source, list(cohort.table.values.shape)]
-    return content_digest([*slides, cohort.tiles.tile_index.tolist(), table])
+    """Return a digest of what is trained on: the slides, the pixels and numbers of their tiles, the profiles."""
+    pixels = [store.digest for store in cohort.tiles.stores]
+    profiles = None if cohort.table is None else [cohort.table.genes, torch.from_numpy(cohort.table.values)]
+    return content_digest([cohort.slides["slide"].tolist(), pixels, cohort.tiles.tile_index.tolist(), profiles])
 
 
 def batch_indices(cohort: Cohort, cfg: GANSettings, batch: int) -> np.ndarray:
     """Return the tiles of a batch by its number: patient-balanced and shuffled, or slide by slide (published)."""
     if cfg.shuffle == "slides":
         return np.arange(batch * cfg.batch_size, (batch + 1) * cfg.batch_size) % len(cohort.tiles)
-    return patient_batches(cohort.row_of_tile, cfg.batch_size, cfg.seed, batch)
+    return patient_batches(cohort.patient_of_tile, cfg.batch_size, cfg.seed, batch)
 
 
 def refuse_non_finite(run: Run, unchecked: list[tuple[int, torch.Tensor]]) -> None:

@@ -251,13 +251,16 @@ def _add_toy(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     add("--out", required=True, help="folder for the pictures and the tables")
     add("--per_class", type=int, default=0, help="at most so many tiles of a class, from all donors in turn; 0: all")
     add("--img_size", type=int, default=0, help="side of the pictures; 0: that of the generated tiles")
+    add("--split", choices=["train", "val", "test"], help="real tiles of these donors alone; test: held out (all)")
+    add("--split_seed", type=int, default=99, help="of the split: that of the beta-VAE and the GANs (%(default)s)")
     add("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
     parser.set_defaults(run=run_toy)
 
 
 def run_toy(args: argparse.Namespace) -> None:
     """Write pictures and tables; print how many of what."""
-    for name, table in write_toy(args.real, args.generated, args.out, args.per_class, args.img_size).items():
+    sizes = (args.per_class, args.img_size)
+    for name, table in write_toy(args.real, args.generated, args.out, *sizes, args.split, args.split_seed).items():
         counts = ", ".join(f"{n} {label}" for label, n in table["Labels"].value_counts().sort_index().items())
         print(f"{Path(args.out) / name}: {counts} from {table['group'].nunique()} donors")
 

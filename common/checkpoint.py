@@ -80,7 +80,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
                 if (folder / name).is_file():
                     return folder / name
             raise InputError(f"{folder}: the run has no {folder.name}.model or best.pt yet; finish its training first")
-    runs = [str(p) for p in path.parent.glob("*")] if path.parent.is_dir() else []
+    runs = [str(p) for p in path.parent.glob("[!.]*")] if path.parent.is_dir() else []
     raise InputError(f"{path}: no such checkpoint or run folder{did_you_mean(str(path), runs)}; train it first")
 
 

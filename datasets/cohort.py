@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,12 @@ class Cohort:
     row_of_tile: np.ndarray
     slides: pd.DataFrame
     left_out: list[tuple[str, str]]
+
+    @cached_property
+    def patient_of_tile(self) -> np.ndarray:
+        """Return (N,) numbers: tiles of one donor and one tissue share one, however many slides they are from."""
+        numbers, _ = pd.factorize(self.slides["donor"].astype(str) + " " + self.slides["tissue"].astype(str))
+        return numbers[self.tiles.slide_index]
 
     def tiles_of(self, patient: str) -> np.ndarray:
         """Return the tile indices of a patient: a slide's name (with or without suffix), a sample's, or a donor's.
@@ -83,15 +90,15 @@ def open_cohort(
     return _keep_splits(settings, splits, table, slides, stores, left_out)
 
 
-def patient_batches(row_of_tile: np.ndarray, batch_size: int, seed: int, step: int) -> np.ndarray:
+def patient_batches(patient_of_tile: np.ndarray, batch_size: int, seed: int, step: int) -> np.ndarray:
     """Return the tile indices (batch_size,) of batch `step`: shuffled, every patient equally often.
 
-    `row_of_tile` (N,) says whose each tile is. Patients are dealt in rounds, each once per round in a new order, and a
+    `patient_of_tile` (N,) says whose each tile is. Patients are dealt in rounds, each once per round in a new order; a
     patient's tiles are gone through without repeats before any returns. A batch holds at least
     min(patients, batch_size / 2) patients. The result depends on the arguments alone: nothing to save or resume.
     """
-    order = np.argsort(row_of_tile, kind="stable")  # tiles, patient by patient
-    rows = np.asarray(row_of_tile)[order]
+    order = np.argsort(patient_of_tile, kind="stable")  # tiles, patient by patient
+    rows = np.asarray(patient_of_tile)[order]
     starts = np.flatnonzero(np.append(True, rows[1:] != rows[:-1]))
     ends = np.append(starts[1:], len(order))
     n_patients = len(starts)

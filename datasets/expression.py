@@ -1,11 +1,11 @@
 """Expression tables: samples x genes, linear units, one row per sample with its slide, donor and tissue.
 
-On disk a table is `.h5ad` (AnnData: obs, var named by versioned Ensembl id, uns `unit` and `source`) or the reference's
-CSV. Anything else is turned into one of these by `prepare_data.py expression`.
+On disk a table is `.h5ad` (AnnData: obs, var named by versioned Ensembl id with `symbol`, uns `unit` and `source`) or
+the reference's CSV. Anything else is turned into one of these by `prepare_data.py expression`.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ class ExpressionTable:
     obs: pd.DataFrame  # index: sample names; columns wsi_file_name ("" where no slide), donor, tissue (slug), ...
     unit: str = "TPM"
     source: str = ""
+    symbols: dict[str, str] = field(default_factory=dict)  # Ensembl id without version -> symbol, where known
 
     def __len__(self) -> int:
         return len(self.values)
@@ -46,7 +47,7 @@ class ExpressionTable:
             chosen = [self.find(name) for name in chosen]
         index = np.asarray(chosen)
         index = np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64)
-        return ExpressionTable(self.values[index], self.genes, self.obs.iloc[index], self.unit, self.source)
+        return replace(self, values=self.values[index], obs=self.obs.iloc[index])
 
     def find(self, name: str) -> int:
         """Return the row of a sample or of a slide (with or without .svs). InputError with the nearest names."""
@@ -106,14 +107,14 @@ def read_expression(path: str | Path, tissue: str | None = None) -> ExpressionTa
     """
     path = Path(path)
     if path.suffix == ".h5ad":
-        values, genes, words, unit = _read_h5ad(path)
+        values, genes, words, unit, symbols = _read_h5ad(path)
     else:
         parsed = load_cache(path) if path.is_file() else None
         if parsed is None:
             before = path.stat() if path.is_file() else None
             parsed = read_reference_csv(path)
             save_cache(path, before, parsed)
-        values, genes, words = parsed
+        (values, genes, words), symbols = parsed, {}
         unit = _only_unit(path, words)
     obs = _describe(path, words, tissue)
     if len(genes) >= 1000 and len(values) and float(values.max()) < LOGGED_BELOW:
@@ -121,7 +122,7 @@ def read_expression(path: str | Path, tissue: str | None = None) -> ExpressionTa
             f"{path}: no value above {LOGGED_BELOW:g} in {len(genes)} genes: the table looks logged, linear {unit} is "
             "expected; if so, make it again with `prepare_data.py expression --unit log2p1` (or another base)"
         )
-    return ExpressionTable(values, genes, obs, unit, str(path))
+    return ExpressionTable(values, genes, obs, unit, str(path), symbols)
 
 
 def write_expression(table: ExpressionTable, path: str | Path) -> None:
@@ -138,7 +139,8 @@ def write_expression(table: ExpressionTable, path: str | Path) -> None:
     elif path.suffix == ".h5ad":
         import anndata
 
-        var = pd.DataFrame(index=pd.Index(table.genes, dtype=object))
+        symbols = [table.symbols.get(gene_key(gene), "") for gene in table.genes]
+        var = pd.DataFrame({"symbol": symbols}, index=pd.Index(table.genes, dtype=object))
         data = anndata.AnnData(table.values, obs=words, var=var, uns={"unit": table.unit, "source": table.source})
         with atomic_path(path) as partial:
             data.write_h5ad(partial)
@@ -190,10 +192,10 @@ def read_cohort_tables(settings: DataSettings) -> ExpressionTable:
         if len(first.genes) != expected:
             warn(f"{first.source}: {len(first.genes)} genes, the config's rna_features says {expected}")
     stacked = np.concatenate(values) if len(values) > 1 else values[0]
-    return ExpressionTable(stacked, first.genes, obs, first.unit, ", ".join(map(str, settings.path_csv)))
+    return ExpressionTable(stacked, first.genes, obs, first.unit, ", ".join(map(str, settings.path_csv)), first.symbols)
 
 
-def _read_h5ad(path: Path) -> tuple[np.ndarray, list[str], pd.DataFrame, str]:
+def _read_h5ad(path: Path) -> tuple[np.ndarray, list[str], pd.DataFrame, str, dict[str, str]]:
     data = open_h5ad(path)
     if "log1p" in data.uns:
         raise InputError(f"{path}: holds logged values (uns['log1p']); convert it with `prepare_data.py expression`")
@@ -215,7 +217,9 @@ def _read_h5ad(path: Path) -> tuple[np.ndarray, list[str], pd.DataFrame, str]:
         )
     words = data.obs.astype(object).where(data.obs.notna(), "").astype(str)
     words.insert(0, "sample", data.obs_names.astype(str)) if "sample" not in words else None
-    return values, genes, words.reset_index(drop=True), str(data.uns.get("unit", "TPM"))
+    named = data.var["symbol"].astype(object).fillna("").astype(str) if "symbol" in data.var else []
+    symbols = {gene_key(gene): symbol for gene, symbol in zip(genes, named, strict=False) if symbol}
+    return values, genes, words.reset_index(drop=True), str(data.uns.get("unit", "TPM")), symbols
 
 
 def _only_unit(path: Path, words: pd.DataFrame) -> str:

@@ -40,6 +40,17 @@ class GeneMapper:
             return "symbols, mapped to Ensembl ids"
         return "Ensembl ids with version" if any("." in name for name in ensembl) else "Ensembl ids without version"
 
+    def symbols_of(self, names: list[str], said: dict[str, str]) -> dict[str, str]:
+        """Return the symbol of each gene (by its Ensembl id without version): the matrix's own, else the mapping's.
+
+        `said`: name in the matrix -> symbol, from a column beside the ids.
+        """
+        found = {gene_key(i): symbol for symbol, ids in self.symbols.items() for i in ids if len(ids) == 1}
+        for name in names:
+            if (gene := self.id_of(name)) is not None and (symbol := said.get(name, "" if is_ensembl(name) else name)):
+                found[gene_key(gene)] = symbol
+        return found
+
     def refuse_unmapped(self, path: str | Path, names: list[str]) -> None:
         """Raise InputError where not one gene could be understood."""
         if any(self.id_of(name) is not None for name in names):

@@ -22,6 +22,7 @@ from datasets.text import bad_value, find_bad_field, open_bytes
 from datasets.units import ValueStats
 
 REMEDY = "mend the file, or leave out genes that lack a value with --missing drop"
+SYMBOL_HEADS = ("description", "symbol", "gene_symbol", "gene symbol", "hugo_symbol", "hgnc_symbol", "gene_name")
 Predicate = Callable[[str], bool]
 
 
@@ -35,6 +36,7 @@ class Matrix:
     words: pd.DataFrame  # (samples, ...) text columns about the samples
     stats: ValueStats  # over all genes of the file, for the wanted samples
     facts: dict[str, Any] = field(default_factory=dict)  # what was found, for the report
+    symbols: dict[str, str] = field(default_factory=dict)  # gene as named -> symbol, where a column tells
 
 
 def read_matrix(
@@ -81,10 +83,12 @@ def _by_rows(path: Path, layout: Layout, wanted_gene: Predicate, wanted_sample: 
     """Genes in rows: the wanted samples are columns, chosen before anything is converted."""
     columns = [i for i in layout.data if wanted_sample(layout.names[i])]
     samples = [layout.names[i] for i in columns]
-    stats, parts, genes, dropped = ValueStats(len(samples)), [], [], []
+    says = [i for i in layout.words if i != layout.id_column and layout.names[i].lower() in SYMBOL_HEADS][:1]
+    stats, parts, genes, dropped, symbols = ValueStats(len(samples)), [], [], [], {}
     if columns:
-        for names, part, _ in _parts(path, layout, columns, [], drop):  # part: (samples, genes)
+        for names, part, said in _parts(path, layout, columns, says, drop):  # part: (samples, genes)
             stats.n_genes += len(names)
+            symbols |= {name: symbol for name, symbol in zip(names, *said, strict=True) if symbol} if said else {}
             if drop and (lacking := np.isnan(part).any(0)).any():
                 dropped += [name for name, lacks in zip(names, lacking, strict=True) if lacks]
                 names = [name for name, lacks in zip(names, lacking, strict=True) if not lacks]
@@ -95,7 +99,7 @@ def _by_rows(path: Path, layout: Layout, wanted_gene: Predicate, wanted_sample: 
             genes += [names[j] for j in keep]
     values = np.ascontiguousarray(np.concatenate(parts).T) if parts else np.empty((len(samples), 0), np.float32)
     facts = {"samples_in_file": len(layout.data), "genes_in_file": stats.n_genes, "genes_lacking_values": dropped}
-    return Matrix(values, samples, genes, pd.DataFrame(index=range(len(samples))), stats, facts)
+    return Matrix(values, samples, genes, pd.DataFrame(index=range(len(samples))), stats, facts, symbols)
 
 
 def _by_columns(path: Path, layout: Layout, wanted_gene: Predicate, wanted_sample: Predicate, drop: bool) -> Matrix:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from common.errors import InputError, did_you_mean, shorten
 from common.files import atomic_path, read_json
-from datasets.keys import donor_of, slug
+from datasets.keys import donor_of, slug, split_of
 from datasets.tiles import TileStore, area_resize, encode_image, open_stores, read_image, read_image_folder
 
 REAL_TABLE, GENERATED_TABLE = "real_toy_example.csv", "rna-gan_toy_example.csv"
@@ -34,16 +34,23 @@ def write_toy(
     out: str | Path,
     per_class: int = 0,
     img_size: int = 0,
+    split: str | None = None,
+    split_seed: int = 99,
 ) -> dict[str, pd.DataFrame]:
     """Write PNGs and the classifier's two tables under `out`; return the tables by file name.
 
     Columns: wsi_file_names (relative to `out`), Labels (the tile folder's name), group (donor). At most `per_class`
     tiles of a class (0: all), taken from all groups in turn. `img_size` 0: the smallest side of the generated tiles,
-    so that both tables show the same detail; real tiles keep theirs where there are no generated ones.
+    so that both tables show the same detail; real tiles keep theirs where there are no generated ones. With `split`
+    real tiles are of that split's donors alone: "test" are those that neither the VAE nor the GANs were trained on.
     """
     out = Path(out)
     real_groups = [group for folder in real for group in _real_groups(Path(folder))]
     labels = sorted({g.label for g in real_groups})
+    if split:
+        real_groups = [g for g in real_groups if split_of(g.group, split_seed) == split]
+        if lacking := set(labels) - {g.label for g in real_groups}:
+            raise InputError(f"--split {split}: no donor of {shorten(sorted(lacking))} is in it; add donors")
     generated_groups = [group for folder in generated for group in _generated_groups(Path(folder), labels)]
     if not img_size and generated_groups:
         img_size = min(min(g.read(0).shape[:2]) for g in generated_groups)

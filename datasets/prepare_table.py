@@ -83,7 +83,7 @@ def prepare_table(
     unit_name, convert_note = _convert(values, matrix, found, convert, path)
 
     obs = _describe(matrix, tissue_of, sexes)
-    table = ExpressionTable(values, names, obs, unit_name, str(path))
+    table = ExpressionTable(values, names, obs, unit_name, str(path), mapper.symbols_of(matrix.genes, matrix.symbols))
     table, slide_report = _match(table, slide_names, slides, keep_unmatched, tissue)
     report = {
         "input": str(path),

@@ -170,14 +170,18 @@ def classifier_section(found: Mapping[str, dict[str, Any]]) -> Section:
         way = (
             f"{len(metrics['folds'])}-fold by {metrics['folds_by']}" if metrics["task"] == "k_fold" else "train / test"
         )
-        rows.append([label, way, *scores, per_class])
+        rows.append([label, way, metrics["groups_in_train_and_test"], *scores, per_class])
     methods = "; ".join(sorted({m["interval_method"] for m in found.values()}))
     backbones = "; ".join(sorted({f"{m['backbone']} (weights {short(m['weights_digest'])})" for m in found.values()}))
     seeds = ", ".join(sorted({str(m["seed"]) for m in found.values()}))
     sides = ", ".join(sorted({f"{m['img_size']} px" for m in found.values()}))
     caption = f"{methods}. Backbone: {backbones}. Tiles of {sides}, seed {seeds}. n: test tiles per class."
-    headers = ["table", "protocol", "accuracy [95 %]", "weighted F1 [95 %]", "AUC [95 %]", "n"]
-    text = "Which tissue is this tile from? Folds of real tiles; trained on generated, tested on real; shuffled labels."
+    headers = ["table", "protocol", "donors on both sides", "accuracy [95 %]", "weighted F1 [95 %]", "AUC [95 %]", "n"]
+    text = (
+        "Which tissue is this tile from? Folds of real tiles; trained on generated, tested on real; shuffled labels. "
+        "Donors on both sides: those with tiles in training and in test, a generated tile counting as its profile's "
+        "donor. Real tiles may be of donors that the GAN was trained on, unless the tables were made with --split test."
+    )
     return Section("classifier", "The classifier", text, [table(headers, rows, caption)])
 
 

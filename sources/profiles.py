@@ -71,9 +71,16 @@ class Profiles:
         row = self.table.find(name) if isinstance(name, str) else name
         return split_of(str(self.table.obs["donor"].iloc[row]), self.split_seed)
 
-    def held_out(self, split: str = "test") -> list[str]:
-        """Return the names of the samples whose donors are in `split`, in the table's order; never empty."""
+    def held_out(self, split: str = "test", at_most: int | None = None) -> list[str]:
+        """Return the names of the samples whose donors are in `split`, in the table's order; never empty.
+
+        With `at_most`, the first so many, the tissues in turn.
+        """
         names = [str(name) for row, name in enumerate(self.table.obs.index) if self.split(row) == split]
         if not names:
             raise InputError(f"{self.table.source}: no donor of {len(self.table)} rows is in split {split}; add donors")
-        return names
+        if at_most is None:
+            return names
+        tissue = self.table.obs["tissue"].loc[names]
+        turn = tissue.groupby(tissue).cumcount()  # a tissue's first, second...
+        return list(turn.sort_values(kind="stable").index[:at_most])

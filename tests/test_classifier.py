@@ -71,9 +71,10 @@ def test_k_fold_tells_two_textures_apart_and_a_second_run_gives_the_same_bytes(f
     assert (tmp_path / "a" / "predictions.csv").read_bytes() == (tmp_path / "b" / "predictions.csv").read_bytes()
 
 
-def test_shuffled_labels_give_chance(folder, tmp_path):
-    _, metrics = run(folder, tmp_path, "--csv_path", "real.csv", "--num_epochs", 4, "--shuffle_labels")
-    assert metrics["shuffled_labels"] and abs(value(metrics) - 0.5) < 0.2  # n = 60: 3 standard errors
+def test_shuffled_labels_give_chance(tmp_path):
+    write_tiles(tmp_path, "many", 3, n_groups=20, per_group=8)  # n = 320: 0.1 is 3.6 standard errors
+    _, metrics = run(tmp_path, tmp_path / "out", "--csv_path", "many.csv", "--num_epochs", 2, "--shuffle_labels")
+    assert metrics["shuffled_labels"] and abs(value(metrics) - 0.5) < 0.1
 
 
 def test_train_on_one_table_and_test_on_the_other_both_ways(folder, tmp_path):
@@ -107,6 +108,24 @@ def test_pictures_of_other_sizes_are_brought_to_the_smallest(tmp_path):
     write_tiles(tmp_path, "large", 2, 5, 2, side=48)
     flags = ("--train_csv", "large.csv", "--test_csv", "small.csv", "--num_epochs", 1)
     assert run(tmp_path, tmp_path / "out", *flags)[1]["img_size"] == 32
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--seed -1", "--seed -1: 0 or more was expected"),
+        ("--weight_decay -1", "--weight_decay -1.0"),
+        ("--lr inf", "--lr inf: a positive rate was expected"),
+        ("--lr 0", "--lr 0.0: a positive rate was expected"),
+        ("--folds 1", "--folds 1: at least 2 was expected"),
+        ("--img_size 8", "--img_size 8: at least 16 pixels"),
+    ],
+)
+def test_odd_numbers_are_refused_in_one_line(folder, tmp_path, capsys, words, said):
+    status, _ = run(folder, tmp_path / "out", "--csv_path", "real.csv", *words.split())
+    assert status == 2 and not (tmp_path / "out").exists()
+    error = capsys.readouterr().err.strip()
+    assert said in error and "\n" not in error
 
 
 # ---- Backbones ----

@@ -136,6 +136,19 @@ def test_a_damaged_store_stops_the_cohort(settings, tmp_path):
         open_cohort(settings)
 
 
+def test_two_slides_of_a_donor_are_one_patient_and_two_tissues_are_two(tmp_path):
+    write_tiles(tmp_path / "lung", TRAIN[:4])
+    write_tiles(tmp_path / "lung", TRAIN[:1], n=5, slide="-0225")
+    write_tiles(tmp_path / "brain", TRAIN[:2], slide="-3025")
+    folders = [str(tmp_path / "lung"), str(tmp_path / "brain")]
+    cohort = open_cohort(GANSettings(patch_data_path=folders, img_size=8), need_expression=False)
+    patients = cohort.patient_of_tile
+    assert len(cohort.slides) == 7 and len(set(patients)) == 6
+    assert sorted(np.bincount(patients)) == [3, 3, 3, 3, 3, 8]
+    drawn = np.concatenate([patient_batches(patients, 6, 1, step) for step in range(10)])
+    assert set(np.bincount(patients[drawn])) == {10}
+
+
 # ---- Batches ----
 
 

@@ -26,8 +26,10 @@ FRAME = pd.DataFrame(VALUES.T, index=pd.Index(GENES, name="Name"), columns=SAMPL
 
 def gct(frame=FRAME, counts="56200\t17382"):
     head = "Name\tDescription\t" + "\t".join(frame.columns)
+    symbols = dict(zip(GENES, SYMBOLS, strict=True))
     rows = [
-        "\t".join([g, "SYM", *(repr(float(v)) for v in row)]) for g, row in zip(frame.index, frame.values, strict=True)
+        "\t".join([g, symbols.get(g, "SYM"), *(repr(float(v)) for v in row)])
+        for g, row in zip(frame.index, frame.values, strict=True)
     ]
     return "\n".join(["#1.2", counts, head, *rows]) + "\n"
 
@@ -314,7 +316,9 @@ def test_the_command_as_in_the_manual(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "samples: 2 of 4 in the table, 3 of the tissue" in out and "slides: 2 of 3 matched" in out
     assert command(*given, "--tissue", "brain", "--out", tmp_path / "brain.h5ad") == 0
-    assert list(read_expression(tmp_path / "brain.h5ad").obs["tissue"]) == ["brain"]
+    brain = read_expression(tmp_path / "brain.h5ad")
+    assert list(brain.obs["tissue"]) == ["brain"]
+    assert brain.symbols == dict(zip(map(gene_key, GENES), SYMBOLS, strict=True))
     keep = ["--tissue", "Lung", "--slides", slides, "--keep_unmatched", "--out", tmp_path / "all.csv"]
     assert command(*given, *keep) == 0
     assert list(read_expression(tmp_path / "all.csv").obs["wsi_file_name"])[2] == ""

@@ -14,10 +14,13 @@ from PIL import Image
 
 import histopathology_gan as command
 from common.checkpoint import load_checkpoint
+from common.config import GANSettings
 from datasets.cohort import open_cohort
+from datasets.expression import read_cohort_tables
 from datasets.feed import tile_batches
 from datasets.keys import split_of
 from sources.gan import open_gan
+from sources.profiles import Profiles
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +227,33 @@ def test_tiles_changed_since_are_refused_by_name(cohort, capsys):
         path.unlink()
     assert train("--model_dir run --loss_type wgan --max_steps 2") == 2
     assert "cohort_digest" in capsys.readouterr().err
+
+
+def test_other_pixels_in_the_same_number_of_tiles_are_refused(cohort, capsys):
+    assert train("--model_dir run --loss_type wgan --max_steps 1") == 0
+    slide = open_cohort(command.load_config(command.GANSettings, "lung.json"), ("train",)).slides["slide"].iloc[0]
+    table = gan_toy.toy_table("lung", 0)
+    tiles = gan_toy.toy_tiles(table, (table.find(slide) + 1) % len(table))  # another donor's
+    gan_toy.write_store(cohort / "tiles" / "lung", slide, tiles, mpp=0.5, tile_size=gan_toy.SIDE)
+    assert train("--model_dir run --loss_type wgan --max_steps 2") == 2
+    assert "cohort_digest" in capsys.readouterr().err
+
+
+def test_a_log_also_goes_to_wandb_offline(cohort, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert train("--model_dir run --loss_type wgan --max_steps 2 --log 1") == 0
+    assert list(cohort.glob("**/offline-run-*"))
+
+
+def test_a_grid_of_two_tissues_shows_both_in_turn(cohort):
+    gan_toy.write_config(cohort / "both.json", ["lung", "brain"])  # the table: all of lung, then all of brain
+    profiles = Profiles(
+        "checkpoints/betavae_tissues", read_cohort_tables(command.load_config(GANSettings, "both.json"))
+    )
+    names = profiles.held_out("val", 4)
+    assert [profiles.table.obs["tissue"].loc[name] for name in names] == ["lung", "brain", "lung", "brain"]
+    assert set(names) <= set(profiles.held_out("val")) and len(set(names)) == 4
 
 
 def test_a_vae_trained_again_since_is_refused(cohort, capsys):

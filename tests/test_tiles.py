@@ -13,6 +13,7 @@ from PIL import Image
 
 import datasets.tiles as tiles_module
 from common.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError, run_command
+from datasets.keys import split_of
 from datasets.pictures import export_folder, write_toy
 from datasets.tiles import (
     TileStore,
@@ -319,6 +320,18 @@ def test_toy_groups_tiles_by_the_profile_of_each(tmp_path):
     (folder / "manifest.json").write_text(json.dumps(manifest))
     made = write_toy([tmp_path / "lung"], [tmp_path / "rna-gan_lung"], tmp_path / "out")["rna-gan_toy_example.csv"]
     assert made.groupby("group").size().to_dict() == {"GTEX-X": 2, "GTEX-Y": 1}
+
+
+def test_toy_of_a_split_holds_its_donors_alone(tmp_path):
+    donors = [f"GTEX-{i:05d}" for i in range(30)]
+    for donor in donors:
+        make_store(tmp_path / "lung", f"{donor}-0625", 2)
+    table = write_toy([tmp_path / "lung"], [], tmp_path / "out", split="test")["real_toy_example.csv"]
+    held_out = {d for d in donors if split_of(d, 99) == "test"}
+    assert held_out and set(table["group"]) == held_out and len(table) == 2 * len(held_out)
+    make_store(tmp_path / "brain", f"{min(held_out)}-3025", 2)
+    with pytest.raises(InputError, match=r"--split val: no donor of brain is in it"):
+        write_toy([tmp_path / "lung", tmp_path / "brain"], [], tmp_path / "none", split="val")
 
 
 def test_toy_refuses_tiles_of_no_class(tmp_path):

@@ -1,0 +1,53 @@
+"""What the settings of a GAN may be."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from common.config import GANSettings, settings_dict
+from common.errors import InputError
+from models.conditioning import NOISES, STANDARDISE, InputRule
+from models.dcgan import CRITIC_NORMS, CRITIC_OUTPUTS, GENERATORS
+from models.gan_losses import LOSSES, PENALTY_PER
+
+OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
+
+
+def check_gan_settings(cfg: GANSettings, config: str) -> None:
+    """InputError for a setting that training would only trip over later."""
+    known = {
+        "gan_type": GENERATORS,
+        "loss_type": LOSSES,
+        "optimizer": OPTIMIZERS,
+        "shuffle": ("patients", "slides"),
+        "precision": ("fp32", "bf16"),
+        "cache": ("none", "ram"),
+        "critic_norm": CRITIC_NORMS,
+        "critic_output": CRITIC_OUTPUTS,
+        "penalty_per": PENALTY_PER,
+        "standardise": STANDARDISE,
+        "noise": NOISES,
+    }
+    for key, values in known.items():
+        if getattr(cfg, key) not in values:
+            raise InputError(f"{config}: {key} = {getattr(cfg, key)!r}: expected {', '.join(values)}")
+    counts = ("num_epochs", "batch_size", "critic_steps", "step_channels", "encoding_dims", "log_interval")
+    counts += ("max_patch_per_wsi", "ema_images", "num_grid")
+    expected: dict[str, tuple[Sequence[str], Callable[[float], bool]]] = {
+        "1 or more": (counts, lambda x: x >= 1),
+        "0 or more": (
+            ("n_workers", "max_steps", "save_every", "weights_decay", "penalty_weight"),
+            lambda x: 0 <= x < math.inf,
+        ),
+        "more than 0": (("lr_generator", "lr_critic", "clip"), lambda x: 0 < x < math.inf),
+        "0 or more, under 1": (("adam_beta1", "adam_beta2"), lambda x: 0 <= x < 1),
+        "0 (noise only) to 1 (expression only)": (("condition_share",), lambda x: 0 <= x <= 1),
+    }
+    for words, (keys, good) in expected.items():
+        for key in keys:
+            if not good(getattr(cfg, key)):
+                raise InputError(f"{config}: {key} = {getattr(cfg, key)}: expected {words}")
+    if cfg.img_size < 16 or cfg.img_size & (cfg.img_size - 1):
+        raise InputError(f"{config}: img_size = {cfg.img_size}: expected a power of two, 16 or more")
+    InputRule.of(settings_dict(cfg))

@@ -1,0 +1,37 @@
+"""What a finished `make demo` must show. Run after it; skipped where there is none."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+DEMO = Path(__file__).parents[1] / "demo"
+pytestmark = pytest.mark.skipif(
+    not (DEMO / ".done/report").exists(), reason="no finished demo in demo/: run `make demo` first"
+)
+
+
+def accuracy(name):
+    return json.loads((DEMO / "classifier" / name / "metrics.json").read_text())["scores"]["accuracy"]["value"]
+
+
+def test_the_classifier_knows_the_tissues_from_real_and_from_synthetic_tiles_and_not_from_shuffled_labels():
+    assert accuracy("real") >= 0.95
+    assert accuracy("synthetic_to_real") >= 0.80
+    assert accuracy("real_shuffled") == pytest.approx(0.5, abs=0.1)
+
+
+def test_the_vae_beats_the_tissue_mean():
+    test = json.loads((DEMO / "checkpoints/betavae_tissues/metrics.json").read_text())["test"]["all"]
+    assert test["vae"]["mse_high"] < test["tissue_mean"]["mse_low"]
+
+
+def test_the_distances_are_of_200_tiles_in_two_draws():
+    matrix = json.loads((DEMO / "fid/matrix/metrics.json").read_text())
+    assert matrix["iterations"] == 2 and {s["n"] for s in matrix["sources"].values()} == {200}
+    assert len(matrix["pairs"]) == 15
+
+
+def test_the_page_is_whole():
+    html = (DEMO / "report.html").read_text()
+    assert 'class="missing"' not in html and "http://" not in html.replace("http://www.w3.org", "")
