@@ -54,6 +54,7 @@ def small_sample_note(n: int, dim: int) -> str | None:
 
 def feature_matrix(x: Any, which: str) -> torch.Tensor:
     """Return x as a float64 (n, d) tensor on the CPU; InputError for another shape, n < 2, NaN or infinity."""
+    x = np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x  # a tensor has no negative strides
     x = torch.as_tensor(x).detach().to("cpu", torch.float64)
     if x.ndim != 2:
         raise InputError(f"{which} set of features: expected a table (n, d), found shape {tuple(x.shape)}")

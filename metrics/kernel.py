@@ -4,12 +4,17 @@ Called KID with Inception features. Unlike the Fréchet distance its expectation
 to read where tiles are few; it may be slightly negative for sets of one distribution.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
+from common.errors import InputError
 from common.run import generator_for
 from metrics.frechet import feature_matrix
+
+ENTRIES = 1 << 22  # entries of a Gram matrix held at a time: 32 MiB
 
 
 def kernel_distance(x: Any, y: Any, *, subset_size: int = 1000, subsets: int = 100, seed: int = 0) -> float:
@@ -29,10 +34,46 @@ def kernel_distance(x: Any, y: Any, *, subset_size: int = 1000, subsets: int = 1
     return sum(values) / subsets
 
 
+def kid_matrix(generated: Sequence[Any], real: Sequence[Any]) -> np.ndarray:
+    """Return the unbiased MMD^2 of every pair of sets, (P, Q) float64: row p = generated[p], column q = real[q].
+
+    generated: P tables (n_p, d); real: Q tables (m_q, d), with n_p, m_q >= 2 (InputError otherwise). Each entry equals
+    kernel_distance of its two sets, taken whole; the Gram matrix between all tiles is computed once, in strips of
+    rows, and summed by blocks.
+    """
+    rows = [feature_matrix(x, f"row {p}'s generated") for p, x in enumerate(generated)]
+    columns = [feature_matrix(x, f"column {q}'s real") for q, x in enumerate(real)]
+    if len({x.shape[1] for x in rows + columns}) != 1:
+        raise InputError("kernel distances: the sets of features are not all of one number of dimensions")
+    y, column_of = torch.cat(columns), _labels(columns)
+    sums = torch.zeros(len(rows), len(columns), dtype=torch.float64)
+    strip = max(1, ENTRIES // len(y))
+    for strip_x, strip_p in zip(torch.cat(rows).split(strip), _labels(rows).split(strip), strict=True):
+        by_column = torch.zeros(len(strip_x), len(columns), dtype=torch.float64)
+        sums.index_add_(0, strip_p, by_column.index_add_(1, column_of, _gram(strip_x, y)))
+    sizes = torch.outer(*(torch.tensor([len(x) for x in sets], dtype=torch.float64) for sets in (rows, columns)))
+    within = [torch.tensor([_within(x) for x in sets], dtype=torch.float64) for sets in (rows, columns)]
+    return (within[0][:, None] + within[1] - 2 * sums / sizes).numpy()
+
+
 def _mmd2(x: torch.Tensor, y: torch.Tensor) -> float:
-    """Unbiased MMD^2: the diagonals of the two within-set Gram matrices are left out (Gretton et al. 2012, eq. 3)."""
-    n, m, d = len(x), len(y), x.shape[1]
-    within_x, within_y, between = ((a @ b.T / d + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
-    mean_x = (within_x.sum() - within_x.diagonal().sum()) / (n * (n - 1))
-    mean_y = (within_y.sum() - within_y.diagonal().sum()) / (m * (m - 1))
-    return float(mean_x + mean_y - 2 * between.mean())
+    """Unbiased MMD^2 (Gretton et al. 2012, eq. 3)."""
+    return _within(x) + _within(y) - 2 * float(_gram(x, y).mean())
+
+
+def _gram(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The cubic kernel between rows of x (n, d) and of y (m, d) -> (n, m)."""
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+def _within(x: torch.Tensor) -> float:
+    """Mean kernel between two different rows of x (n, d), n >= 2: the Gram matrix without its diagonal, in strips."""
+    n, d = x.shape
+    total = sum(float(_gram(rows, x).sum()) for rows in x.split(max(1, ENTRIES // n)))
+    diagonal = float(((x.square().sum(1) / d + 1) ** 3).sum())
+    return (total - diagonal) / (n * (n - 1))
+
+
+def _labels(sets: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The number of the set that each row of the sets, one after the other, belongs to."""
+    return torch.repeat_interleave(torch.arange(len(sets)), torch.tensor([len(x) for x in sets]))
