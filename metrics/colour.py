@@ -16,17 +16,18 @@ def greyscale(tiles: np.ndarray) -> np.ndarray:
 
 
 def colour_histogram(tiles: np.ndarray, bins: int = 8) -> np.ndarray:
-    """Return the histograms of R, G and B of each tile (n, H, W, 3) uint8 -> (n, 3 * bins) float32; a row sums to 1.
+    """Return the joint RGB histogram of each tile (n, H, W, 3) uint8 -> (n, bins^3) float32; a row sums to 1.
 
-    `bins` equal bins over 0..255 per channel, R first. Per channel, not joint: most of bins^3 cells are nearly empty in
-    stained tissue, and once z-scored over patients they would weigh as much as the others.
+    `bins` equal bins over 0..255 per channel, 1 to 64; cell (r * bins + g) * bins + b. Joint, as a baseline should be
+    strong: between the halves of stained spots it finds the right one of 30 about twice as often as three histograms.
     """
-    if not 1 <= bins <= 256:
-        raise InputError(f"colour histogram: {bins} bins; expected 1 to 256")
-    histograms = np.empty((len(_checked(tiles)), 3 * bins), dtype=np.float32)
+    if not 1 <= bins <= 64:
+        raise InputError(f"colour histogram: {bins} bins per channel; expected 1 to 64")
+    place = np.array([bins * bins, bins, 1])
+    histograms = np.empty((len(_checked(tiles)), bins**3), dtype=np.float32)
     for k, tile in enumerate(tiles):
-        channel = (tile.astype(np.int64) * bins) // 256 + bins * np.arange(3)
-        histograms[k] = np.bincount(channel.ravel(), minlength=3 * bins) / channel.size
+        cells = (tile.astype(np.int64) * bins // 256) @ place
+        histograms[k] = np.bincount(cells.ravel(), minlength=bins**3) / cells.size
     return histograms
 
 

@@ -414,12 +414,10 @@ def test_greyscale_is_pillows():
 def test_colour_histogram_knows_colour_and_nothing_else():
     tiles = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     histogram = colour_histogram(tiles)
-    assert histogram.shape == (4, 24) and histogram.dtype == np.float32
+    assert histogram.shape == (4, 512) and histogram.dtype == np.float32
     np.testing.assert_allclose(histogram.sum(1), 1, rtol=1e-6)
-    expected = [np.histogram(tiles[2, ..., c], bins=8, range=(0, 256))[0] for c in range(3)]
-    np.testing.assert_allclose(histogram[2], np.concatenate(expected) / (3 * 256), rtol=1e-6)
-    shuffled = np.random.default_rng(1).permuted(tiles.reshape(4, 256, 3), axis=1)
+    expected = np.histogramdd(tiles[2].reshape(-1, 3), bins=8, range=[(0, 256)] * 3)[0]
+    np.testing.assert_allclose(histogram[2], expected.ravel() / 256, rtol=1e-6)
     pixels = tiles.reshape(4, 256, 3)[:, np.random.default_rng(1).permutation(256)]
     np.testing.assert_array_equal(colour_histogram(pixels.reshape(tiles.shape)), histogram)
-    np.testing.assert_array_equal(colour_histogram(shuffled.reshape(tiles.shape)), histogram)
-    assert colour_histogram(np.full((1, 2, 2, 3), 255, np.uint8))[0, [7, 15, 23]] == pytest.approx([1 / 3] * 3)
+    assert colour_histogram(np.full((1, 2, 2, 3), [255, 0, 32], np.uint8))[0, 7 * 64 + 1] == 1
