@@ -3,8 +3,8 @@
     python betaVAE_training.py --config configs/betavae_tissues.json --seed 99 --log 0 --parallel 0
 
 Reads the expression tables that the config's path_csv names, .h5ad or the reference's CSV, any number of tissues.
-Donors are split 64/16/20 % into train, val and test by a hash of (split_seed, donor); logarithm and z-score are fitted
-on the training donors.
+Donors are split 64/16/20 % into train, val and test by a hash of (split_seed, donor), unless a table's column
+assigned_split says more; logarithm and z-score are fitted on the training donors.
 
 Writes into the run folder, the config's save_dir:
     config.json     the resolved settings

@@ -1,4 +1,4 @@
-"""Make the inputs of every other stage: a demo cohort, expression tables, tile stores, the classifier's tables.
+"""Make the inputs of every other stage: a demo cohort, expression tables, tile stores, spots, the classifier's tables.
 
     python prepare_data.py demo --out demo --seed 99
     python prepare_data.py expression --input gene_tpm.gct.gz --attributes SampleAttributesDS.txt --tissue Lung \\
@@ -21,6 +21,7 @@ from datasets.keys import slide_key
 from datasets.pictures import GENERATED_TABLE, REAL_TABLE, export_folder, write_toy
 from datasets.prepare_table import prepare_table, summarise
 from datasets.slides import check_mpp, find_slides, read_mpp_table
+from datasets.spots import SpotSettings, prepare_spots, read_groups, read_sections, summarise_spots
 from datasets.tiles import SUFFIX
 from datasets.units import UNITS
 
@@ -32,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_expression(commands)
     _add_tiles(commands)
+    _add_spots(commands)
     _add_toy(commands)
     _add_export(commands)
     return parser
@@ -81,6 +83,8 @@ h5ad. Says which orientation, gene identifiers and unit it found; --orientation,
 Writes --out (.csv in the reference's form, or .h5ad) and beside it <name>.report.json: what was mapped, summed and left
 out. Rows of one gene are summed, a sample twice is refused, a missing gene is left out and never filled with zeros.
 Logged values are brought back to linear; counts stay counts unless --convert cpm.
+A column assigned_split of the table (train, val or test), where it is not empty, wins over the split by donor in every
+stage that reads the table; `spots --test` fills it, and so may you.
 
     python prepare_data.py expression --input gene_tpm.gct.gz --attributes SampleAttributesDS.txt \\
         --phenotypes SubjectPhenotypesDS.txt --tissue Lung --genes protein_coding_genes.csv --slides slides/lung \\
@@ -223,6 +227,99 @@ def run_tiles(args: argparse.Namespace) -> int:
         f"{len(failed)} failed; {out / 'report.csv'}"
     )
     return EXIT_SOME_FAILED if failed else EXIT_DONE
+
+
+SPOTS_MANUAL = """Make an expression table and tile stores of spatial transcriptomics: a spot is a sample with one tile.
+
+Reads --input: one folder of ST sections, with images/<section>.jpg, counts/<section>.tsv.gz (spots named XxY in rows,
+genes in columns, raw counts) and spots/<section>_selection.tsv (x, y, pixel_x, pixel_y), or one or more folders of 10x
+Visium, with spatial/ and *filtered_feature_bc_matrix.h5, each with its full-resolution image in --image.
+Writes --out, the table (.csv or .h5ad), beside it <name>.report.json (pixel sizes found; spots and genes left out, and
+why), and a store of one tile for each spot into --tiles: the square of --tile_um around it. Samples and stores are
+named <section>_<X>x<Y>, or <section>_<barcode>; donor is the section unless --group says more. Genes are mapped and
+chosen as by `prepare_data.py expression`; one that a section's matrix lacks is left out of all.
+With --test the column assigned_split divides the spots, and wins over the split by donor where the table is read: the
+named sections are test; of the others --val_share are val, in whole blocks of neighbours; the rest is train.
+
+    python prepare_data.py spots --input her2st --pitch 200 --mapping gene_mapping.csv --top_genes 1000 --test C4 \\
+        --out data/her2st.h5ad --tiles tiles/her2st
+"""
+
+
+def _add_spots(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    default = SpotSettings()
+    parser = commands.add_parser(
+        "spots",
+        help="make a table and tile stores of spatial transcriptomics",
+        description=SPOTS_MANUAL,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--input", nargs="+", required=True, help="the ST folder, or the Visium folders")
+    add("--image", nargs="+", default=[], help="Visium: the full-resolution image of each folder, in the same order")
+    add("--out", required=True, help="the table to write, .csv or .h5ad")
+    add("--tiles", required=True, help="folder for the tile stores")
+    add("--mpp", type=float, help="micrometres per pixel of the images; without it, from the pitch of the array")
+    add("--pitch", type=float, help="um between neighbouring spots; known for Visium (100), needed for ST (200)")
+    add("--tile_um", type=float, default=default.tile_um, help="side of a spot's square in um (%(default)g)")
+    add("--img_size", type=int, default=default.img_size, help="side of the tile in pixels (%(default)s)")
+    add("--format", choices=list(SUFFIX), default="jpeg", help="of the tiles in the store (%(default)s)")
+    add("--min_counts", type=int, default=default.min_counts, help="of a spot, over all genes (%(default)s)")
+    add("--convert", choices=["cpm", "none"], default=default.convert, help="none: keep counts (%(default)s)")
+    add("--genes", help="genes to keep: CSV with a column Gene (rna_ENSG....v), one id a line, or a GTF")
+    add("--biotype", help="of the genes of a GTF: protein_coding")
+    add("--mapping", help="symbols to Ensembl ids: a table with a column of each, or a GTF")
+    add("--duplicates", choices=["sum", "refuse"], help="default: sum, but refuse the very same Ensembl id twice")
+    add(
+        "--min_spots", type=float, default=default.min_spots, help="share of training spots with the gene (%(default)s)"
+    )
+    add("--top_genes", type=int, default=0, help="keep so many, that vary most between training spots; 0: all")
+    add("--test", nargs="+", default=[], metavar="SECTION", help="sections held out for testing")
+    add("--val_share", type=float, default=default.val_share, help="of the other sections' spots (%(default)s)")
+    add("--group", nargs="+", default=[], metavar="[SECTION=]PATIENT", help="donor of all sections, or of each named")
+    add("--tissue", help="of all spots; without it, the stem of --out")
+    add("--seed", type=int, default=default.seed, help="of the validation blocks (%(default)s)")
+    add(
+        "--split_seed", type=int, default=default.split_seed, help="of the split by donor, without --test (%(default)s)"
+    )
+    add("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
+    parser.set_defaults(run=run_spots)
+
+
+def run_spots(args: argparse.Namespace) -> None:
+    """Write the stores, the table and its report; print what was found."""
+    from tqdm import tqdm
+
+    out = Path(args.out)
+    if out.suffix not in (".csv", ".h5ad"):
+        raise InputError(f"{out}: tables are written as .csv or .h5ad; name the output accordingly")
+    settings = SpotSettings(
+        mpp=args.mpp,
+        pitch_um=args.pitch,
+        tile_um=args.tile_um,
+        img_size=args.img_size,
+        min_counts=args.min_counts,
+        convert=args.convert,
+        min_spots=args.min_spots,
+        top_genes=args.top_genes,
+        test=args.test,
+        val_share=args.val_share,
+        group=read_groups(args.group),
+        tissue=args.tissue or out.stem,
+        seed=args.seed,
+        split_seed=args.split_seed,
+    )
+    settings.check()
+    genes = {"genes": args.genes, "biotype": args.biotype, "mapping": args.mapping, "duplicates": args.duplicates}
+    source = " ".join(args.input)
+    cohort = prepare_spots(read_sections(args.input, args.image), settings, **genes, source=source)
+    for _ in tqdm(cohort.write_tiles(args.tiles, args.format), "tiles", len(cohort.table), unit="spot", disable=None):
+        pass
+    write_expression(cohort.table, out)
+    report = out.with_name(f"{out.stem}.report.json")
+    write_json(report, cohort.report)
+    print(summarise_spots(cohort.report))
+    print(f"{out}: {len(cohort.table)} spots x {len(cohort.table.genes)} genes; {report}; tiles in {args.tiles}")
 
 
 TOY_MANUAL = f"""Make the classifier's pictures and tables from real and generated tiles.

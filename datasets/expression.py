@@ -1,7 +1,9 @@
 """Expression tables: samples x genes, linear units, one row per sample with its slide, donor and tissue.
 
 On disk a table is `.h5ad` (AnnData: obs, var named by versioned Ensembl id with `symbol`, uns `unit` and `source`) or
-the reference's CSV. Anything else is turned into one of these by `prepare_data.py expression`.
+the reference's CSV. Anything else is turned into one of these by `prepare_data.py expression` or `spots`.
+
+A column `assigned_split` (train, val or test; empty: none) settles a row's split; the others follow their donor's hash.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,6 +24,7 @@ from datasets.table_cache import load_cache, save_cache
 from datasets.units import LOGGED_BELOW
 
 SLIDE_COLUMNS = ("wsi_file_name", "wsi_file_names")  # the published tables, and the published classifier's
+SPLITS = ("train", "val", "test")
 INDEX_COLUMNS = ("", "Unnamed: 0")  # what pandas makes of an index; names only where they are not row numbers
 NAME_COLUMNS = ("sample", "SAMPID", "sample_id", "Sample", *SLIDE_COLUMNS, *INDEX_COLUMNS)
 
@@ -163,8 +166,9 @@ def read_cohort_tables(settings: DataSettings) -> ExpressionTable:
     """Read all tables of `settings.path_csv` as one: same genes in any order, versions ignored, order of the first.
 
     obs has besides the tables' columns: tissue (column `tissue`, else settings.tissues, else the file's stem; a slug),
-    table (which of path_csv), split ("train", "val" or "test", from split_seed and donor). InputError where tables
-    differ in genes or unit, share a sample, or hold fewer than `min_gene_coverage` of `rna_features` genes.
+    table (which of path_csv), split ("train", "val" or "test", as `splits_of` says). InputError where tables differ in
+    genes or unit, share a sample, hold fewer than `min_gene_coverage` of `rna_features` genes, or assign a split that
+    is none.
     """
     if not settings.path_csv:
         raise InputError("no expression table: set path_csv in the config, a list of .csv or .h5ad files")
@@ -182,7 +186,7 @@ def read_cohort_tables(settings: DataSettings) -> ExpressionTable:
     parts = [table.obs.assign(table=number) for number, table in enumerate(tables)]
     obs = pd.concat(parts).fillna("") if len(parts) > 1 else parts[0]
     _refuse_shared_samples(tables)
-    obs["split"] = [split_of(donor, settings.split_seed) for donor in obs["donor"]]
+    obs["split"] = splits_of(obs, settings.split_seed, shorten(settings.path_csv))
     if expected := settings.rna_features:
         if len(first.genes) < settings.min_gene_coverage * expected:
             raise InputError(
@@ -193,6 +197,21 @@ def read_cohort_tables(settings: DataSettings) -> ExpressionTable:
             warn(f"{first.source}: {len(first.genes)} genes, the config's rna_features says {expected}")
     stacked = np.concatenate(values) if len(values) > 1 else values[0]
     return ExpressionTable(stacked, first.genes, obs, first.unit, ", ".join(map(str, settings.path_csv)), first.symbols)
+
+
+def splits_of(obs: pd.DataFrame, split_seed: int, source: str = "") -> list[str]:
+    """Return each row's split: its `assigned_split` where obs has the column and a word in it, else its donor's hash.
+
+    `source` names the table in the InputError about a word that is none of train, val, test.
+    """
+    assigned = [str(word).strip() for word in obs["assigned_split"]] if "assigned_split" in obs else [""] * len(obs)
+    for name, word in zip(obs.index, assigned, strict=True):
+        if word and word not in SPLITS:
+            raise InputError(
+                f"{source or 'the table'}: row {name}, column assigned_split: {word!r}, one of {', '.join(SPLITS)} or "
+                "nothing was expected; correct it"
+            )
+    return [word or split_of(donor, split_seed) for word, donor in zip(assigned, obs["donor"].astype(str), strict=True)]
 
 
 def _read_h5ad(path: Path) -> tuple[np.ndarray, list[str], pd.DataFrame, str, dict[str, str]]:

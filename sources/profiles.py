@@ -8,8 +8,7 @@ import torch
 
 from common.checkpoint import resolve_checkpoint
 from common.errors import InputError, shorten, warn
-from datasets.expression import ExpressionTable
-from datasets.keys import split_of
+from datasets.expression import ExpressionTable, splits_of
 from models.betavae import TrainedVAE
 from models.conditioning import LATENT_FLOOR, InputRule
 
@@ -28,12 +27,14 @@ class Profiles:
     ) -> None:
         """Open the VAE and align `table` with its genes.
 
-        InputError: no such VAE, too few of its genes in the table, counts for a VAE of another unit.
+        InputError: no such VAE, too few of its genes in the table, counts for a VAE of another unit, a column
+        assigned_split with other words than splits.
         """
         self.path = resolve_checkpoint(vae_path)
         self.vae, self.vae_digest = TrainedVAE.open(self.path, device)
         self.table, self.rule = table, rule
         self.split_seed = self.vae.split_seed
+        self._splits = splits_of(table.obs, self.split_seed, table.source)
         self._values, self.coverage = table.aligned(self.vae.genes, self.vae.min_gene_coverage, self.vae.unit)
         if self.vae.latent_mean is None:
             raise InputError(f"{self.path}: holds no latent statistics; finish the training of the beta-VAE")
@@ -66,19 +67,18 @@ class Profiles:
                 )
         return c
 
-    def split(self, name: str | int) -> str | None:
-        """Return the split of a sample's donor under the VAE's split seed."""
-        row = self.table.find(name) if isinstance(name, str) else name
-        return split_of(str(self.table.obs["donor"].iloc[row]), self.split_seed)
+    def split(self, name: str | int) -> str:
+        """Return the split of a sample: the one that the table assigns it, else its donor's under the VAE's seed."""
+        return self._splits[self.table.find(name) if isinstance(name, str) else int(name)]
 
     def held_out(self, split: str = "test", at_most: int | None = None) -> list[str]:
-        """Return the names of the samples whose donors are in `split`, in the table's order; never empty.
+        """Return the names of the samples in `split` (see `split`), in the table's order; never empty.
 
         With `at_most`, the first so many, the tissues in turn.
         """
         names = [str(name) for row, name in enumerate(self.table.obs.index) if self.split(row) == split]
         if not names:
-            raise InputError(f"{self.table.source}: no donor of {len(self.table)} rows is in split {split}; add donors")
+            raise InputError(f"{self.table.source}: none of {len(self.table)} rows is in split {split}; add donors")
         if at_most is None:
             return names
         tissue = self.table.obs["tissue"].loc[names]
