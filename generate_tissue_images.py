@@ -129,7 +129,7 @@ def source_for(
     if not gan.conditional:
         return GANSource(gan), {"profile": None}
     profiles = gan.profiles(vae_path, table)
-    about = {"table": table.source, "gene_coverage": profiles.coverage, "condition_share": gan.rule.share}
+    about = {"table": table.source, "gene_coverage": profiles.coverage, "condition_share": gan.generator.rule.share}
     if profile is None:
         names = profiles.held_out()
         conditions = profiles.conditions(names)

@@ -11,6 +11,10 @@ tiles) and last.pt (everything, to go on); and a grid of tiles from fixed noise 
 rows of an RNA-GAN's grid are held-out profiles (validation donors), the columns the same noise.
 Typing the same command again goes on where the run stopped; on the CPU the result is the same to the bit.
 Each step is one or more updates of the critic, then one of the generator through the last fake batch.
+
+Which loss: rpganvae with --gan_type residual makes tiles that match the patient: its critic sees the expression.
+wganvae is the paper's form, whose critic does not; wgangpvae is the same with a critic that does. wgan, wgangp, rpgan,
+minimax and lsgan take no expression. The README says when to use which.
 """
 
 import argparse
@@ -36,11 +40,11 @@ from datasets.expression import read_cohort_tables
 from datasets.feed import tile_batches
 from datasets.tiles import to_model, to_uint8
 from models.average import average_decay, calibrate_batch_norm, calibration_inputs, update_average
-from models.conditioning import InputRule
-from models.dcgan import CRITICS, GENERATORS
-from models.gan_losses import LOSSES, critic_step, generator_step, is_conditional
-from models.gan_settings import OPTIMIZERS, check_gan_settings
+from models.conditioning import CONDITIONS, CRITIC_CONDITIONS, InputRule
+from models.gan_losses import LOSSES, NOTHING_SHOWN, Shown, critic_step, generator_step, is_conditional
+from models.gan_settings import OPTIMIZERS, check_gan_settings, resolve_gan_settings
 from models.generate import sample_tiles
+from models.networks import GAN_TYPES, build_critic, build_generator, generator_args
 from sources.pictures import grid_of, write_png
 from sources.profiles import Profiles
 
@@ -53,14 +57,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, help="JSON settings, e.g. configs/gan_run_lung.json")
     parser.add_argument("--model_dir", "--save_dir", dest="save_dir", help="the run folder")
     parser.add_argument("--image_dir", help="folder of the sample grids; default <model_dir>/samples")
-    parser.add_argument("--gan_type", choices=GENERATORS, help="architecture")
+    parser.add_argument("--gan_type", choices=GAN_TYPES, help="architecture")
     parser.add_argument("--loss_type", choices=LOSSES, help="a run is conditional where the name ends in vae")
     parser.add_argument("--num_epochs", type=int)
     parser.add_argument("--num_patches", type=int, dest="max_patch_per_wsi", help="tiles used per slide")
     parser.add_argument("--max_steps", type=int, help="stop after so many steps in all; 0: no such limit")
     parser.add_argument("--batch_size", type=int)
     parser.add_argument("--img_size", type=int, help="pixels; a power of two from 16")
-    parser.add_argument("--condition_share", type=float, help="a in: input = sqrt(1 - a^2) noise + a c")
+    parser.add_argument("--condition", choices=CONDITIONS, help="how expression enters: added to noise, or beside it")
+    parser.add_argument("--condition_share", type=float, help="add: a in input = sqrt(1 - a^2) noise + a c")
+    parser.add_argument("--cond_dim", type=int, help="concat, projection: numbers that the expression is projected to")
+    parser.add_argument("--cond_jitter", type=float, help="sd of the noise on the expression in training")
+    parser.add_argument("--cond_dropout", type=float, help="share of tiles trained without expression")
+    parser.add_argument("--critic_condition", choices=CRITIC_CONDITIONS, help="projection: the critic sees expression")
+    parser.add_argument("--mismatched_weight", type=float, help="of real tiles with another patient's expression")
     parser.add_argument("--vae_checkpoint", help="the beta-VAE of an RNA-GAN: a file or its run folder")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="bf16: autocast; penalties stay fp32")
     parser.add_argument("--n_workers", type=int, help="threads that read tiles ahead")
@@ -77,6 +87,7 @@ def main(args: argparse.Namespace) -> int | None:
     if args.parallel:
         raise InputError("--parallel 1: several processes are not supported yet; use --parallel 0")
     cfg = load_config(GANSettings, args.config, args)
+    resolve_gan_settings(cfg)
     check_gan_settings(cfg, args.config)
     device = pick_device(cfg.device)
 
@@ -122,9 +133,8 @@ def fit(
     """
     # Networks, their optimisers, and where an earlier call of this command left them.
     torch.manual_seed(seed_for(cfg.seed, "weights"))
-    generator_args = {k: getattr(cfg, k) for k in ("encoding_dims", "step_channels")} | {"out_size": cfg.img_size}
-    generator = GENERATORS[cfg.gan_type](**generator_args).to(device)
-    critic = CRITICS[cfg.gan_type](cfg.img_size, cfg.step_channels, cfg.critic_norm, cfg.critic_output).to(device)
+    network = generator_args(cfg, latent_dim := 0 if conditions is None else conditions.shape[1])
+    generator, critic = build_generator(network).to(device), build_critic(cfg, latent_dim).to(device)
     average = deepcopy(generator).requires_grad_(False)
     adam = partial(
         OPTIMIZERS[cfg.optimizer],
@@ -147,24 +157,25 @@ def fit(
     per_step = cfg.batch_size * cfg.critic_steps  # images
     epoch_steps = max(len(cohort.tiles) // per_step, 1)
     last = min(cfg.num_epochs * epoch_steps, cfg.max_steps or sys.maxsize)
-    loss, rule = LOSSES[cfg.loss_type], InputRule.of(settings_dict(cfg))
+    loss = LOSSES[cfg.loss_type]
     autocast = torch.autocast(device.type, torch.bfloat16) if cfg.precision == "bf16" else nullcontext()
-    options = {"penalty_weight": cfg.penalty_weight, "penalty_per": cfg.penalty_per, "clip": cfg.clip}
+    options = ("penalty_weight", "penalty_per", "gamma", "mismatched_weight", "clip")
+    options = {key: getattr(cfg, key) for key in options}
     if done:
         print(f"{run.folder}: going on after step {done} of {last}", flush=True)
 
     def save_model(step: int) -> None:
         state = describe_model(cfg, cohort, vae, step / epoch_steps, step * per_step)
-        state |= {"generator_args": generator_args, "generator": average.state_dict()}
+        state |= {"generator_args": network, "generator": average.state_dict()}
         run.save(f"{run.name}.model", "gan", state)
         folder = Path(cfg.image_dir) if cfg.image_dir else run.folder / "samples"
-        tiles, columns = sample_tiles(average, rule, cfg.num_grid, cfg.seed, held_out)
+        tiles, columns = sample_tiles(average, cfg.num_grid, cfg.seed, held_out)
         write_png(folder / f"epoch_{math.ceil(step / epoch_steps):04d}.png", grid_of(to_uint8(tiles), columns))
 
     def save(step: int, model: bool) -> None:
         try:
             if model:  # before last.pt, so that it is the same however often the run was cut
-                calibrate_batch_norm(average, calibration_inputs(rule, cfg.encoding_dims, cfg.seed, conditions))
+                calibrate_batch_norm(average, calibration_inputs(average, cfg.seed, conditions))
             run.save("last.pt", "gan_training", {"step": step} | {k: v.state_dict() for k, v in tracked.items()})
             if model:
                 save_model(step)
@@ -178,26 +189,30 @@ def fit(
     feed = tile_batches(cohort.tiles, indices_of, done * cfg.critic_steps, last * cfg.critic_steps, cfg.n_workers)
     saved_at = reported_at = time.monotonic()
     unchecked: list[tuple[int, torch.Tensor]] = []
+    losses: dict[str, torch.Tensor] = {}  # the latest of each part: not all are computed in every step
     bar = tqdm(initial=done, total=max(last, done), unit="step", desc=run.name, mininterval=1, disable=None)
     for step in range(done + 1, last + 1):
         # Update the critic.
         for turn in range(cfg.critic_steps):
             indices, images = next(feed)
             real = to_model(images).contiguous().to(device)  # (n, 3, H, W)
-            condition = None if conditions is None else conditions[cohort.row_of_tile[indices]]  # (n, z)
-            noise = rule.draw(len(real), cfg.encoding_dims, generator_for(cfg.seed, "noise", step, turn))
+            shown = NOTHING_SHOWN if conditions is None else show(cohort, conditions, indices, cfg, step, turn, device)
+            noise = generator.draw(len(real), generator_for(cfg.seed, "noise", step, turn)).to(device)
             epsilon = torch.rand(len(real), generator=generator_for(cfg.seed, "epsilon", step, turn)).to(device)
             with autocast:
-                fake = generator(rule(noise, condition).to(device)).float()
-            losses = critic_step(critic, optimizer_c, loss, real, fake, epsilon, autocast=autocast, **options)
+                fake = generator(noise, shown.c, shown.keep).float()
+            penalise = cfg.penalty_every if step % cfg.penalty_every == 0 else 0
+            losses |= critic_step(
+                critic, optimizer_c, loss, real, fake, epsilon, shown, penalise=penalise, autocast=autocast, **options
+            )
 
         # Update the generator, and its moving average.
-        losses |= generator_step(critic, optimizer_g, loss, fake, autocast=autocast)
+        losses |= generator_step(critic, optimizer_g, loss, fake, shown, real, autocast=autocast)
         update_average(average, generator, average_decay(per_step, cfg.ema_images, step * per_step))
         bar.update()
 
         # Report. Losses are looked at in bulk, so that a GPU is not stopped at every step.
-        unchecked.append((step, torch.stack(list(losses.values()))))
+        unchecked.append((step, torch.stack(list(losses.values())).isfinite().all()))
         epoch_ends, stopping = step % epoch_steps == 0 or step == last, run.should_stop()
         save_now = epoch_ends or stopping or (cfg.save_every and time.monotonic() - saved_at > cfg.save_every)
         if step % cfg.log_interval == 0 or save_now or device.type == "cpu":
@@ -221,8 +236,11 @@ def fit(
 
 
 def adopt(cfg: GANSettings, profiles: Profiles, config: str) -> None:
-    """Change `cfg` to what the VAE says: its latent dimension and its split of the donors."""
-    for key, value in (("encoding_dims", profiles.vae.latent_dim), ("split_seed", profiles.split_seed)):
+    """Change `cfg` to what the VAE says: its split of the donors, and where z is added its dimension."""
+    asked = {"split_seed": profiles.split_seed}
+    if cfg.condition == "add":
+        asked["encoding_dims"] = profiles.vae.latent_dim
+    for key, value in asked.items():
         if getattr(cfg, key) != value:
             warn(f"{config}: {key} = {getattr(cfg, key)}, the beta-VAE {profiles.path} has {value}: that is used")
             setattr(cfg, key, value)
@@ -254,9 +272,29 @@ def batch_indices(cohort: Cohort, cfg: GANSettings, batch: int) -> np.ndarray:
     return patient_batches(cohort.patient_of_tile, cfg.batch_size, cfg.seed, batch)
 
 
+def show(
+    cohort: Cohort,
+    conditions: torch.Tensor,
+    indices: np.ndarray,
+    cfg: GANSettings,
+    step: int,
+    turn: int,
+    device: torch.device,
+) -> Shown:
+    """Return the expression that a batch's tiles are drawn and judged with: jittered, and some of it left out."""
+    c = conditions[cohort.row_of_tile[indices]]  # (n, z)
+    if cfg.cond_jitter:
+        c = c + cfg.cond_jitter * torch.randn(c.shape, generator=generator_for(cfg.seed, "jitter", step, turn))
+    keep = None
+    if cfg.cond_dropout:
+        chance = torch.rand(len(c), generator=generator_for(cfg.seed, "dropout", step, turn))
+        keep = (chance >= cfg.cond_dropout).to(device)
+    return Shown(c.to(device), keep, torch.from_numpy(cohort.patient_of_tile[indices]).to(device))
+
+
 def refuse_non_finite(run: Run, unchecked: list[tuple[int, torch.Tensor]]) -> None:
-    """Empty `unchecked`, the losses of the latest steps; InputError names the first step that is NaN or infinite."""
-    finite = torch.stack([values for _, values in unchecked]).isfinite().all(1).tolist()
+    """Empty `unchecked`, (step, whether its losses are finite); InputError names the first step where they are not."""
+    finite = torch.stack([fine for _, fine in unchecked]).tolist()
     for (step, _), good in zip(unchecked, finite, strict=True):
         if not good:
             raise InputError(

@@ -231,7 +231,7 @@ def conditioning_part(study: Study, seed: int) -> Section:
         profiles = gan.profiles(study.vae_settings.save_dir, patients.cohort.table)
         mu = study.latent_means(patients.cohort.table.rows(patients.rows))
         pair = measure.furthest_apart(mu)
-        found[tissue] = measure.two_patients(gan.generator, gan.rule, mu[pair], profiles.mean, profiles.std, 8, seed)
+        found[tissue] = measure.two_patients(gan.generator, mu[pair], profiles.mean, profiles.std, 8, seed)
         names[tissue] = tuple(patients.slides[i] for i in pair)
         about[tissue] = (
             f"Noise seed {seed}; the two of {len(mu)} held-out patients whose latents lie furthest apart. "

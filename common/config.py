@@ -22,6 +22,10 @@ UNUSED_KEYS = {
     "summary_path": "the log is log.jsonl in the run folder (and wandb with --log 1)",
 }
 
+# How a critic that sees the expression is trained, where the config does not say.
+SEEING = {"critic_condition": "projection", "mismatched_weight": 0.5, "cond_jitter": 0.1, "cond_dropout": 0.1}
+BLIND = {"critic_condition": "none", "mismatched_weight": 0.0, "cond_jitter": 0.0, "cond_dropout": 0.0}
+
 T = TypeVar("T", bound="DataSettings")
 
 
@@ -83,17 +87,30 @@ class GANSettings(DataSettings):
     image_dir: str = ""  # sample grids; empty: <save_dir>/samples
     encoding_dims: int = 2048  # length of the generator's input; conditional runs: the VAE's latent dimension
     step_channels: int = 64  # channels of the widest-resolution layer; torchgan's DCGANGenerator
+    depth: int = 1  # residual: blocks per size
     critic_norm: str = "none"  # none | batch (published; a penalty is not per image under it)
     critic_output: str = "linear"  # linear | leaky (published: a LeakyReLU on the score itself, torchgan's default)
     standardise: str = "train"  # latent standardised with stored training statistics; batch: published, cancels z
     noise: str = "normal"  # normal: N(0, I); uniform: U(-0.3, 0.3) (published)
-    condition_share: float = 0.5  # a in: input = sqrt(1 - a^2) noise + a c
+    condition: str | None = None  # add | concat; None: add for dcgan, concat for residual
+    condition_share: float = 0.5  # add: a in input = sqrt(1 - a^2) noise + a c
+    cond_dim: int = 128  # concat: the expression as the generator takes it; projection: as the critic compares it
+    # The next four are None: wganvae, the paper's form, has a blind critic and none of them; rpganvae, wgangpvae have
+    # the values of common.config.SEEING.
+    critic_condition: str | None = None  # none | projection: the critic sees the expression; Miyato & Koyama 2018
+    mismatched_weight: float | None = None  # of real tiles with another patient's expression, as negatives
+    cond_jitter: float | None = None  # sd of the noise on the expression in training; vicinal, Ding et al. 2021
+    cond_dropout: float | None = None  # share of tiles trained without expression (a learned null)
     lr: float = 0.0  # a lone `lr` sets both rates below, with a warning
     lr_generator: float = 1e-4
     lr_critic: float = 4e-4
     adam_beta1: float = 0.5
     adam_beta2: float = 0.999
     penalty_weight: float = 10.0  # gradient penalty; Gulrajani et al. 2017, section 4
+    gamma: float = 2.0  # weight of the zero-centred penalties of rpgan; Huang et al. 2024, section 3
+    penalty_every: int = (
+        8  # steps; rpgan's penalties are computed in one of so many. Karras et al. 2020, section 3.1: 16
+    )
     penalty_per: str = "image"  # image | batch (published: one norm and one epsilon for the whole batch)
     clip: float = 0.01  # weight clipping of loss `wgan`; Arjovsky et al. 2017, algorithm 1
     critic_steps: int = 1  # critic steps per generator step

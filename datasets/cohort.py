@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from common.checkpoint import content_digest
 from common.config import DataSettings
 from common.errors import InputError, did_you_mean, shorten
 from common.run import generator_for
@@ -37,9 +38,14 @@ class Cohort:
 
     @cached_property
     def patient_of_tile(self) -> np.ndarray:
-        """Return (N,) numbers: tiles of one donor and one tissue share one, however many slides they are from."""
-        numbers, _ = pd.factorize(self.slides["donor"].astype(str) + " " + self.slides["tissue"].astype(str))
-        return numbers[self.tiles.slide_index]
+        """Return (N,) numbers: tiles of one donor, tissue and profile share one, however many slides they are from.
+
+        With a table, a donor's slides with different profiles (the spots of a section) are different patients.
+        """
+        whose = self.slides["donor"].astype(str) + " " + self.slides["tissue"].astype(str)
+        if self.table is not None:
+            whose += [f" {content_digest(torch.from_numpy(profile))}" for profile in self.table.values]
+        return pd.factorize(whose)[0][self.tiles.slide_index]
 
     def tiles_of(self, patient: str) -> np.ndarray:
         """Return the tile indices of a patient: a slide's name (with or without suffix), a sample's, or a donor's.

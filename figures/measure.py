@@ -5,12 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 from common.run import generator_for, seed_for
 from datasets.tiles import to_uint8
 from figures.plots import correlation
-from models.conditioning import InputRule, draw_noise, published_infuse, standardise_latent
+from models.conditioning import ConditionedGenerator, published_infuse, standardise_latent
 
 PERMUTATIONS = 1000
 HALVES = 20
@@ -40,7 +39,8 @@ class TwoPatients:
     """The same noise with two patients' expression, in our form and in the published one.
 
     tiles: form -> (2, n, H, W, 3) uint8; input_difference: form -> largest difference of generator inputs between the
-    patients (inputs have unit spread); tile_difference: form -> (largest, mean) over tiles, of 255.
+    patients (inputs have unit spread); tile_difference: form -> (largest, mean) over tiles, of 255. A generator that
+    takes the expression beside the noise has tiles in our form alone: the published sum has no place in it.
     """
 
     tiles: dict[str, np.ndarray]
@@ -50,36 +50,31 @@ class TwoPatients:
 
 @torch.no_grad()
 def two_patients(
-    generator: nn.Module,
-    rule: InputRule,
-    mu: torch.Tensor,
-    mean: torch.Tensor,
-    std: torch.Tensor,
-    n: int,
-    seed: int,
+    generator: ConditionedGenerator, mu: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, n: int, seed: int
 ) -> TwoPatients:
     """Give the same `n` noise vectors to two patients with encoder means `mu` (2, z) and look what differs.
 
-    `mean`, `std` (z,): the training donors' statistics that ours standardises with. Inputs are computed in double
-    precision, so that a difference of rounding is not taken for a signal; the generator runs in its own precision.
+    `mean`, `std` (z,): the training donors' statistics that ours standardises with. The published inputs are computed
+    in double precision, so that a difference of rounding is not taken for a signal.
     """
     generator.eval()
-    noise = torch.cat(
-        [draw_noise(1, mu.shape[1], generator_for(seed, "tile", k), rule.noise) for k in range(n)]
-    ).double()
-    mu, mean, std = mu.double().cpu(), mean.double().cpu(), std.double().cpu()
-    ours = InputRule(rule.noise, "train", rule.share)
-    inputs = {
-        "ours": [ours(noise, standardise_latent(m, mean, std)) for m in mu],
-        "published": [published_infuse(noise, m) for m in mu],
-    }
+    noise = torch.cat([generator.draw(1, generator_for(seed, "tile", k)) for k in range(n)])
+    device, dims = next(generator.parameters()).device, generator.encoding_dims
+    mu, mean, std = mu.cpu(), mean.cpu(), std.cpu()
+    both = [c.expand(n, -1) for c in standardise_latent(mu, mean, std)]
+    inputs = {"ours": [generator.enter(noise[:, :dims].to(device), c.to(device)).double().cpu() for c in both]}
+    added = torch.randn(n, mu.shape[1], generator=generator_for(seed, "published")).double()  # as long as the latent
+    added = noise[:, :dims].double() if generator.rule.how == "add" else added
+    inputs["published"] = [published_infuse(added, m) for m in mu.double()]
     found = TwoPatients({}, {}, {})
-    device = next(generator.parameters()).device
     for form, (a, b) in inputs.items():
-        tiles = np.stack([to_uint8(generator(x.float().to(device))) for x in (a, b)])
+        found.input_difference[form] = float((a - b).abs().max())
+        if form == "published" and generator.rule.how != "add":
+            continue
+        pixels = noise[:, dims:].to(device)
+        tiles = np.stack([to_uint8(generator.network(x.float().to(device), pixels)) for x in (a, b)])
         difference = np.abs(tiles[0].astype(int) - tiles[1].astype(int))
         found.tiles[form] = tiles
-        found.input_difference[form] = float((a - b).abs().max())
         found.tile_difference[form] = int(difference.max()), float(difference.mean())
     return found
 

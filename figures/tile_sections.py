@@ -61,11 +61,12 @@ def conditioning_section(
     for tissue, two in found.items():
         a, b = names[tissue]
         for form, label in labels.items():
-            most, mean = two.tile_difference[form]
-            rows.append([f"{tissue}: {a} against {b}", label, f"{two.input_difference[form]:.2g}", most, f"{mean:.3g}"])
+            most, mean = two.tile_difference.get(form, ("none: not its input", float("nan")))
+            mean_text = f"{mean:.3g}" if np.isfinite(mean) else "none"
+            rows.append([f"{tissue}: {a} against {b}", label, f"{two.input_difference[form]:.2g}", most, mean_text])
         pictures = []
-        for form, label in labels.items():
-            first, second = two.tiles[form]
+        for form, (first, second) in two.tiles.items():
+            label = labels[form]
             gap = np.abs(first.astype(int) - second.astype(int)).astype(np.uint8)
             short_label = label.split(":")[0]
             pictures += [

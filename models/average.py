@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from common.run import generator_for
-from models.conditioning import InputRule
+from models.conditioning import ConditionedGenerator
 
 CALIBRATION_BATCHES, CALIBRATION_SIZE = 8, 32  # inputs over which batch norm is averaged; ours
 RAMP = 0.1  # early in training the half-life is this share of the images shown, so that the first weights are forgotten
@@ -27,33 +27,37 @@ def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 @torch.no_grad()
-def calibrate_batch_norm(model: nn.Module, inputs: Iterable[torch.Tensor]) -> None:
+def calibrate_batch_norm(model: nn.Module, inputs: Iterable[tuple[torch.Tensor, torch.Tensor | None]]) -> None:
     """Set the batch-norm statistics of `model` to their mean over `inputs`; averaged weights have none of their own.
 
-    Depends on the weights and inputs alone, not on earlier statistics. Leaves `model` in eval mode.
+    `inputs`: (noise (n, noise_dims), expression (n, z) or None). Depends on the weights and inputs alone, not on
+    earlier statistics. Leaves `model` in eval mode.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    if not norms:
+        model.eval()
+        return
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # cumulative mean
     model.train()
     device = next(model.parameters()).device
-    for x in inputs:
-        model(x.to(device))
+    for noise, c in inputs:
+        model(noise.to(device), c if c is None else c.to(device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.eval()
 
 
 def calibration_inputs(
-    rule: InputRule, dims: int, seed: int, conditions: torch.Tensor | None = None
-) -> Iterable[torch.Tensor]:
-    """Yield generator inputs (32, dims), 8 times: noise fixed by `seed`, profiles drawn from `conditions` (m, z)."""
+    model: ConditionedGenerator, seed: int, conditions: torch.Tensor | None = None
+) -> Iterable[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Yield (noise (32, noise_dims), expression (32, z) or None) 8 times: noise by `seed`, profiles of `conditions`."""
     for i in range(CALIBRATION_BATCHES):
         source = generator_for(seed, "calibration", i)
-        noise = rule.draw(CALIBRATION_SIZE, dims, source)
+        noise = model.draw(CALIBRATION_SIZE, source)
         if conditions is None:
-            yield noise
+            yield noise, None
         else:
-            yield rule(noise, conditions[torch.randint(len(conditions), (CALIBRATION_SIZE,), generator=source)].cpu())
+            yield noise, conditions[torch.randint(len(conditions), (CALIBRATION_SIZE,), generator=source)].cpu()

@@ -1,7 +1,9 @@
-"""Where expression meets noise: the generator's input. The one place; training, sampling and metrics all use it.
+"""Where expression meets noise, in the generator, and where it meets the tile, in the critic. The one place.
 
     c     = (mu - m) / (s + 1e-6)              mu: encoder mean of a profile; m, s: per dimension, over training donors
-    input = sqrt(1 - a^2) noise + a c          noise ~ N(0, I); a = condition_share
+    add:    input = sqrt(1 - a^2) noise + a c  noise ~ N(0, I); a = condition_share
+    concat: input = [noise, E c]               E: a learned matrix to cond_dim numbers
+    critic: score = f(tile) + <P h(tile), V c> / sqrt(cond_dim)
 
 No statistic of the batch enters, so a tile depends on its own noise and its own profile and on nothing else. With c of
 unit variance the input has unit variance whatever a is. The published form standardises noise + z over the batch; where
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from common.errors import InputError
 
@@ -21,6 +24,11 @@ LATENT_FLOOR = (
 NOISE_RANGE = 0.3  # published noise is uniform in [-0.3, 0.3]; RNA-GAN src/wgan_loss.py:100
 NOISES = ("normal", "uniform")
 STANDARDISE = ("train", "batch")
+CONDITIONS = ("add", "concat")
+CRITIC_CONDITIONS = ("none", "projection")
+
+
+# ---- The formulas ----
 
 
 def standardise_latent(
@@ -66,29 +74,151 @@ class InputRule:
     noise: str = "normal"
     standardise: str = "train"
     share: float = 0.5
+    how: str = "add"
 
     @classmethod
     def of(cls, settings: dict[str, Any]) -> "InputRule":
         """Return the rule in a GAN's settings; InputError names a value that is not known."""
-        for key, known in (("noise", NOISES), ("standardise", STANDARDISE)):
-            if settings[key] not in known:
-                raise InputError(f"{key} = {settings[key]!r}: expected {' or '.join(known)}")
-        if not 0 <= settings["condition_share"] <= 1:
-            raise InputError(f"condition_share = {settings['condition_share']}: expected 0 to 1")
-        return cls(settings["noise"], settings["standardise"], settings["condition_share"])
+        how = settings.get("condition") or "add"
+        rule = cls(settings["noise"], settings["standardise"], settings["condition_share"], how)
+        for key, value, known in (
+            ("noise", rule.noise, NOISES),
+            ("standardise", rule.standardise, STANDARDISE),
+            ("condition", rule.how, CONDITIONS),
+        ):
+            if value not in known:
+                raise InputError(f"{key} = {value!r}: expected {' or '.join(known)}")
+        if not 0 <= rule.share <= 1:
+            raise InputError(f"condition_share = {rule.share}: expected 0 to 1")
+        if rule.standardise == "batch" and rule.how == "concat":
+            raise InputError("standardise = batch (published) goes with condition = add only")
+        return rule
 
     def condition(self, mu: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
         """Return what a profile with encoder mean `mu` brings to the input: c, or mu itself in the published form."""
         return mu if self.standardise == "batch" else standardise_latent(mu, mean, std)
 
-    def draw(self, n: int, dims: int, generator: torch.Generator) -> torch.Tensor:
-        """Return noise (n, dims) of this rule's kind."""
-        return draw_noise(n, dims, generator, self.noise)
 
-    def __call__(self, noise: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
-        """Return the generator's input (n, z); `condition` (n, z), (z,) or None (the noise alone)."""
-        if condition is None:
+# ---- In the networks ----
+
+
+class ConditionedGenerator(nn.Module):
+    """A network that draws tiles, and before it the line where expression meets noise.
+
+    `network(x (n, d), pixels (n, p))` -> (n, 3, H, W) in [-1, 1]; p = network.pixel_noise numbers of noise that are
+    added to single pixels, none in a DCGAN. Of noise (n, noise_dims) the first `encoding_dims` meet the expression.
+    """
+
+    def __init__(
+        self, network: nn.Module, rule: InputRule, encoding_dims: int, latent_dim: int = 0, cond_dim: int = 128
+    ) -> None:
+        """`latent_dim` 0: a GAN without expression. With `condition` concat E is (latent_dim, cond_dim)."""
+        super().__init__()
+        self.network, self.rule = network, rule
+        self.encoding_dims, self.noise_dims = encoding_dims, encoding_dims + network.pixel_noise
+        if latent_dim and rule.how == "add" and latent_dim != encoding_dims:
+            raise InputError(f"encoding_dims = {encoding_dims}: condition = add needs the VAE's {latent_dim}")
+        if latent_dim:
+            dims = latent_dim if rule.how == "add" else cond_dim
+            self.null = nn.Parameter(torch.zeros(dims))  # learned: stands for "no expression"
+        if latent_dim and rule.how == "concat":
+            self.project = nn.Linear(latent_dim, cond_dim)
+            nn.init.normal_(self.project.weight, std=latent_dim**-0.5)  # unit variance for c of unit variance
+
+    @property
+    def conditional(self) -> bool:
+        """Whether it takes expression."""
+        return hasattr(self, "null")
+
+    def draw(self, n: int, generator: torch.Generator) -> torch.Tensor:
+        """Return the noise (n, noise_dims) of `n` tiles."""
+        return draw_noise(n, self.noise_dims, generator, self.rule.noise)
+
+    def enter(
+        self, noise: torch.Tensor, c: torch.Tensor | None, keep: torch.Tensor | None = None, guidance: float = 1.0
+    ) -> torch.Tensor:
+        """Return the network's input (n, d) from noise (n, encoding_dims) and c (n, latent_dim).
+
+        `keep` (n,) bool: tiles whose expression is replaced by the learned null where it is False (c None: all).
+        `guidance` g moves the expression along the line from the null through it: null + g (expression - null).
+        """
+        if not self.conditional:
             return noise
-        if self.standardise == "batch":
-            return published_infuse(noise, condition)
-        return infuse(noise, condition, self.share)
+        if self.rule.standardise == "batch":
+            return noise if c is None else published_infuse(noise, c)
+        null = self.null.expand(len(noise), -1)
+        if c is None:
+            e = null
+        else:
+            e = self.project(c) if self.rule.how == "concat" else c
+            e = e if guidance == 1 else null + guidance * (e - null)
+            e = e if keep is None else torch.where(keep[:, None], e, null)
+        if self.rule.how == "concat":
+            return torch.cat([noise, e], 1)
+        return infuse(noise, e, self.rule.share)  # expression is added to noise here
+
+    def forward(
+        self,
+        noise: torch.Tensor,
+        c: torch.Tensor | None = None,
+        keep: torch.Tensor | None = None,
+        guidance: float = 1.0,
+    ) -> torch.Tensor:
+        """Return tiles (n, 3, H, W) in [-1, 1] from noise (n, noise_dims) and c, as `enter` takes them."""
+        noise, pixels = noise[:, : self.encoding_dims], noise[:, self.encoding_dims :]
+        return self.network(self.enter(noise, c, keep, guidance), pixels)
+
+
+class ConditionedCritic(nn.Module):
+    """A critic that may see the expression: f(tile) + <P h(tile), V c> / sqrt(cond_dim). Miyato & Koyama 2018, eq. 3.
+
+    `network` has features(images) -> h, pool(h) -> (n, width), score(h) -> (n,). Without `latent_dim` there is only f.
+    """
+
+    def __init__(self, network: nn.Module, latent_dim: int = 0, cond_dim: int = 128) -> None:
+        super().__init__()
+        self.network, self.norm = network, network.norm
+        if latent_dim:
+            self.of_tile = nn.Linear(network.width, cond_dim, bias=False)  # P
+            self.of_profile = nn.Linear(latent_dim, cond_dim, bias=False)  # V
+            nn.init.normal_(self.of_tile.weight, std=network.width**-0.5)
+            nn.init.normal_(self.of_profile.weight, std=latent_dim**-0.5)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether it sees the expression."""
+        return hasattr(self, "of_tile")
+
+    def forward(
+        self,
+        images: torch.Tensor,
+        c: torch.Tensor | None = None,
+        keep: torch.Tensor | None = None,
+        alone: bool = False,
+    ) -> torch.Tensor:
+        """Return scores (n,) of images (n, 3, H, W) and c (n, latent_dim); f alone where `keep` is False."""
+        return self.score(self.network.features(images, alone), c, keep)
+
+    def score(self, h: torch.Tensor, c: torch.Tensor | None = None, keep: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the scores (n,) of network.features(images)."""
+        plain = self.network.score(h)
+        if not self.conditional or c is None:
+            return plain
+        seen = (self._tile(h) * self.of_profile(c)).sum(1)
+        return plain + (seen if keep is None else seen * keep)
+
+    def match(self, h: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        """Return (n, n): the projection term of tile i, given as network.features, with profile j."""
+        return self._tile(h) @ self.of_profile(c).t()
+
+    def _tile(self, h: torch.Tensor) -> torch.Tensor:
+        return self.of_tile(self.network.pool(h)) / self.of_tile.out_features**0.5
+
+    def slope(
+        self, images: torch.Tensor, c: torch.Tensor | None = None, keep: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return d score / d image (n, 3, H, W) of a network that has its own `slope`, as forward scores it."""
+        if not self.conditional or c is None:
+            return self.network.slope(images)
+        pull = self.of_profile(c) @ self.of_tile.weight / self.of_tile.out_features**0.5  # (n, width): d score / d pool
+        return self.network.slope(images, pull if keep is None else pull * keep[:, None])

@@ -24,7 +24,7 @@ class DCGANGenerator(nn.Module):
     def __init__(self, encoding_dims: int = 2048, out_size: int = 256, step_channels: int = 64) -> None:
         super().__init__()
         doublings = _doublings(out_size)
-        self.encoding_dims, self.out_size = encoding_dims, out_size
+        self.pixel_noise = 0  # takes no noise of single pixels
         channels = [step_channels * 2**i for i in range(doublings, -1, -1)]  # 2048, 1024, ... 64
         first = nn.ConvTranspose2d(encoding_dims, channels[0], kernel_size=4, bias=False)
         blocks = [_block(first, channels[0])]  # (n, z, 1, 1) -> (n, 2048, 4, 4)
@@ -34,7 +34,7 @@ class DCGANGenerator(nn.Module):
         self.model = nn.Sequential(*blocks, nn.Sequential(Up(channels[-1], 3), nn.Tanh()))
         self.apply(_initialise)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, pixels: torch.Tensor | None = None) -> torch.Tensor:
         first, norm, activation = self.model[0]
         # On a 1 x 1 input the transposed convolution is one matrix product, (n, z) @ (z, channels 4 4), and faster so.
         x = (x.flatten(1) @ first.weight.flatten(1)).unflatten(1, first.weight.shape[1:])  # (n, 2048, 4, 4)
@@ -57,6 +57,7 @@ class DCGANDiscriminator(nn.Module):
             raise InputError(f"critic_output = {output!r}: expected {' or '.join(CRITIC_OUTPUTS)}")
         self.norm = norm
         channels = [step_channels * 2**i for i in range(doublings + 1)]  # 64, 128, ... 2048
+        self.width = channels[-1]
         blocks = [_block(Down(3, channels[0]), channels[0], norm="none")]
         blocks += [_block(Down(c, wide, bias=norm == "none"), wide, norm) for c, wide in pairwise(channels)]
         self.model = nn.Sequential(*blocks)  # (n, 3, 256, 256) -> (n, 2048, 4, 4)
@@ -64,11 +65,25 @@ class DCGANDiscriminator(nn.Module):
         self.disc = nn.Sequential(score, CRITIC_OUTPUTS[output]())
         self.apply(_initialise)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.disc(self.model(images)).flatten()
+    def features(self, images: torch.Tensor, alone: bool = False) -> torch.Tensor:
+        """Return (n, width, 4, 4). `alone` is for critics in which tiles of a batch meet."""
+        return self.model(images)
 
-    def slope(self, images: torch.Tensor) -> torch.Tensor:
+    def pool(self, h: torch.Tensor) -> torch.Tensor:
+        """Return what the projection sees, (n, width): the mean over the 4 x 4 places."""
+        return h.mean((2, 3))
+
+    def score(self, h: torch.Tensor) -> torch.Tensor:
+        """Return (n,) scores of `features`."""
+        return self.disc(h).flatten()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.score(self.features(images))
+
+    def slope(self, images: torch.Tensor, pull: torch.Tensor | None = None) -> torch.Tensor:
         """Return d score / d image (n, 3, H, W), differentiable in the weights but not in `images`. `norm` "none" only.
+
+        `pull` (n, width): what a term of `pool` adds to the score's slope there.
 
         Convolutions and LeakyReLU make the critic linear around each image, so its slope is the same network run
         backwards with the signs held fixed. Equal to torch.autograd.grad(..., create_graph=True), which also carries
@@ -85,14 +100,13 @@ class DCGANDiscriminator(nn.Module):
                 x = x * gain
                 gains.append(gain)
         slope = gains.pop()  # (n, 1, 1, 1)
-        slope = F.conv_transpose2d(slope, self.disc[0].weight) * gains.pop()  # (n, 2048, 4, 4)
+        slope = F.conv_transpose2d(slope, self.disc[0].weight)  # (n, 2048, 4, 4)
+        if pull is not None:
+            slope = slope + pull[:, :, None, None] / slope[0, 0].numel()
+        slope = slope * gains.pop()
         for conv, _ in reversed(self.model[1:]):
             slope = up(slope, conv.weight) * gains.pop()
         return up(slope, self.model[0][0].weight)
-
-
-GENERATORS = {"dcgan": DCGANGenerator}
-CRITICS = {"dcgan": DCGANDiscriminator}
 
 
 def _doublings(side: int) -> int:

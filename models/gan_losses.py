@@ -1,8 +1,9 @@
-"""GAN losses as functions of the critic's scores, the gradient penalty, and the two updates of a training step.
+"""GAN losses as functions of the critic's scores, the gradient penalties, and the two updates of a training step.
 
 wgan = the published GAN's loss: Wasserstein, penalty and weight clipping; wgangp = penalty only; wganvae = the
-published RNA-GAN's: penalty only, with the conditioning of models/conditioning.py. Compare wgangp with wganvae: they
-differ in the conditioning alone.
+published RNA-GAN's: penalty only, the critic blind to the expression. Compare wgangp with wganvae: they differ in the
+generator's input alone. wgangpvae = wganvae with a critic that sees the expression; rpgan, rpganvae = relativistic
+pairs with zero-centred penalties, without and with expression.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,7 @@ def minimax_critic(real: Scores, fake: Scores) -> torch.Tensor:
     return F.softplus(-real).mean() + F.softplus(fake).mean()
 
 
-def minimax_generator(fake: Scores) -> torch.Tensor:
+def minimax_generator(fake: Scores, real: Scores | None = None) -> torch.Tensor:
     """The non-saturating form: maximise log D(fake). Goodfellow et al. 2014, section 3."""
     return F.softplus(-fake).mean()
 
@@ -34,7 +35,7 @@ def lsgan_critic(real: Scores, fake: Scores) -> torch.Tensor:
     return 0.5 * ((real - 1).square().mean() + fake.square().mean())
 
 
-def lsgan_generator(fake: Scores) -> torch.Tensor:
+def lsgan_generator(fake: Scores, real: Scores | None = None) -> torch.Tensor:
     """Least squares with target 1. Mao et al. 2017, eq. 9."""
     return 0.5 * (fake - 1).square().mean()
 
@@ -44,28 +45,62 @@ def wasserstein_critic(real: Scores, fake: Scores) -> torch.Tensor:
     return fake.mean() - real.mean()
 
 
-def wasserstein_generator(fake: Scores) -> torch.Tensor:
+def wasserstein_generator(fake: Scores, real: Scores | None = None) -> torch.Tensor:
     """Arjovsky et al. 2017, algorithm 1, line 10."""
     return -fake.mean()
 
 
+def relativistic_critic(real: Scores, fake: Scores) -> torch.Tensor:
+    """Each real tile should score above the generated one that it is paired with. Huang et al. 2024, eq. 2."""
+    return F.softplus(fake - real).mean()
+
+
+def relativistic_generator(fake: Scores, real: Scores) -> torch.Tensor:
+    """Each generated tile should score above the real one that it is paired with. Huang et al. 2024, eq. 2."""
+    return F.softplus(real - fake).mean()
+
+
 @dataclass(frozen=True)
 class GANLoss:
-    """A loss by name: its two functions, whether it has a gradient penalty, whether weights are clipped."""
+    """A loss by name: its two functions, its penalty ("slope", "zero" or none), and what goes with it.
+
+    clip: the critic's weights are clipped. paired: the generator's part needs the real tiles' scores.
+    sees: by default the critic sees the expression, with mismatched pairs, jitter and dropout of the expression.
+    """
 
     critic: Callable[[Scores, Scores], torch.Tensor]
-    generator: Callable[[Scores], torch.Tensor]
-    penalty: bool = False
+    generator: Callable[[Scores, Scores | None], torch.Tensor]
+    penalty: str = ""
     clip: bool = False
+    paired: bool = False
+    sees: bool = False
 
 
 LOSSES = {
     "minimax": GANLoss(minimax_critic, minimax_generator),
     "lsgan": GANLoss(lsgan_critic, lsgan_generator),
-    "wgan": GANLoss(wasserstein_critic, wasserstein_generator, penalty=True, clip=True),
-    "wgangp": GANLoss(wasserstein_critic, wasserstein_generator, penalty=True),
-    "wganvae": GANLoss(wasserstein_critic, wasserstein_generator, penalty=True),
+    "wgan": GANLoss(wasserstein_critic, wasserstein_generator, "slope", clip=True),
+    "wgangp": GANLoss(wasserstein_critic, wasserstein_generator, "slope"),
+    "rpgan": GANLoss(relativistic_critic, relativistic_generator, "zero", paired=True),
+    "wganvae": GANLoss(wasserstein_critic, wasserstein_generator, "slope"),
+    "wgangpvae": GANLoss(wasserstein_critic, wasserstein_generator, "slope", sees=True),
+    "rpganvae": GANLoss(relativistic_critic, relativistic_generator, "zero", paired=True, sees=True),
 }
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The expression that the tiles of a batch are judged with; real and generated tile i have the same.
+
+    c (n, z); keep (n,) bool: False where the generator was given none; patients (n,): whose each tile is.
+    """
+
+    c: torch.Tensor | None = None
+    keep: torch.Tensor | None = None
+    patients: torch.Tensor | None = None
+
+
+NOTHING_SHOWN = Shown()
 
 
 def is_conditional(loss_type: str) -> bool:
@@ -73,12 +108,16 @@ def is_conditional(loss_type: str) -> bool:
     return loss_type.endswith("vae")
 
 
+# ---- Penalties ----
+
+
 def gradient_penalty(
-    critic: Callable[[torch.Tensor], Scores],
+    critic: nn.Module,
     real: torch.Tensor,
     fake: torch.Tensor,
     epsilon: torch.Tensor,
     per: str = "image",
+    shown: Shown = NOTHING_SHOWN,
 ) -> torch.Tensor:
     """Return mean (|d critic / d x| - 1)^2 between real and fake (n, 3, H, W). Gulrajani et al. 2017, eq. 3.
 
@@ -89,13 +128,37 @@ def gradient_penalty(
         raise InputError(f"penalty_per = {per!r}: expected {' or '.join(PENALTY_PER)}")
     mix = (epsilon[:1] if per == "batch" else epsilon).reshape(-1, 1, 1, 1)
     x = mix * real + (1 - mix) * fake
-    if getattr(critic, "norm", "") == "none":
-        slope = critic.slope(x)  # (n, 3, H, W)
+    if critic.norm == "none":
+        slope = critic.slope(x, shown.c, shown.keep)  # (n, 3, H, W)
     else:
-        x.requires_grad_(True)
-        (slope,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+        slope = _slope(critic, x, shown)
     norm = slope.norm() if per == "batch" else slope.flatten(1).norm(dim=1)
     return (norm - 1).square().mean()
+
+
+def zero_penalty(critic: nn.Module, images: torch.Tensor, shown: Shown = NOTHING_SHOWN) -> torch.Tensor:
+    """Return mean |d critic / d image|^2 / 2: R1 on real, R2 on generated tiles. Mescheder et al. 2018, eq. 9, 10."""
+    return _slope(critic, images, shown).square().sum((1, 2, 3)).mean() / 2
+
+
+def _slope(critic: nn.Module, images: torch.Tensor, shown: Shown) -> torch.Tensor:
+    x = images.detach().requires_grad_(True)
+    return torch.autograd.grad(critic(x, shown.c, shown.keep, alone=True).sum(), x, create_graph=True)[0]
+
+
+def mismatched_pairs(critic: nn.Module, h: torch.Tensor, shown: Shown) -> torch.Tensor:
+    """Return how well real tiles, given as features h, tell their own profile from the other patients' in the batch.
+
+    mean softplus(s_ij - s_ii), s_ij: the projection of tile i with profile j: the relativistic loss between a matched
+    and a mismatched real pair, in which f(tile) cancels. Pairs of one patient are left out. 0 without another patient.
+    """
+    s = critic.match(h, shown.c)  # (n, n)
+    others = shown.patients[:, None] != shown.patients[None, :]
+    total = (F.softplus(s - s.diagonal()[:, None]) * others).sum()
+    return total / others.sum().clamp(min=1)
+
+
+# ---- The two updates ----
 
 
 def critic_step(
@@ -105,29 +168,42 @@ def critic_step(
     real: torch.Tensor,
     fake: torch.Tensor,
     epsilon: torch.Tensor,
+    shown: Shown = NOTHING_SHOWN,
     *,
     penalty_weight: float = 10.0,
     penalty_per: str = "image",
+    gamma: float = 2.0,
+    penalise: int = 1,
+    mismatched_weight: float = 0.0,
     clip: float = 0.01,
     autocast: torch.autocast | nullcontext = nullcontext(),  # noqa: B008 (stateless)
 ) -> dict[str, torch.Tensor]:
     """Update the critic once, on one fake batch for both loss and penalty; return the parts of its loss.
 
-    `real`, `fake` (n, 3, H, W) in [-1, 1]; no gradient reaches the generator. The penalty is computed in fp32 whatever
-    `autocast` says: its second derivative loses too much in bf16.
+    `real`, `fake` (n, 3, H, W) in [-1, 1]; no gradient reaches the generator. Penalties are computed in fp32 whatever
+    `autocast` says: their second derivative loses too much in bf16. `penalise` weights the zero-centred penalties: they
+    may be left out of most steps (0) and count for all of these in one (their number); Karras et al. 2020, section 3.1.
     """
     critic.requires_grad_(True)
-    fake = fake.detach().float()
+    fake, network = fake.detach().float(), critic.network
     with autocast:
-        if getattr(critic, "norm", "batch") == "none":  # images do not meet: one pass for both
-            on_real, on_fake = critic(torch.cat([real, fake])).float().chunk(2)
+        if critic.norm == "none":  # images do not meet: one pass for both
+            of_real, of_fake = network.features(torch.cat([real, fake])).chunk(2)
         else:
-            on_real, on_fake = critic(real).float(), critic(fake).float()
+            of_real, of_fake = network.features(real), network.features(fake)
+        on_real = critic.score(of_real, shown.c, shown.keep).float()
+        on_fake = critic.score(of_fake, shown.c, shown.keep).float()
     parts = {"critic": loss.critic(on_real, on_fake)}
     total = parts["critic"]
-    if loss.penalty:
-        parts["penalty"] = gradient_penalty(critic, real, fake, epsilon, penalty_per)
+    if mismatched_weight and critic.conditional:
+        parts["mismatched"] = mismatched_pairs(critic, of_real.float(), shown)
+        total = total + mismatched_weight * parts["mismatched"]
+    if loss.penalty == "slope":
+        parts["penalty"] = gradient_penalty(critic, real, fake, epsilon, penalty_per, shown)
         total = total + penalty_weight * parts["penalty"]
+    elif loss.penalty == "zero" and penalise:
+        parts["penalty"] = zero_penalty(critic, real, shown) + zero_penalty(critic, fake, shown)
+        total = total + penalise * gamma * parts["penalty"]
     optimizer.zero_grad(set_to_none=True)
     total.backward()
     optimizer.step()
@@ -143,14 +219,21 @@ def generator_step(
     optimizer: torch.optim.Optimizer,
     loss: GANLoss,
     fake: torch.Tensor,
+    shown: Shown = NOTHING_SHOWN,
+    real: torch.Tensor | None = None,
     *,
     autocast: torch.autocast | nullcontext = nullcontext(),  # noqa: B008 (stateless)
 ) -> dict[str, torch.Tensor]:
-    """Update the generator once through `fake` (n, 3, H, W), which it made; the critic is frozen meanwhile."""
+    """Update the generator once through `fake` (n, 3, H, W), which it made; the critic is frozen meanwhile.
+
+    `real` (n, 3, H, W): the tiles that a paired loss compares them with.
+    """
     critic.requires_grad_(False)
     with autocast:
-        scores = critic(fake)
-    total = loss.generator(scores.float())
+        scores = critic(fake, shown.c, shown.keep)
+        with torch.no_grad():
+            on_real = critic(real, shown.c, shown.keep).float() if loss.paired else None
+    total = loss.generator(scores.float(), on_real)
     optimizer.zero_grad(set_to_none=True)
     total.backward()
     optimizer.step()

@@ -1,23 +1,36 @@
-"""What the settings of a GAN may be."""
+"""What the settings of a GAN may be, and what stands for those left open."""
 
 import math
 from collections.abc import Callable, Sequence
 
 import torch
 
-from common.config import GANSettings, settings_dict
+from common.config import BLIND, SEEING, GANSettings, settings_dict
 from common.errors import InputError
-from models.conditioning import NOISES, STANDARDISE, InputRule
-from models.dcgan import CRITIC_NORMS, CRITIC_OUTPUTS, GENERATORS
-from models.gan_losses import LOSSES, PENALTY_PER
+from models.conditioning import CONDITIONS, CRITIC_CONDITIONS, NOISES, STANDARDISE, InputRule
+from models.dcgan import CRITIC_NORMS, CRITIC_OUTPUTS
+from models.gan_losses import LOSSES, PENALTY_PER, is_conditional
+from models.networks import GAN_TYPES
 
 OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
+
+
+def resolve_gan_settings(cfg: GANSettings) -> None:
+    """Replace each None in `cfg` by what loss and architecture ask for; a plain GAN has nothing of expression."""
+    if cfg.condition is None:
+        cfg.condition = "concat" if cfg.gan_type == "residual" else "add"
+    sees = cfg.loss_type in LOSSES and LOSSES[cfg.loss_type].sees
+    for key, value in (SEEING if sees else BLIND).items():
+        if getattr(cfg, key) is None or not is_conditional(cfg.loss_type):
+            setattr(cfg, key, value)
 
 
 def check_gan_settings(cfg: GANSettings, config: str) -> None:
     """InputError for a setting that training would only trip over later."""
     known = {
-        "gan_type": GENERATORS,
+        "gan_type": GAN_TYPES,
+        "condition": CONDITIONS,
+        "critic_condition": CRITIC_CONDITIONS,
         "loss_type": LOSSES,
         "optimizer": OPTIMIZERS,
         "shuffle": ("patients", "slides"),
@@ -33,15 +46,16 @@ def check_gan_settings(cfg: GANSettings, config: str) -> None:
         if getattr(cfg, key) not in values:
             raise InputError(f"{config}: {key} = {getattr(cfg, key)!r}: expected {', '.join(values)}")
     counts = ("num_epochs", "batch_size", "critic_steps", "step_channels", "encoding_dims", "log_interval")
-    counts += ("max_patch_per_wsi", "ema_images", "num_grid")
+    counts += ("max_patch_per_wsi", "ema_images", "num_grid", "depth", "cond_dim", "penalty_every")
+    weights = ("penalty_weight", "gamma", "mismatched_weight")
     expected: dict[str, tuple[Sequence[str], Callable[[float], bool]]] = {
         "1 or more": (counts, lambda x: x >= 1),
         "0 or more": (
-            ("n_workers", "max_steps", "save_every", "weights_decay", "penalty_weight"),
+            (*weights, "n_workers", "max_steps", "save_every", "weights_decay", "cond_jitter"),
             lambda x: 0 <= x < math.inf,
         ),
         "more than 0": (("lr_generator", "lr_critic", "clip"), lambda x: 0 < x < math.inf),
-        "0 or more, under 1": (("adam_beta1", "adam_beta2"), lambda x: 0 <= x < 1),
+        "0 or more, under 1": (("adam_beta1", "adam_beta2", "cond_dropout"), lambda x: 0 <= x < 1),
         "0 (noise only) to 1 (expression only)": (("condition_share",), lambda x: 0 <= x <= 1),
     }
     for words, (keys, good) in expected.items():
@@ -51,3 +65,5 @@ def check_gan_settings(cfg: GANSettings, config: str) -> None:
     if cfg.img_size < 16 or cfg.img_size & (cfg.img_size - 1):
         raise InputError(f"{config}: img_size = {cfg.img_size}: expected a power of two, 16 or more")
     InputRule.of(settings_dict(cfg))
+    if cfg.mismatched_weight and cfg.critic_condition == "none":
+        raise InputError(f"{config}: mismatched_weight = {cfg.mismatched_weight} needs critic_condition = projection")

@@ -7,16 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from common.checkpoint import load_checkpoint, resolve_checkpoint
 from common.errors import InputError, warn
 from common.run import seed_for
 from datasets.expression import ExpressionTable
 from datasets.tiles import to_uint8
-from models.conditioning import InputRule
-from models.dcgan import GENERATORS
+from models.conditioning import ConditionedGenerator
 from models.generate import generate_tiles
+from models.networks import build_generator
 from sources.profiles import Profiles
 
 
@@ -26,10 +25,9 @@ class GAN:
 
     path: Path
     digest: str
-    generator: nn.Module
+    generator: ConditionedGenerator
     state: dict[str, Any]
     device: torch.device
-    rule: InputRule  # how its input is made
 
     @property
     def conditional(self) -> bool:
@@ -52,7 +50,7 @@ class GAN:
         None: the VAE that the run's settings name. InputError where it is not the one the GAN was trained with.
         """
         vae_path = vae_path or self.state["settings"]["vae_checkpoint"]
-        profiles = Profiles(vae_path, table, self.device, self.rule)
+        profiles = Profiles(vae_path, table, self.device, self.generator.rule)
         if profiles.vae_digest != self.state["vae_digest"]:
             raise InputError(
                 f"{vae_path}: is another VAE ({profiles.vae_digest[:12]}) than the one {self.path} was trained with "
@@ -91,14 +89,13 @@ def open_gan(path: str | Path, device: torch.device | str = "cpu") -> GAN:
     state, digest = load_checkpoint(path, "gan")
     try:
         with torch.device("meta"):
-            generator = GENERATORS[state["settings"]["gan_type"]](**state["generator_args"])
+            generator = build_generator(state["generator_args"])
         generator.load_state_dict(state["generator"], assign=True)
-        rule = InputRule.of(state["settings"])
     except (KeyError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{path}: weights of another architecture than it states ({reason}); train it again") from None
     generator = generator.to(device).eval().requires_grad_(False)
-    return GAN(path, digest, generator, state, torch.device(device), rule)
+    return GAN(path, digest, generator, state, torch.device(device))
 
 
 class GANSource:
@@ -110,14 +107,16 @@ class GANSource:
         conditions: torch.Tensor | None = None,
         label: str | None = None,
         names: Sequence[str] | None = None,
+        guidance: float = 1.0,
     ) -> None:
         """`conditions`: from gan.profiles(...): (z,) one profile for all tiles, or (m, z) one drawn per tile by seed.
 
-        `names` are the profiles', for the record. InputError where a conditional GAN is given none.
+        `names` are the profiles', for the record; `guidance` as in ConditionedGenerator.enter. InputError where a
+        conditional GAN is given no profile.
         """
         if gan.conditional and conditions is None:
             raise InputError(f"{gan.path}: is an RNA-GAN and needs a profile: --patient1, or a config with tables")
-        self.gan = gan
+        self.gan, self.guidance = gan, guidance
         self.conditions = conditions if gan.conditional else None
         self.names = list(names or []) if gan.conditional else []
         tissues = "+".join(gan.tissues)
@@ -152,7 +151,7 @@ class GANSource:
             start=start,
             batch_size=batch_size,
             device=self.gan.device,
-            rule=self.gan.rule,
+            guidance=self.guidance,
         )
         for batch in tiles:
             yield to_uint8(batch)

@@ -162,7 +162,7 @@ class Study:
             profiles = gan.profiles(self.vae_settings.save_dir, table)
             conditions = profiles.conditions(names).repeat_interleave(each, 0)  # (patients * each, z)
         n = len(patients.rows)
-        tiles = generate_tiles(gan.generator, n * each, seed, conditions, device=gan.device, rule=gan.rule)
+        tiles = generate_tiles(gan.generator, n * each, seed, conditions, device=gan.device)
         out = np.concatenate([to_uint8(batch) for batch in tiles])
         return out.reshape(n, each, *out.shape[1:])
 

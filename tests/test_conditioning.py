@@ -6,9 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import InputError
-from models.conditioning import InputRule, infuse, published_infuse, standardise_latent
+from models.conditioning import (
+    ConditionedCritic,
+    ConditionedGenerator,
+    InputRule,
+    infuse,
+    published_infuse,
+    standardise_latent,
+)
 from models.dcgan import DCGANGenerator
 from models.generate import generate_tiles
+from models.residual import ResidualCritic, ResidualGenerator, enlarge, halve
 
 DIMS, N = 24, 8
 
@@ -93,7 +101,7 @@ def test_training_donors_have_unit_variance():
 def test_the_rule_in_a_checkpoint_is_checked():
     good = {"noise": "normal", "standardise": "train", "condition_share": 0.5}
     assert InputRule.of(good) == InputRule()
-    for key, value in (("noise", "gaussian"), ("standardise", "none"), ("condition_share", 1.5)):
+    for key, value in (("noise", "gaussian"), ("standardise", "none"), ("condition_share", 1.5), ("condition", "x")):
         with pytest.raises(InputError, match=key):
             InputRule.of(good | {key: value})
     with pytest.raises(InputError, match="two tiles"):
@@ -103,11 +111,91 @@ def test_the_rule_in_a_checkpoint_is_checked():
 def test_generated_tiles_differ_between_patients_and_not_in_the_published_form():
     mean, std, z_a, z_b = two_patients()
     torch.manual_seed(0)
-    generator = DCGANGenerator(DIMS, 16, 8).eval()
+    network = DCGANGenerator(DIMS, 16, 8)
 
     def tiles(rule, z):
-        return torch.cat(list(generate_tiles(generator, N, 5, rule.condition(z, mean, std), rule=rule)))
+        generator = ConditionedGenerator(network, rule, DIMS, DIMS)
+        return torch.cat(list(generate_tiles(generator, N, 5, rule.condition(z, mean, std))))
 
     ours, published = InputRule(share=0.5), InputRule("uniform", "batch")
     assert (tiles(ours, z_a) - tiles(ours, z_b)).abs().mean() > 0.01
     assert torch.allclose(tiles(published, z_a), tiles(published, z_b), atol=1e-3)
+
+
+# ---- In the networks ----
+
+
+def made(network=ResidualGenerator, how="concat", latent=5):
+    torch.manual_seed(0)
+    dims = latent if how == "add" else 7
+    into = dims + (6 if how == "concat" else 0)
+    generator = ConditionedGenerator(network(into, 16, 4), InputRule(how=how), dims, latent, cond_dim=6).eval()
+    with torch.no_grad():
+        generator.null.normal_()  # as if trained
+    return generator
+
+
+@pytest.mark.parametrize("network", [DCGANGenerator, ResidualGenerator])
+@pytest.mark.parametrize("how", ["add", "concat"])
+def test_expression_reaches_the_tile_beside_the_noise_or_added_to_it(network, how):
+    generator, c = made(network, how), torch.randn(2, 5)
+    noise = generator.draw(1, torch.Generator().manual_seed(1)).expand(2, -1)
+    with torch.no_grad():
+        one, other = generator(noise, c)
+        assert (one - other).abs().mean() > 1e-3
+        again = generator(noise[:1], c[:1])
+    assert torch.allclose(again[0], one, atol=1e-5)  # whatever else is in the batch
+
+
+@pytest.mark.parametrize("how", ["add", "concat"])
+def test_dropped_expression_is_the_learned_null_and_guidance_goes_along_the_line_from_it(how):
+    generator, c = made(how=how), torch.randn(3, 5)
+    noise = torch.randn(3, generator.encoding_dims)
+    with torch.no_grad():
+        null, full = generator.enter(noise, None), generator.enter(noise, c)
+        half_kept = generator.enter(noise, c, torch.tensor([True, False, True]))
+        guided = generator.enter(noise, c, guidance=2.0)
+    assert torch.equal(half_kept[1], null[1]) and torch.equal(half_kept[0], full[0])
+    assert torch.allclose(guided - null, 2 * (full - null), atol=1e-5)
+    assert torch.allclose(generator.enter(noise, c, guidance=0.0), null, atol=1e-5)
+
+
+def test_a_plain_gan_has_nothing_of_expression():
+    generator = ConditionedGenerator(ResidualGenerator(7, 16, 4), InputRule(how="concat"), 7)
+    assert not generator.conditional and not [k for k in generator.state_dict() if not k.startswith("network.")]
+    with pytest.raises(InputError, match="needs the VAE's 5"):
+        ConditionedGenerator(DCGANGenerator(7, 16, 4), InputRule(), 7, 5)
+
+
+def test_the_critic_sees_the_expression_only_where_it_is_kept():
+    torch.manual_seed(0)
+    critic = ConditionedCritic(ResidualCritic(16, 4), 5).eval()
+    images, c = torch.randn(4, 3, 16, 16), torch.randn(4, 5)
+    kept = torch.tensor([True, True, False, False])
+    with torch.no_grad():
+        plain, seen, some = critic(images), critic(images, c), critic(images, c, kept)
+    assert torch.equal(some[:2], seen[:2]) and torch.equal(some[2:], plain[2:]) and (seen != plain).all()
+
+
+def test_a_critics_slope_is_one_tiles_own_though_it_knows_the_batchs_spread():
+    torch.manual_seed(0)
+    critic, images = ConditionedCritic(ResidualCritic(16, 4)), torch.randn(4, 3, 16, 16)
+    images.requires_grad_(True)
+    (held,) = torch.autograd.grad(critic(images, alone=True)[0], images)
+    (free,) = torch.autograd.grad(critic(images)[0], images)
+    assert held[1:].abs().max() == 0 and free[1:].abs().max() > 0
+
+
+@pytest.mark.parametrize("side", [16, 32, 64])
+def test_the_residual_networks_shapes_and_what_size_costs(side):
+    generator, critic = ResidualGenerator(7, side, 4, depth=2), ResidualCritic(side, 4, depth=2)
+    tiles = generator(torch.randn(2, 7), torch.randn(2, generator.pixel_noise))
+    assert tiles.shape == (2, 3, side, side) and critic.score(critic.features(tiles)).shape == (2,)
+    with pytest.raises(InputError, match="power of two"):
+        ResidualGenerator(7, 48, 4)
+
+
+def test_a_constant_stays_constant_when_sides_change():
+    x = torch.ones(1, 2, 8, 8)
+    assert torch.allclose(halve(x)[..., 1:, 1:], torch.ones(1, 2, 3, 3))
+    assert torch.allclose(enlarge(x)[..., 1:-1, 1:-1], torch.ones(1, 2, 14, 14))  # no checkerboard inside

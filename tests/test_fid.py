@@ -18,8 +18,8 @@ from datasets.expression import ExpressionTable, write_expression
 from datasets.keys import donor_of, split_of
 from datasets.tiles import write_store
 from models.betavae import BetaVAE, finished_state
-from models.dcgan import DCGANGenerator
 from models.expression_scaler import ExpressionScaler
+from models.networks import build_generator, generator_args
 
 SIDE, GENES, LATENT = 32, 12, 8
 LUNG, BRAIN = "GTEX-15RJ7-0625.svs", "GTEX-1C6WA-3025.svs"
@@ -82,11 +82,12 @@ def make_vae(path, values, genes, tissues):
 
 def make_gan(path, config, tissue, vae_digest, side=SIDE):
     settings = GANSettings(**{**config, "loss_type": "wganvae" if vae_digest else "wgan", "encoding_dims": LATENT})
-    arguments = {"encoding_dims": LATENT, "out_size": side, "step_channels": 4}
+    settings.img_size, settings.step_channels = side, 4
+    arguments = generator_args(settings, LATENT if vae_digest else 0)
     state = {
         "settings": settings_dict(settings),
         "generator_args": arguments,
-        "generator": DCGANGenerator(**arguments).state_dict(),
+        "generator": build_generator(arguments).state_dict(),
         "conditional": vae_digest is not None,
         "vae_digest": vae_digest,
         "latent": None,

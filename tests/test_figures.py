@@ -18,7 +18,7 @@ from common.errors import InputError, run_command
 from datasets.tiles import write_store
 from figures import measure, page, plots, tile_sections
 from figures.results import metrics_under, read_log, series_of
-from models.conditioning import InputRule
+from models.conditioning import ConditionedGenerator, InputRule
 from models.dcgan import DCGANGenerator
 from sources.study import Study
 
@@ -108,9 +108,10 @@ def test_a_page_escapes_its_words_and_fetches_nothing():
 
 def test_the_same_noise_gives_two_patients_other_tiles_here_and_the_same_ones_in_the_published_form():
     torch.manual_seed(0)
-    generator = DCGANGenerator(encoding_dims=12, out_size=16, step_channels=4)
+    network = DCGANGenerator(encoding_dims=12, out_size=16, step_channels=4)
+    generator = ConditionedGenerator(network, InputRule(share=0.5), 12, 12)
     mu = torch.randn(2, 12) * 3
-    two = measure.two_patients(generator, InputRule(share=0.5), mu, torch.zeros(12), torch.ones(12), 6, seed=1)
+    two = measure.two_patients(generator, mu, torch.zeros(12), torch.ones(12), 6, seed=1)
     assert two.input_difference["ours"] > 0.5 and two.tile_difference["ours"][0] > 0
     assert two.input_difference["published"] < 1e-12 and two.tile_difference["published"] == (0, 0.0)
     assert two.tiles["ours"].shape == (2, 6, 16, 16, 3)

@@ -7,9 +7,18 @@ from torch import nn
 from common.errors import InputError
 from models import resampling
 from models.average import average_decay, calibrate_batch_norm, calibration_inputs, update_average
-from models.conditioning import InputRule
+from models.conditioning import ConditionedCritic, ConditionedGenerator, InputRule
 from models.dcgan import DCGANDiscriminator, DCGANGenerator
-from models.gan_losses import LOSSES, critic_step, generator_step, gradient_penalty, is_conditional
+from models.gan_losses import (
+    LOSSES,
+    Shown,
+    critic_step,
+    generator_step,
+    gradient_penalty,
+    is_conditional,
+    mismatched_pairs,
+    zero_penalty,
+)
 from models.resampling import down, up
 
 
@@ -86,17 +95,19 @@ def test_losses_have_the_values_of_their_formulas():
 
 
 def test_a_run_is_conditional_exactly_when_its_loss_ends_in_vae():
-    assert {name for name in LOSSES if is_conditional(name)} == {"wganvae"}
+    assert {name for name in LOSSES if is_conditional(name)} == {"wganvae", "wgangpvae", "rpganvae"}
 
 
 class Linear(nn.Module):
     """score = w . x: its slope is w at every x, so the penalty is (|w| - 1)^2 whatever the images are."""
 
+    norm = "spread"
+
     def __init__(self, weight):
         super().__init__()
         self.weight = nn.Parameter(weight)
 
-    def forward(self, x):
+    def forward(self, x, c=None, keep=None, alone=False):
         return x.flatten(1) @ self.weight
 
 
@@ -107,11 +118,12 @@ def test_the_penalty_of_a_linear_critic():
     assert penalty.item() == pytest.approx((3**0.5 - 1) ** 2, rel=1e-5)
     whole = gradient_penalty(critic, real, fake, torch.rand(5), per="batch")  # one norm for all: sqrt(5) as long
     assert whole.item() == pytest.approx((15**0.5 - 1) ** 2, rel=1e-5)
+    assert zero_penalty(critic, real).item() == pytest.approx(3 / 2, rel=1e-5)
 
 
 def test_the_penalty_is_per_image():
     torch.manual_seed(0)
-    critic = DCGANDiscriminator(16, 4)
+    critic = ConditionedCritic(DCGANDiscriminator(16, 4))
     real, fake, epsilon = torch.randn(6, 3, 16, 16), torch.randn(6, 3, 16, 16), torch.rand(6)
     each = [gradient_penalty(critic, real[i : i + 1], fake[i : i + 1], epsilon[i : i + 1]) for i in range(6)]
     assert gradient_penalty(critic, real, fake, epsilon).item() == pytest.approx(
@@ -120,26 +132,43 @@ def test_the_penalty_is_per_image():
 
 
 @pytest.mark.parametrize("output", ["linear", "leaky"])
-def test_the_slope_run_backwards_equals_autograds_and_so_do_its_gradients(output):
+@pytest.mark.parametrize("sees", [False, True])
+def test_the_slope_run_backwards_equals_autograds_and_so_do_its_gradients(output, sees):
     torch.manual_seed(0)
-    critic = DCGANDiscriminator(32, 4, output=output).double()
+    critic = ConditionedCritic(DCGANDiscriminator(32, 4, output=output), 7 if sees else 0).double()
     real, fake = (torch.randn(5, 3, 32, 32, dtype=torch.float64) for _ in range(2))
     epsilon = torch.rand(5, dtype=torch.float64)
+    shown = Shown(torch.randn(5, 7, dtype=torch.float64), torch.tensor([1, 1, 0, 1, 1]).bool()) if sees else Shown()
     found = {}
-    for name, function in (("ours", critic), ("autograd", lambda x: critic(x))):
+    for norm in ("none", "autograd"):  # any other norm takes autograd's way
+        critic.norm = norm
         critic.zero_grad()
-        gradient_penalty(function, real, fake, epsilon).backward()
-        found[name] = {k: p.grad.clone() for k, p in critic.named_parameters() if p.grad is not None and p.grad.any()}
-    assert found["ours"].keys() == found["autograd"].keys() != set()
-    for key, gradient in found["ours"].items():
+        gradient_penalty(critic, real, fake, epsilon, shown=shown).backward()
+        found[norm] = {k: p.grad.clone() for k, p in critic.named_parameters() if p.grad is not None and p.grad.any()}
+    assert found["none"].keys() == found["autograd"].keys() != set()
+    assert ("of_profile.weight" in found["none"]) == sees
+    for key, gradient in found["none"].items():
         assert torch.allclose(gradient, found["autograd"][key], rtol=1e-9, atol=1e-12), key
 
 
 def test_under_batch_norm_the_slope_is_autograds():
-    critic = DCGANDiscriminator(16, 4, norm="batch")
+    critic = ConditionedCritic(DCGANDiscriminator(16, 4, norm="batch"))
     gradient_penalty(critic, torch.randn(4, 3, 16, 16), torch.randn(4, 3, 16, 16), torch.rand(4)).backward()
     with pytest.raises(ValueError, match="batch norm"):
         critic.slope(torch.randn(4, 3, 16, 16))
+
+
+def test_mismatched_pairs_ask_the_critic_to_tell_a_tiles_own_profile_from_other_patients():
+    torch.manual_seed(0)
+    critic = ConditionedCritic(DCGANDiscriminator(16, 4), latent_dim=3)
+    h, c = critic.network.features(torch.randn(4, 3, 16, 16)), torch.randn(4, 3)
+    s = critic.match(h, c)
+    assert torch.allclose(critic.score(h, c), critic.network.score(h) + s.diagonal(), atol=1e-6)
+    one = mismatched_pairs(critic, h, Shown(c, patients=torch.tensor([0, 0, 1, 1])))
+    pairs = [(0, 2), (0, 3), (1, 2), (1, 3), (2, 0), (2, 1), (3, 0), (3, 1)]  # never within a patient
+    by_hand = torch.stack([nn.functional.softplus(s[i, j] - s[i, i]) for i, j in pairs]).mean()
+    assert one.item() == pytest.approx(by_hand.item(), rel=1e-5)
+    assert mismatched_pairs(critic, h, Shown(c, patients=torch.zeros(4))).item() == 0
 
 
 # ---- The two updates ----
@@ -149,7 +178,7 @@ def test_under_batch_norm_the_slope_is_autograds():
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_each_update_moves_its_own_network_only(name, norm):
     torch.manual_seed(0)
-    generator, critic = DCGANGenerator(6, 16, 4), DCGANDiscriminator(16, 4, norm)
+    generator, critic = DCGANGenerator(6, 16, 4), ConditionedCritic(DCGANDiscriminator(16, 4, norm))
     optimizers = [torch.optim.Adam(net.parameters(), lr=1e-3) for net in (generator, critic)]
     before = [[p.detach().clone() for p in net.parameters()] for net in (generator, critic)]
 
@@ -157,12 +186,12 @@ def test_each_update_moves_its_own_network_only(name, norm):
         pairs = zip((generator, critic), before, strict=True)
         return [any(not torch.equal(p, q) for p, q in zip(net.parameters(), old, strict=True)) for net, old in pairs]
 
-    fake = generator(torch.randn(4, 6))
-    parts = critic_step(critic, optimizers[1], LOSSES[name], torch.randn(4, 3, 16, 16), fake, torch.rand(4))
+    real, fake = torch.randn(4, 3, 16, 16), generator(torch.randn(4, 6))
+    parts = critic_step(critic, optimizers[1], LOSSES[name], real, fake, torch.rand(4))
     assert moved() == [False, True]
-    assert ("penalty" in parts) == LOSSES[name].penalty
+    assert ("penalty" in parts) == bool(LOSSES[name].penalty)
     before[1] = [p.detach().clone() for p in critic.parameters()]
-    generator_step(critic, optimizers[0], LOSSES[name], fake)
+    generator_step(critic, optimizers[0], LOSSES[name], fake, real=real)
     assert moved() == [True, False]
     assert all(p.requires_grad for p in critic.parameters())
 
@@ -170,7 +199,7 @@ def test_each_update_moves_its_own_network_only(name, norm):
 def test_wgan_clips_and_the_others_do_not():
     for name in LOSSES:
         torch.manual_seed(0)
-        critic = DCGANDiscriminator(16, 4)
+        critic = ConditionedCritic(DCGANDiscriminator(16, 4))
         optimizer = torch.optim.Adam(critic.parameters(), lr=1e-3)
         critic_step(
             critic, optimizer, LOSSES[name], torch.randn(4, 3, 16, 16), torch.randn(4, 3, 16, 16), torch.rand(4)
@@ -193,17 +222,15 @@ def test_the_averages_half_life_is_in_images():
 
 def test_calibrated_statistics_depend_on_the_weights_alone():
     torch.manual_seed(0)
-    model = DCGANGenerator(6, 16, 4)
-    calibrate_batch_norm(model, calibration_inputs(InputRule(), 6, 99))
+    model = ConditionedGenerator(DCGANGenerator(6, 16, 4), InputRule(), 6)
+    calibrate_batch_norm(model, calibration_inputs(model, 99))
     once = {k: v.clone() for k, v in model.state_dict().items()}
     model.train()(torch.randn(4, 6) * 9)
-    calibrate_batch_norm(model, calibration_inputs(InputRule(), 6, 99))
+    calibrate_batch_norm(model, calibration_inputs(model, 99))
     assert not model.training
     assert all(torch.equal(v, once[k]) for k, v in model.state_dict().items())
-    norm = model.model[0][1]
-    assert norm.running_var.mean().item() == pytest.approx(
-        model.model[0][0].weight.square().sum(0).mean().item(), rel=0.2
-    )
+    first, norm, _ = model.network.model[0]
+    assert norm.running_var.mean().item() == pytest.approx(first.weight.square().sum(0).mean().item(), rel=0.2)
 
 
 @pytest.mark.parametrize("side", [2, 4, 8, 16, 32])

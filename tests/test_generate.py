@@ -14,8 +14,10 @@ import histopathology_gan
 from common.checkpoint import load_checkpoint, save_checkpoint
 from datasets.expression import read_expression, write_expression
 from datasets.tiles import read_image, read_image_folder
+from models.conditioning import ConditionedGenerator, InputRule
 from models.dcgan import DCGANGenerator
 from models.generate import CHUNK, generate_tiles
+from models.residual import ResidualGenerator
 from sources.gan import GANSource, open_gan
 
 PATIENT, OTHER = "GTEX-D03-0625.svs", "GTEX-D00-0625.svs"  # of split test, and another
@@ -57,9 +59,10 @@ def manifest(folder):
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 16, 100])
-def test_tile_k_depends_on_seed_and_k_only(batch_size):
+@pytest.mark.parametrize("network", [DCGANGenerator(6, 16, 8), ResidualGenerator(6, 16, 8)])
+def test_tile_k_depends_on_seed_and_k_only(network, batch_size):
     torch.manual_seed(0)
-    generator = DCGANGenerator(6, 16, 8)
+    generator = ConditionedGenerator(network, InputRule(), 6)
     whole = torch.cat(list(generate_tiles(generator, 40, 5, batch_size=64)))
     again = list(generate_tiles(generator, 40, 5, batch_size=batch_size))
     assert all(len(batch) <= batch_size for batch in again)
@@ -73,7 +76,7 @@ def test_tile_k_depends_on_seed_and_k_only(batch_size):
 
 def test_each_tile_may_have_its_own_profile():
     torch.manual_seed(0)
-    generator, c = DCGANGenerator(6, 16, 8), torch.randn(20, 6)
+    generator, c = ConditionedGenerator(DCGANGenerator(6, 16, 8), InputRule(), 6, 6), torch.randn(20, 6)
     mixed = torch.cat(list(generate_tiles(generator, 20, 5, c, start=10)))
     for i in (0, 7, 19):
         alone = torch.cat(list(generate_tiles(generator, 1, 5, c[i], start=10 + i)))

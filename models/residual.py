@@ -1,0 +1,192 @@
+"""A residual generator and critic without normalisation: small, stable, and modulated by noise and expression.
+
+Residual blocks and no batch norm as in R3GAN (Huang et al. 2024, section 4), modulation of every convolution by a
+mapped input and per-pixel noise of learned strength as in StyleGAN (Karras et al. 2019, section 2; Karras et al. 2020,
+section 2.2), a minibatch-spread feature in the critic (Karras et al. 2018, section 3). Written from those equations.
+Sides change by the tent filter [1, 2, 1]: no checkerboard, whatever the weights.
+
+Channels are `step_channels` at full size and double with each halving, up to 8 times that. `depth` blocks per size.
+"""
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from common.errors import InputError
+
+SLOPE = 0.2  # of LeakyReLU
+HALF = 0.5**0.5  # keeps the variance of a sum of two branches; Karras et al. 2020, section 4.1 (the critic there)
+MAPPED = 128  # width of the mapped input
+SMALLEST = 4  # px, the side at which drawing starts
+PIXEL_NOISE = 0.1  # its strength at the start; learned per channel
+
+
+def sides_of(out_size: int) -> list[int]:
+    """Return [4, 8, ... out_size]; InputError where that is no power of two from 16 to 1024."""
+    if out_size < 16 or out_size > 1024 or out_size & (out_size - 1):
+        raise InputError(f"img_size = {out_size}: expected a power of two from 16 to 1024")
+    return [2**i for i in range(2, out_size.bit_length())]
+
+
+def channels_of(out_size: int, step_channels: int) -> list[int]:
+    """Return the channels at each side, 4 px first."""
+    return [min(step_channels * (out_size // side), step_channels * 8) for side in sides_of(out_size)]
+
+
+def enlarge(x: torch.Tensor) -> torch.Tensor:
+    """(n, c, s, s) -> (n, c, 2 s, 2 s): new pixels are the means of their neighbours, beyond the edge is 0."""
+    return F.conv_transpose2d(x, 4 * _tent(x), stride=2, padding=1, output_padding=1, groups=x.shape[1])
+
+
+def halve(x: torch.Tensor) -> torch.Tensor:
+    """(n, c, s, s) -> (n, c, s / 2, s / 2): every other pixel, smoothed before; beyond the edge is 0."""
+    return F.conv2d(x, _tent(x), stride=2, padding=1, groups=x.shape[1])
+
+
+def _tent(x: torch.Tensor) -> torch.Tensor:
+    """Return [1, 2, 1] x [1, 2, 1] / 16 for each channel of x, (c, 1, 3, 3)."""
+    line = torch.tensor([0.25, 0.5, 0.25], dtype=x.dtype, device=x.device)
+    return (line[:, None] * line).expand(x.shape[1], 1, 3, 3)
+
+
+class ModulatedConv(nn.Module):
+    """LeakyReLU, 3 x 3 convolution, per-pixel noise, then scale and shift of each channel by the mapped input."""
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(n_in, n_out, 3, padding=1)
+        self.style = nn.Linear(MAPPED, 2 * n_out)
+        self.strength = nn.Parameter(torch.full((n_out, 1, 1), PIXEL_NOISE))
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """x (n, n_in, s, s), w (n, MAPPED), noise (n, 1, s, s) -> (n, n_out, s, s)."""
+        x = self.conv(F.leaky_relu(x, SLOPE)) + self.strength * noise
+        scale, shift = self.style(w)[:, :, None, None].chunk(2, 1)
+        return x * (1 + scale) + shift
+
+
+class DrawingBlock(nn.Module):
+    """A residual block of the generator; `grow`: between its convolutions the side doubles."""
+
+    def __init__(self, n_in: int, n_out: int, grow: bool) -> None:
+        super().__init__()
+        self.grow = grow
+        self.first, self.second = ModulatedConv(n_in, n_out), ModulatedConv(n_out, n_out)
+        self.skip = nn.Conv2d(n_in, n_out, 1, bias=False) if n_in != n_out else nn.Identity()
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor, noise: list[torch.Tensor]) -> torch.Tensor:
+        """x (n, n_in, s, s), w (n, MAPPED), two noise fields -> (n, n_out, s or 2 s, ...)."""
+        y, x = self.first(x, w, noise[0]), self.skip(x)
+        if self.grow:
+            x, y = enlarge(x), enlarge(y)
+        return (x + self.second(y, w, noise[1])) * HALF
+
+
+class ResidualGenerator(nn.Module):
+    """Noise with or without expression (n, encoding_dims), per-pixel noise (n, pixel_noise) -> tiles in [-1, 1]."""
+
+    def __init__(self, encoding_dims: int = 128, out_size: int = 64, step_channels: int = 20, depth: int = 1) -> None:
+        super().__init__()
+        sides, channels = sides_of(out_size), channels_of(out_size, step_channels)
+        self.mapping = nn.Sequential(
+            nn.Linear(encoding_dims, MAPPED), nn.LeakyReLU(SLOPE), nn.Linear(MAPPED, MAPPED), nn.LeakyReLU(SLOPE)
+        )
+        self.start = nn.Linear(MAPPED, channels[0] * SMALLEST**2)
+        blocks, fields = [DrawingBlock(channels[0], channels[0], grow=False) for _ in range(depth)], [4] * (2 * depth)
+        for side, (wide, narrow) in zip(sides[1:], pairwise(channels), strict=True):
+            blocks += [DrawingBlock(wide, narrow, grow=True)]
+            blocks += [DrawingBlock(narrow, narrow, grow=False) for _ in range(depth - 1)]
+            fields += [side // 2] + [side] * (2 * depth - 1)
+        self.blocks = nn.ModuleList(blocks)
+        self.to_rgb = nn.Conv2d(channels[-1], 3, 1)
+        self.fields = fields  # the side of each field of per-pixel noise, two per block
+        self.pixel_noise = sum(side**2 for side in fields)
+        initialise(self)
+
+    def forward(self, x: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        w = self.mapping(x)  # (n, MAPPED)
+        noise = [
+            field.unflatten(1, (1, side, side))
+            for field, side in zip(pixels.split([s**2 for s in self.fields], 1), self.fields, strict=True)
+        ]
+        h = self.start(w).unflatten(1, (-1, SMALLEST, SMALLEST))  # (n, c, 4, 4)
+        h = h.contiguous(memory_format=torch.channels_last)  # a third faster, on a CPU too
+        for i, block in enumerate(self.blocks):
+            h = block(h, w, noise[2 * i : 2 * i + 2])
+        return self.to_rgb(F.leaky_relu(h, SLOPE))
+
+
+class JudgingBlock(nn.Module):
+    """A residual block of the critic; `shrink`: between its convolutions the side halves."""
+
+    def __init__(self, n_in: int, n_out: int, shrink: bool) -> None:
+        super().__init__()
+        self.shrink = shrink
+        self.first, self.second = nn.Conv2d(n_in, n_in, 3, padding=1), nn.Conv2d(n_in, n_out, 3, padding=1)
+        self.skip = nn.Conv2d(n_in, n_out, 1, bias=False) if n_in != n_out else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (n, n_in, s, s) -> (n, n_out, s or s / 2, ...)."""
+        y = self.first(F.leaky_relu(x, SLOPE))
+        if self.shrink:
+            x, y = halve(x), halve(y)
+        return (self.skip(x) + self.second(F.leaky_relu(y, SLOPE))) * HALF
+
+
+class ResidualCritic(nn.Module):
+    """Tiles (n, 3, in_size, in_size) -> features (n, width) -> one score each: the generator mirrored, unmodulated."""
+
+    norm = "spread"  # tiles of a batch meet in one feature only, which a penalty holds fixed
+
+    def __init__(self, in_size: int = 64, step_channels: int = 20, depth: int = 1) -> None:
+        super().__init__()
+        channels = channels_of(in_size, step_channels)[::-1]  # full size first
+        self.from_rgb = nn.Conv2d(3, channels[0], 1)
+        blocks = []
+        for narrow, wide in pairwise(channels):
+            blocks += [JudgingBlock(narrow, narrow, shrink=False) for _ in range(depth - 1)]
+            blocks += [JudgingBlock(narrow, wide, shrink=True)]
+        self.blocks = nn.Sequential(*blocks)
+        self.last = nn.Conv2d(channels[-1] + 1, channels[-1], 3, padding=1)
+        self.width = 2 * MAPPED
+        self.flatten = nn.Linear(channels[-1] * SMALLEST**2, self.width)
+        self.out = nn.Linear(self.width, 1)
+        initialise(self)
+
+    def features(self, images: torch.Tensor, alone: bool = False) -> torch.Tensor:
+        """Return (n, width). They know the batch's spread; `alone` holds it fixed: a slope is one tile's own."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        h = F.leaky_relu(self.blocks(self.from_rgb(images)), SLOPE)  # (n, c, 4, 4)
+        spread = h.detach() if alone else h
+        spread = (spread.var(0, unbiased=False) + 1e-8).sqrt().mean().expand(len(h), 1, SMALLEST, SMALLEST)
+        h = F.leaky_relu(self.last(torch.cat([h, spread], 1)), SLOPE)
+        return F.leaky_relu(self.flatten(h.flatten(1)), SLOPE)
+
+    def pool(self, h: torch.Tensor) -> torch.Tensor:
+        """Return what the projection sees: the features themselves."""
+        return h
+
+    def score(self, h: torch.Tensor) -> torch.Tensor:
+        """Return (n,): higher is more real."""
+        return self.out(h).flatten()
+
+
+def initialise(module: nn.Module) -> None:
+    """He initialisation after a LeakyReLU (He et al. 2015, eq. 15), LeCun's where there is none; zero biases.
+
+    The first tiles are faint and grey, so that the critic does not win by contrast. Channels last in memory.
+    """
+    module.to(memory_format=torch.channels_last)
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            linear = name.endswith(("skip", "from_rgb", "mapping.0"))
+            nn.init.kaiming_normal_(part.weight, a=1.0 if linear else SLOPE)  # a = 1: no LeakyReLU before it
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+    for name, part in module.named_modules():
+        if isinstance(part, ModulatedConv):
+            nn.init.normal_(part.style.weight, std=0.5 * MAPPED**-0.5)
+        if name in ("to_rgb", "out"):
+            part.weight.data.mul_(0.1)
