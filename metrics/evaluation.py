@@ -1,0 +1,327 @@
+"""The numbers of a conditional generator on held-out patients, part by part: features in, blocks of numbers out.
+
+A block says how a number stands: value and sd over sampling seeds, chance, ceiling (what real tiles reach against
+themselves), relative (0 at chance, 1 at the ceiling), null_q99 and p_value under re-paired patients, n. Where there are
+several seeds p_value and null_q99 are the worst of them. What cannot be computed is None.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from metrics.agreement import agreement, correlations, dose_response
+from metrics.conditioning import diagonal_dominance, feature_distances, relative, retrieval, retrieval_chance
+from metrics.diversity import memorisation, spread_ratio, variance_explained
+from metrics.kernel import kid_matrix
+from metrics.pairing import null_of
+from metrics.prediction import round_trip
+
+KID_HALVINGS = 3
+Block = dict[str, Any]
+
+
+@dataclass
+class Measured:
+    """Tiles of P patients, measured: features, P tables (n_p, d); morphology, measure -> P of (n_p,)."""
+
+    features: list[np.ndarray]
+    morphology: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+    def take(self, rows: Sequence[np.ndarray]) -> "Measured":
+        """Return the tiles rows[p] of each patient."""
+        morphology = {name: _taken(values, rows) for name, values in self.morphology.items()}
+        return Measured(_taken(self.features, rows), morphology)
+
+    @property
+    def means(self) -> np.ndarray:
+        """Mean feature of each patient (P, d)."""
+        return np.stack([x.mean(0, dtype=np.float64) for x in self.features])
+
+    def mean_of(self, measure: str) -> np.ndarray:
+        """Mean of a measure over each patient's tiles that have it (P,), NaN where none has."""
+        fine = [v[np.isfinite(v)] for v in self.morphology[measure]]
+        return np.array([v.mean() if len(v) else np.nan for v in fine])
+
+
+@dataclass
+class Comparison:
+    """What generated tiles are held against: the same patients' real tiles, their halves, and random pairings.
+
+    halves: pairs of disjoint parts of `real`; nulls (count, P): entry p names whose generated tiles are judged against
+    p's real ones; chosen (Q,): the patients among whom retrieval and distances look.
+    """
+
+    real: Measured
+    halves: list[tuple[Measured, Measured]]
+    nulls: np.ndarray
+    chosen: np.ndarray
+
+
+def halve(sizes: Sequence[int], times: int, seed: int) -> list[tuple[list[np.ndarray], list[np.ndarray]]]:
+    """Return `times` random splits of each patient's tiles 0..n_p - 1, n_p >= 2, into two halves."""
+    rng = np.random.default_rng(seed)
+    splits = []
+    for _ in range(times):
+        orders = [rng.permutation(n) for n in sizes]
+        splits.append(([o[: len(o) // 2] for o in orders], [o[len(o) // 2 :] for o in orders]))
+    return splits
+
+
+def block(
+    per_seed: Sequence[float | None],
+    tests: Sequence[Mapping[str, Any]] = (),
+    chance: float | None = None,
+    ceiling: float | None = None,
+    n: int | None = None,
+) -> Block:
+    """Return a block of a number's values, one per sampling seed, and of null_of of each."""
+    known = [v for v in per_seed if v is not None and np.isfinite(v)]
+    whole = len(known) == len(per_seed) > 0
+    value = float(np.mean(known)) if whole else None
+    return {
+        "value": value,
+        "sd": (float(np.std(known, ddof=1)) if len(known) > 1 else 0.0) if whole else None,
+        "per_seed": [None if v is None or not np.isfinite(v) else float(v) for v in per_seed],
+        "chance": chance,
+        "ceiling": None if ceiling is None or not np.isfinite(ceiling) else float(ceiling),
+        "relative": relative(value, chance, ceiling) if chance is not None else None,
+        "null_mean": _over(tests, "null_mean", np.mean),
+        "null_q99": _over(tests, "null_q99", np.max),
+        "p_value": _over(tests, "p_value", np.max) if whole else None,
+        "pairings": min((t["count"] for t in tests), default=0),
+        "n": n,
+    }
+
+
+# ---- 1. Does the expression reach the tile? ----
+
+
+def liveness(
+    pixels: np.ndarray, features: np.ndarray, generated: Sequence[Measured], real: Measured, count: int, seed: int
+) -> dict[str, Any]:
+    """Return what changes in a tile when only the patient does.
+
+    pixels: (A, K, H, W, 3) uint8, features: (A, K, d): K noises, the same for each of A patients. pixel_difference:
+    mean |difference| between two patients at the same noise, in grey levels (sd over noises); feature_difference: mean
+    Euclidean distance between patients at the same noise over that between noises of one patient;
+    variance_explained: omega squared of the `generated` tiles by patient, its ceiling that of the real ones, its null
+    with tiles dealt to patients at random, `count` times, for the first of the seeds.
+    """
+    a, k = pixels.shape[:2]
+    pairs = [(i, j) for i in range(a) for j in range(i)]
+    per_noise = np.zeros(k)
+    for i, j in pairs:
+        per_noise += np.abs(pixels[i].astype(np.int16) - pixels[j]).mean((1, 2, 3))
+    per_noise /= len(pairs)
+    between = np.mean([np.linalg.norm(features[i] - features[j], axis=1).mean() for i, j in pairs])
+    noises = [(i, j) for i in range(k) for j in range(i)]
+    within = np.mean([np.linalg.norm(features[:, i] - features[:, j], axis=1).mean() for i, j in noises])
+    explained = [variance_explained(g.features) for g in generated]
+    ceiling = variance_explained(real.features) if max(map(len, real.features)) > 1 else None
+    null = _label_null(generated[0].features, count, seed)
+    sizes = sum(map(len, generated[0].features))
+    return {
+        "pixel_difference": {
+            "value": float(per_noise.mean()),
+            "sd": float(per_noise.std(ddof=1)),
+            "unit": "grey levels of 255",
+            "chance": 0.0,
+            "patients": a,
+            "noises": k,
+        },
+        "feature_difference": {"value": float(between / within) if within > 0 else None, "patients": a, "noises": k},
+        "variance_explained": block(explained, [null_of(explained[0], null)], 0.0, ceiling, sizes),
+    }
+
+
+def _label_null(features: Sequence[np.ndarray], count: int, seed: int) -> np.ndarray:
+    """Return omega squared (count,), as variance_explained, with tiles dealt to patients at random."""
+    sizes = np.array([len(x) for x in features])
+    x = np.concatenate(features).astype(np.float32)
+    x -= x.mean(0)
+    n, p, starts = len(x), len(sizes), np.append(0, sizes.cumsum()[:-1])
+    total, rng = float(np.square(x, dtype=np.float64).sum()), np.random.default_rng(seed)
+    found = np.empty(count)
+    for i in range(count):
+        sums = np.add.reduceat(x[rng.permutation(n)], starts, axis=0)
+        between = float((np.square(sums, dtype=np.float64).sum(1) / sizes).sum())
+        within = (total - between) / (n - p)
+        found[i] = (between - (p - 1) * within) / (total + within) if total > 0 else 0.0
+    return found
+
+
+# ---- 2. and 3. Whose tiles are nearest? ----
+
+
+def retrieval_blocks(c: Comparison, generated: Sequence[Measured], centre: bool) -> dict[str, Block]:
+    """Return top1, top5, mrr and median_percentile: each patient's generated tiles look for his real ones."""
+    real = c.real.means[c.chosen]
+    matrices = [feature_distances(g.means, real, centre) for g in generated]
+    ceilings = [feature_distances(a.means[c.chosen], b.means[c.chosen], centre) for a, b in c.halves]  # (Q, Q) each
+    return matrix_blocks(matrices, c, retrieval, retrieval_chance(len(c.chosen)), ceilings)
+
+
+def distance_blocks(c: Comparison, generated: Sequence[Measured]) -> tuple[dict[str, Block], np.ndarray, str]:
+    """Return rows and auc of the distances between p's generated and q's real tiles, their mean matrix (Q, Q), a name.
+
+    Kernel distances of single tiles' features; where a patient has one real tile only, which has no spread, cosine
+    distances of mean features instead, each side around its own mean.
+    """
+    ours, halves = [c.real.features[q] for q in c.chosen], c.halves[:KID_HALVINGS]
+    sizes = [len(x) for m in (*generated, *(side for pair in halves for side in pair)) for x in m.features]
+    if min([*sizes, *map(len, ours)]) >= 2:
+        kind = "kernel distance"
+        matrices = [kid_matrix(g.features, ours) for g in generated]
+        sides = [[[side.features[q] for q in c.chosen] for side in pair] for pair in halves]
+        ceilings = [kid_matrix(a, b) for a, b in sides]
+    else:
+        kind = "cosine distance of mean features (one real tile each: no kernel distance)"
+        matrices = [feature_distances(g.means, c.real.means[c.chosen], True) for g in generated]
+        ceilings = [feature_distances(a.means[c.chosen], b.means[c.chosen], True) for a, b in c.halves]
+    chance = {"rows": 1 / len(c.chosen), "auc": 0.5}
+    blocks = matrix_blocks(matrices, c, diagonal_dominance, chance, ceilings)
+    return blocks, np.mean(matrices, 0)[c.chosen], kind
+
+
+def matrix_blocks(
+    matrices: Sequence[np.ndarray],
+    c: Comparison,
+    statistic: Callable[[np.ndarray], dict[str, float]],
+    chance: Mapping[str, float],
+    ceilings: Sequence[np.ndarray],
+) -> dict[str, Block]:
+    """Return a block of each number of `statistic`; matrices: a (P, Q) per seed, ceilings: (Q, Q) of real halves."""
+    values = [statistic(m[c.chosen]) for m in matrices]
+    nulls = [[statistic(m[p]) for p in c.nulls[:, c.chosen]] for m in matrices]
+    tops = [statistic(m) for m in ceilings]
+    found = {}
+    for key in values[0]:
+        tests = [null_of(v[key], [one[key] for one in null]) for v, null in zip(values, nulls, strict=True)]
+        ceiling = float(np.mean([top[key] for top in tops])) if tops else None
+        found[key] = block([v[key] for v in values], tests, chance[key], ceiling, len(c.chosen))
+    return found
+
+
+# ---- 4. and 5. Is what expression says still in the tile? ----
+
+
+def round_trip_block(
+    truth: np.ndarray, from_generated: Sequence[np.ndarray], from_real: np.ndarray, nulls: np.ndarray
+) -> Block:
+    """Return the block of r_generated (see metrics.prediction.round_trip), its ceiling r_real; tables (P, k)."""
+    trips = [round_trip(truth, g, from_real, nulls) for g in from_generated]
+    first = trips[0]
+    found = block([t["r_generated"] for t in trips], trips, 0.0, first["r_real"], len(truth))
+    components = [t["per_component"]["generated"] for t in trips]
+    return found | {
+        "components": first["components"],
+        "kept": first["kept"],
+        "r_generated_all": float(np.mean([t["r_generated_all"] for t in trips])),
+        "r_real_all": first["r_real_all"],
+        "per_component": first["per_component"] | {"generated": np.mean(components, 0).tolist()},
+    }
+
+
+def morphology_blocks(
+    c: Comparison, generated: Sequence[Measured], from_expression: Mapping[str, np.ndarray] | None = None
+) -> dict[str, Block]:
+    """Return for each measure how generated tiles follow real ones: the block of pearson, and what else there is.
+
+    from_expression: measure -> (P,), a ridge's predictions from expression alone; `ridge` is their r with real tiles.
+    """
+    found = {}
+    for name in c.real.morphology:
+        real = c.real.mean_of(name)
+        each = [agreement(real, g.mean_of(name), c.nulls) for g in generated]
+        ceiling = np.mean([_r(a.mean_of(name), b.mean_of(name)) for a, b in c.halves]) if c.halves else None
+        own = block([e["pearson"] for e in each], each, 0.0, ceiling, each[0]["n"])
+        ridge = _r(from_expression[name], real) if from_expression else np.nan
+        found[name] = {
+            "pearson": own.pop("value"),
+            "spearman": _mean_of([e["spearman"] for e in each]),
+            "shuffled_pearson": _mean_of([e["shuffled_pearson"] for e in each]),
+            "p_value": own.pop("p_value"),
+            "wasserstein": _mean_of([e["wasserstein"] for e in each]),
+            "ridge": float(ridge) if np.isfinite(ridge) else None,
+            **own,
+        }
+    return found
+
+
+# ---- 6. Along a shift ----
+
+
+def dose_block(alphas: np.ndarray, values: np.ndarray, count: int, seed: int) -> dict[str, Any]:
+    """Return dose_response of `values` (patients, steps), and a null: steps shuffled within each patient.
+
+    p_value: share of shuffles whose |mean of the patients' own Spearman| is as high (two-sided).
+    """
+    found = dose_response(alphas, values)
+    repeats = found["spearman_repeats"]
+    rng = np.random.default_rng(seed)
+    fine = np.isfinite(values).all(1)
+    ranks = values[fine].argsort(1).argsort(1).astype(float)  # ties are not expected in means of many pixels
+    steps = np.argsort(np.argsort(alphas)).astype(float)
+    null = [abs(_mean_r(rng.permuted(ranks, axis=1), steps)) for _ in range(count)] if len(ranks) else []
+    tested = null_of(None if repeats is None else abs(repeats), null)
+    return found | {"null_q99": tested["null_q99"], "p_value": tested["p_value"]}
+
+
+# ---- 7. Diversity and memorisation ----
+
+
+def diversity_block(c: Comparison, generated: Sequence[Measured]) -> Block | None:
+    """Return the spread within a patient, generated over real (1 is ideal); None where patients have one real tile.
+
+    `chance`, `p_value` and `null_q99` are left open: a re-pairing has no say in a spread. ceiling: real halves.
+    """
+    if min(map(len, c.real.features)) < 2 or min(len(x) for g in generated for x in g.features) < 2:
+        return None
+    ratios = [spread_ratio(g.features, c.real.features) for g in generated]
+    large = [(a, b) for a, b in c.halves if min(len(x) for m in (a, b) for x in m.features) > 1]
+    halves = [spread_ratio(a.features, b.features)["median"] for a, b in large]
+    found = block([r["median"] for r in ratios], (), None, _mean_of(halves), ratios[0]["n"])
+    return found | {
+        "lowest": _mean_of([r["lowest"] for r in ratios]),
+        "highest": _mean_of([r["highest"] for r in ratios]),
+    }
+
+
+def memorisation_block(c: Comparison, generated: Sequence[Measured], train: np.ndarray, seed: int) -> Block:
+    """Return the share of generated tiles nearer to a training (m, d) than to a held-out tile; 0.5 is ideal.
+
+    ceiling: the same of one half of the real held-out tiles, the other half standing for them.
+    """
+    held_out = np.concatenate(c.real.features)
+    shares = [memorisation(np.concatenate(g.features), train, held_out, seed) for g in generated]
+    a, b = (np.concatenate(m.features) for m in c.halves[0])
+    ceiling = memorisation(a, train, b, seed)["mean"]
+    found = block([s["mean"] for s in shares], (), 0.5, ceiling, sum(map(len, generated[0].features)))
+    return found | {"relative": None, "tiles_each_side": shares[0]["size"], "training_tiles": len(train)}
+
+
+def _taken(tables: Sequence[np.ndarray], rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+    return [x[r] for x, r in zip(tables, rows, strict=True)]
+
+
+def _over(tests: Sequence[Mapping[str, Any]], key: str, how: Callable[[list[float]], float]) -> float | None:
+    values = [t[key] for t in tests if t.get(key) is not None]
+    return float(how(values)) if values else None
+
+
+def _mean_of(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None and np.isfinite(v)]
+    return float(np.mean(known)) if known and len(known) == len(values) else None
+
+
+def _r(x: np.ndarray, y: np.ndarray) -> float:
+    return float(correlations(x[:, None], y[:, None])[0])
+
+
+def _mean_r(ranks: np.ndarray, steps: np.ndarray) -> float:
+    """Mean over rows of ranks (r, s) of their correlation with steps (s,)."""
+    steps = steps - steps.mean()
+    ranks = ranks - ranks.mean(1, keepdims=True)
+    return float((ranks @ steps / (np.linalg.norm(ranks, axis=1) * np.linalg.norm(steps))).mean())

@@ -1,0 +1,268 @@
+"""One tissue's evaluation: tiles are drawn and measured once, then every number and picture is made of them."""
+
+import argparse
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common.errors import InputError
+from common.run import generator_for, seed_for
+from metrics import evaluation
+from metrics.colour import colour_histogram, greyscale
+from metrics.diversity import nearest_pairs
+from metrics.evaluation import Comparison, Measured
+from metrics.morphology import MEASURES
+from metrics.pairing import re_pairings, torus_shifts
+from metrics.verdict import verdict
+from sources.evaluation import Generated, Patients, Readers, Ruler, seeds_of
+from sources.gan import GAN
+
+HALVINGS = 10
+CONTROL_TILES = 24  # of a patient, at most, for the controls
+LIVE_PATIENTS, LIVE_NOISES = 8, 8
+DOSE_PATIENTS, DOSE_NOISES = 5, 4
+ALPHAS = (-2.0, -1.0, 0.0, 1.0, 2.0)  # sd of training patients
+SHIFT_ALPHAS = (-1.0, -0.5, 0.0, 0.5, 1.0)  # of the whole shift between two groups
+SHOWN_PATIENTS, SHOWN_TILES, PAIRS = 4, 6, 10
+
+
+class Job:
+    """One tissue: tiles drawn and measured once, then every number of them."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        seed: int,
+        gan: GAN,
+        control: tuple[GAN, str],
+        ruler: Ruler,
+        patients: Patients,
+        train: Patients,
+        shifts: dict[str, torch.Tensor],
+        tissue: str,
+    ) -> None:
+        self.args, self.seed, self.gan, self.control = args, seed, gan, control[0]
+        self.ruler, self.patients, self.shifts, self.tissue = ruler, patients, shifts, tissue
+        self.train, self.seeds = train, seeds_of(seed, args.sampling_seeds)
+        self.n = len(patients.rows)
+        self.mpp = patients.cohort.tiles.mpp
+        self.source = self._generated(gan, patients.c, args.tiles)
+
+    def run(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the blocks and what the page draws."""
+        with tqdm(total=5 + len(self.seeds), desc=self.tissue, unit="part", disable=None) as bar:
+            real_tiles = [self.patients.read(p) for p in range(self.n)]
+            real = self.ruler.measure(real_tiles, self.mpp)
+            ceiling, splits = self.splits(real_tiles)
+            halves = self.halved(real_tiles, splits, real)
+            nulls, kind = self.pairings()
+            compared = Comparison(real, halves, nulls, self.chosen())
+            bar.update()
+            readers = Readers.fit(self.train, self.ruler, self.mpp)
+            bar.update()
+            generated = []
+            for seed in self.seeds:
+                generated.append(self.source.measure(seed, self.ruler, self.gan.state["mpp"]))
+                bar.update()
+            live, strip = self.liveness(generated, real)
+            blocks, matrix = self.judge(compared, generated, readers)
+            bar.update()
+            doses, dose_strip = self.doses(readers)
+            bar.update()
+            controls = self.controls(compared, readers, real_tiles, splits, halves)
+            bar.update()
+        found = {
+            "patients": self.n,
+            "patients_compared": len(compared.chosen),
+            "real_tiles": sum(map(len, real.features)),
+            "training_patients": len(self.train.rows),
+            "training_tiles": len(readers.train),
+            "mpp": self.mpp,
+            "ceiling": ceiling,
+            "nulls": f"{len(nulls)} {kind}",
+            "liveness": live,
+            **blocks,
+            "dose_response": doses,
+            "controls": controls,
+        }
+        found["verdict"] = verdict(found)
+        shown = np.linspace(0, self.n - 1, min(SHOWN_PATIENTS, self.n)).astype(int)
+        first = self.source.tiles_of(self.seeds[0], shown, SHOWN_TILES)
+        pictures = {
+            "names": [self.patients.names[p] for p in shown],
+            "real": [real_tiles[p][:SHOWN_TILES] for p in shown],
+            "generated": first,
+            "live": strip,
+            "matrix": matrix,
+            "morphology": {m: (real.mean_of(m), np.mean([g.mean_of(m) for g in generated], 0)) for m in MEASURES},
+            "dose": dose_strip,
+            "pairs": self.pairs(generated[0], readers),
+        }
+        return found, pictures
+
+    # ---- What is compared with what ----
+
+    def chosen(self) -> np.ndarray:
+        """Return the patients among whom retrieval and distances look: all, or --patients seeded ones."""
+        wanted = self.args.patients
+        if not wanted or wanted >= self.n:
+            return np.arange(self.n)
+        if wanted < 2:
+            raise InputError(f"--patients {wanted}: at least 2 were expected")
+        order = torch.randperm(self.n, generator=generator_for(self.seed, "chosen patients")).numpy()
+        return np.sort(order[:wanted])
+
+    def pairings(self) -> tuple[np.ndarray, str]:
+        """Return the null's pairings (count, P) and what they are."""
+        xy, wanted = self.patients.array_xy(), self.args.nulls
+        if wanted == "torus" and xy is None:
+            raise InputError(
+                f"{self.patients.cohort.table.source}: --nulls torus needs columns array_x and array_y; make the table "
+                "with prepare_data.py spots, or use --nulls shuffle"
+            )
+        if wanted == "shuffle" or xy is None:
+            return re_pairings(self.n, self.args.re_pairings, self.seed), "random re-pairings of patients"
+        groups = self.patients.column("section")
+        shifts = torus_shifts(xy, self.args.re_pairings, self.seed, groups, mirrored=True)
+        return shifts, "torus shifts of the array of spots, mirrored ones among them"
+
+    def splits(self, tiles: list[np.ndarray]) -> tuple[str, list[tuple[list[np.ndarray], list[np.ndarray]]] | None]:
+        """Return what the ceiling is, and how each patient's tiles are halved (None: each tile left from right)."""
+        sizes = [len(x) for x in tiles]
+        wanted = self.args.ceiling or ("halves" if min(sizes) >= 2 else "sides")
+        if wanted == "sides":
+            return "left half of each real tile against its right half", None
+        if min(sizes) < 2:
+            name = self.patients.names[int(np.argmin(sizes))]
+            raise InputError(f"{name}: 1 real tile cannot be halved; use --ceiling sides")
+        splits = evaluation.halve(sizes, HALVINGS, seed_for(self.seed, "halves"))
+        return f"random halves of each patient's {min(sizes)} to {max(sizes)} real tiles, {HALVINGS} times", splits
+
+    def halved(self, tiles: list[np.ndarray], splits: Any, measured: Measured) -> list[tuple[Measured, Measured]]:
+        """Return the halves of real tiles (measured already, or each tile's sides)."""
+        if splits is None:
+            return [self.ruler.sides(tiles, self.mpp)]
+        return [(measured.take(a), measured.take(b)) for a, b in splits]
+
+    # ---- The parts ----
+
+    def liveness(self, generated: list[Measured], real: Measured) -> tuple[dict[str, Any], np.ndarray]:
+        """Return part 1 and its tiles (patients, noises, H, W, 3)."""
+        order = torch.randperm(self.n, generator=generator_for(self.seed, "live patients"))[:LIVE_PATIENTS]
+        noise = seed_for(self.seed, "live")
+        tiles = self.source.same_noise(noise, self.patients.c[order], LIVE_NOISES)
+        flat = self.ruler.features(tiles.reshape(-1, *tiles.shape[2:]))
+        features = flat.reshape(*tiles.shape[:2], -1)
+        count = self.args.re_pairings
+        return evaluation.liveness(tiles, features, generated, real, count, seed_for(self.seed, "labels")), tiles
+
+    def judge(self, c: Comparison, generated: list[Measured], readers: Readers) -> tuple[dict[str, Any], np.ndarray]:
+        """Return the blocks that hold generated against real tiles, and the matrix of distances."""
+        distance, matrix, kind = evaluation.distance_blocks(c, generated)
+        k = readers.from_tiles.coef.shape[1]
+        truth = readers.components(self.patients.c)[:, :k]
+        read = [readers.from_tiles.predict(g.means) for g in (*generated, c.real)]
+        spread = evaluation.diversity_block(c, generated)
+        blocks = {
+            "retrieval": {
+                "plain": evaluation.retrieval_blocks(c, generated, False),
+                "centred": evaluation.retrieval_blocks(c, generated, True),
+            },
+            "distance": {"kind": kind, **distance},
+            "round_trip": evaluation.round_trip_block(truth, read[:-1], read[-1], c.nulls),
+            "morphology": evaluation.morphology_blocks(c, generated, readers.predicted_morphology(self.patients.c)),
+            "diversity": spread,
+            "memorisation": evaluation.memorisation_block(c, generated, readers.train, self.seed),
+        }
+        return blocks, matrix
+
+    def doses(self, readers: Readers) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return part 6: direction -> measure -> numbers; and its curves and strips."""
+        order = torch.randperm(self.n, generator=generator_for(self.seed, "dose patients"))[:DOSE_PATIENTS]
+        c, noise = self.patients.c[order], seed_for(self.seed, "dose")
+        steps = {name: (ALPHAS, step, "sd of training patients") for name, step in readers.directions().items()}
+        steps |= {name: (SHIFT_ALPHAS, shift, "whole shifts") for name, shift in self.shifts.items()}
+        still = self.source.same_noise(noise, c, DOSE_NOISES)
+        blocks, drawn = {}, {}
+        for name, (alphas, step, unit) in steps.items():
+            moved = [still if a == 0 else self.source.same_noise(noise, c + a * step, DOSE_NOISES) for a in alphas]
+            tiles = np.stack(moved, 1)  # (patients, steps, noises, H, W, 3)
+            shape = tiles.shape[:3]
+            measured = self.ruler.morphology(tiles.reshape(-1, *tiles.shape[3:]), self.gan.state["mpp"])
+            values = {m: _tile_mean(v.reshape(shape)) for m, v in measured.items()}  # (patients, steps)
+            seed = seed_for(self.seed, "steps", name)
+            of_measure = {
+                m: evaluation.dose_block(np.array(alphas), v, self.args.re_pairings, seed) for m, v in values.items()
+            }
+            blocks[name] = {
+                "alphas": list(alphas),
+                "unit": unit,
+                "patients": len(c),
+                "noises": DOSE_NOISES,
+                **of_measure,
+            }
+            drawn[name] = (np.array(alphas), values, tiles[:2, :, 0])
+        return blocks, drawn
+
+    def controls(
+        self, c: Comparison, readers: Readers, real_tiles: list[np.ndarray], splits: Any, halves: list[Any]
+    ) -> dict[str, Any]:
+        """Return part 8, on one sampling seed and at most CONTROL_TILES tiles a patient."""
+        each = min(self.args.tiles, CONTROL_TILES)
+        plain = self._generated(self.control, None, each).measure(self.seeds[0], self.ruler, self.control.state["mpp"])
+        found = {"unconditional": self.judge(c, [plain], readers)[0] | {"tiles": each}}
+        tiles = self._generated(self.gan, self.patients.c, each).tiles(self.seeds[0])
+        for name, look in (("greyscale", self._grey), ("colour_histogram", colour_histogram)):
+            measured = [Measured(_by_patient(look, images)) for images in (real_tiles, tiles)]
+            if splits is None:
+                sides = [
+                    [x[:, :, : x.shape[2] // 2] for x in real_tiles],
+                    [x[:, :, x.shape[2] // 2 :] for x in real_tiles],
+                ]
+                if name == "greyscale":
+                    sides = [[np.concatenate([x, x[:, :, ::-1]], 2) for x in side] for side in sides]
+                own = [tuple(Measured(_by_patient(look, [np.ascontiguousarray(x) for x in side])) for side in sides)]
+            else:
+                own = [(measured[0].take(a), measured[0].take(b)) for a, b in splits]
+            seen = Comparison(measured[0], own, c.nulls, c.chosen)
+            distance, _, kind = evaluation.distance_blocks(seen, measured[1:])
+            found[name] = {
+                "retrieval": {
+                    "plain": evaluation.retrieval_blocks(seen, measured[1:], False),
+                    "centred": evaluation.retrieval_blocks(seen, measured[1:], True),
+                },
+                "distance": {"kind": kind, **distance},
+                "tiles": each,
+            }
+        return found
+
+    def pairs(self, generated: Measured, readers: Readers) -> list[tuple[np.ndarray, np.ndarray, float, str]]:
+        """Return the nearest (generated tile, training tile, distance, whose) of the first sampling seed."""
+        found = []
+        for i, j, distance in nearest_pairs(np.concatenate(generated.features), readers.train, PAIRS):
+            tile = self.source.tile(self.seeds[0], i)
+            number = int(readers.train_tiles[j])
+            cohort = self.train.cohort
+            slide = cohort.slides["slide"].iloc[int(cohort.tiles.slide_index[number])]
+            found.append((tile, cohort.tiles.read([number])[0], distance, str(slide)))
+        return found
+
+    def _generated(self, gan: GAN, c: torch.Tensor | None, each: int) -> Generated:
+        return Generated(gan.generator, c, self.n, each, gan.device, self.args.guidance)
+
+    def _grey(self, tiles: np.ndarray) -> np.ndarray:
+        return self.ruler.features(greyscale(tiles))
+
+
+def _by_patient(look: Any, images: list[np.ndarray]) -> list[np.ndarray]:
+    """Features of each patient's tiles, computed in one go."""
+    return np.split(look(np.concatenate(images)), np.cumsum([len(x) for x in images])[:-1])
+
+
+def _tile_mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the last axis of what is finite; NaN where nothing is."""
+    fine = np.isfinite(values)
+    total, n = np.where(fine, values, 0).sum(-1), fine.sum(-1)
+    return np.divide(total, n, out=np.full(total.shape, np.nan), where=n > 0)
