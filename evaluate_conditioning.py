@@ -29,9 +29,10 @@ from common.files import write_json, write_text
 from common.run import pick_device
 from figures.evaluation_page import Pictures, evaluation_page
 from models.features import Extractor, load_extractor
-from sources.evaluation import REAL_TILES, TRAIN_TILES, Ruler, open_patients, read_shift, refuse_few, seeds_of
+from sources.evaluation import REAL_TILES, TRAIN_TILES, Ruler, open_patients, refuse_few, seeds_of
 from sources.gan import GAN, open_gan
 from sources.judgement import Job
+from sources.readers import read_shift
 
 
 def build_parser() -> argparse.ArgumentParser:

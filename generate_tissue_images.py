@@ -9,7 +9,8 @@ Reads the checkpoint, which says what the model is; for an RNA-GAN also its beta
 config's). Without --patient1 and --random_patient each tile has the profile of a held-out donor, drawn by seed.
 Writes into --out (default generated/<run>/<patient>/): one PNG per tile, named by seed and number, grid.png and
 manifest.json. With --checkpoint2 also the folders second/ and real/, made the same way, and comparison.png: real tiles
-of the patient, the first model's and the second's, side by side.
+of the patient, the first model's and the second's, side by side. With --sweep also sweep.png: tiles along a shift of
+betaVAE_interpolation.py, a row per noise, a column per alpha.
 Tile k depends on the model, the profile, the seed and k only. Typing the same command again makes what is missing.
 """
 
@@ -26,6 +27,7 @@ from tqdm import tqdm
 from common.checkpoint import content_digest
 from common.config import GANSettings, load_config
 from common.errors import InputError, command_parser, run_command, warn
+from common.files import read_json, sha256_of, write_json
 from common.run import generator_for, pick_device
 from datasets.cohort import open_cohort
 from datasets.expression import ExpressionTable, read_cohort_tables, read_expression
@@ -34,10 +36,12 @@ from datasets.tiles import area_resize, read_image
 from sources.gan import GAN, GANSource, open_gan
 from sources.pictures import grid_of, write_png
 from sources.profiles import Profiles
+from sources.readers import read_shift
 from sources.real import RealSource
 from sources.tile_folder import TileFolder
 
 GRID_TILES, GRID_COLUMNS = 64, 8
+SWEPT = 6  # noises in sweep.png
 COMPARED = 16  # tiles of each of the three in comparison.png, 4 x 4
 
 
@@ -55,6 +59,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--patient1", help="a sample or slide of the table, with or without .svs")
     parser.add_argument("--rna_data", help="a table to take the profile from, .csv or .h5ad, instead of the config's")
     parser.add_argument("--random_patient", action="store_true", help="a profile drawn from the table by --seed")
+    parser.add_argument(
+        "--guidance", type=float, default=1.0, help="strength of the expression (default 1: as trained)"
+    )
+    parser.add_argument("--sweep", metavar="SHIFT.npz", help="an expression shift to move the profile along: sweep.png")
+    parser.add_argument("--alphas", default="-2,-1,0,1,2", help="steps of --sweep, in whole shifts (-2,-1,0,1,2)")
     parser.add_argument("--out", help="folder to write to; default generated/<run>/<patient>")
     parser.add_argument("--seed", type=int, help="of noise and draws; default: the config's")
     parser.add_argument(
@@ -71,6 +80,8 @@ def main(args: argparse.Namespace) -> int | None:
     device = pick_device(cfg.device)
     gans = [open_gan(path, device) for path in (args.checkpoint, args.checkpoint2) if path]
     conditional = any(gan.conditional for gan in gans)
+    if args.sweep and not gans[0].conditional:
+        raise InputError(f"--sweep: {gans[0].path} takes no expression; name an RNA-GAN with --checkpoint")
     if args.vae and not conditional:
         warn(f"--vae: {gans[0].path} takes no expression; noted and ignored")
     if args.patient1 and not conditional:
@@ -87,13 +98,20 @@ def main(args: argparse.Namespace) -> int | None:
     if args.checkpoint2 and patient:
         real = real_tiles(cfg, args.config, gans[0].state["img_size"], patient, wanted=bool(args.patient1))
 
+    profiles = shift = None
+    if args.sweep:  # what may fail does so before the first tile
+        profiles = gans[0].profiles(args.vae_checkpoint, table)
+        shift = read_shift(args.sweep, profiles)
+
     # The tiles.
     asked = patient if conditional or args.checkpoint2 else None  # the folder bears the name that the user typed
     out = Path(args.out or Path("generated", gans[0].run, slide_key(asked) if asked else "no_patient"))
     shown = []
     for gan, folder in zip(gans, (out, out / "second"), strict=False):
-        source, about = source_for(gan, args.vae_checkpoint, table, profile)
+        source, about = source_for(gan, args.vae_checkpoint, table, profile, args.guidance)
         shown.append(write_tiles(source, about, TileFolder(folder), args.sample_size, cfg.seed, args.batch))
+    if shift is not None:
+        write_sweep(gans[0], args, cfg.seed, profiles.condition(profile), shift, profile, out)
     if real is not None:
         n = min(args.sample_size, real.count())
         shown.insert(0, write_tiles(real, {"patient": patient}, TileFolder(out / "real"), n, cfg.seed, args.batch))
@@ -109,8 +127,26 @@ def check_arguments(args: argparse.Namespace) -> None:
     """InputError where flags contradict one another."""
     if args.sample_size < 1 or args.batch < 1:
         raise InputError("--sample_size and --batch_size: 1 or more was expected")
+    if not (np.isfinite(args.guidance) and args.guidance >= 0):
+        raise InputError(
+            f"--guidance {args.guidance}: a number from 0 (no expression) up was expected, 1 is as trained"
+        )
+    if args.sweep and not (args.patient1 or args.random_patient):
+        raise InputError("--sweep moves one profile: name it with --patient1, or draw it with --random_patient")
+    parse_alphas(args.alphas)
     if args.patient1 and args.random_patient:
         raise InputError("--patient1 names a profile and --random_patient draws one: give one of the two")
+
+
+def parse_alphas(text: str) -> list[float]:
+    """Return the steps of "-2,-1,0,1,2". InputError for anything but finite numbers with commas between."""
+    try:
+        alphas = [float(word) for word in text.split(",")]
+    except ValueError:
+        alphas = []
+    if not alphas or not np.isfinite(alphas).all():
+        raise InputError(f"--alphas {text}: numbers with commas between were expected, such as -2,-1,0,1,2")
+    return alphas
 
 
 def pick_profile(table: ExpressionTable, patient: str | None, random: bool, seed: int) -> str | None:
@@ -123,24 +159,25 @@ def pick_profile(table: ExpressionTable, patient: str | None, random: bool, seed
 
 
 def source_for(
-    gan: GAN, vae_path: str | None, table: ExpressionTable | None, profile: str | None
+    gan: GAN, vae_path: str | None, table: ExpressionTable | None, profile: str | None, guidance: float = 1.0
 ) -> tuple[GANSource, dict[str, Any]]:
     """Return a GAN's tiles and what the manifest says of the profile behind them."""
     if not gan.conditional:
         return GANSource(gan), {"profile": None}
     profiles = gan.profiles(vae_path, table)
     about = {"table": table.source, "gene_coverage": profiles.coverage, "condition_share": gan.generator.rule.share}
+    about |= {"guidance": guidance}
     if profile is None:
         names = profiles.held_out()
         conditions = profiles.conditions(names)
         about |= {"profile": None, "split": "test", "condition_digest": content_digest(conditions)}
-        return GANSource(gan, conditions, names=names), about
+        return GANSource(gan, conditions, names=names, guidance=guidance), about
     condition = profiles.condition(profile)
     about |= about_profile(profiles, profile) | {"condition_digest": content_digest(condition)}
     gan.warn_of_tissue(f"profile {profile}", about["tissue"])
     if about["split"] == "train":
         warn(f"{profile}: its donor is one of those that {gan.run} was trained on (split train)")
-    return GANSource(gan, condition, names=[profile]), about
+    return GANSource(gan, condition, names=[profile], guidance=guidance), about
 
 
 def about_profile(profiles: Profiles, name: str) -> dict[str, Any]:
@@ -183,6 +220,22 @@ def write_tiles(
     first = np.stack([read_image(folder.tile(seed, k)) for k in range(min(n, max(GRID_TILES, COMPARED)))])
     write_png(folder.path / "grid.png", grid_of(first[:GRID_TILES], GRID_COLUMNS))
     return first[:COMPARED]
+
+
+def write_sweep(
+    gan: GAN, args: argparse.Namespace, seed: int, c: torch.Tensor, shift: torch.Tensor, profile: str, out: Path
+) -> None:
+    """Write sweep.png, tiles 0.. of the profile moved along the shift, the noise held fixed; say so in the manifest."""
+    alphas = parse_alphas(args.alphas)
+    steps = [GANSource(gan, c + alpha * shift, names=[profile], guidance=args.guidance) for alpha in alphas]
+    columns = [np.concatenate(list(step.batches(SWEPT, seed))) for step in steps]
+    write_png(out / "sweep.png", grid_of(np.stack(columns, 1).reshape(-1, *columns[0].shape[1:]), len(alphas)))
+    manifest = read_json(out / "manifest.json")
+    manifest["sweep"] = {"file": "sweep.png", "shift": args.sweep, "shift_digest": sha256_of(args.sweep)}
+    manifest["sweep"] |= {"alphas": alphas, "profile": profile, "guidance": args.guidance, "seed": seed}
+    manifest["sweep"] |= {"rows": [f"noise of tile {k}" for k in range(SWEPT)], "columns": "alpha, in whole shifts"}
+    write_json(out / "manifest.json", manifest)
+    print(f"{out / 'sweep.png'}: {profile} along {args.sweep}, alphas {', '.join(f'{a:g}' for a in alphas)}")
 
 
 def numbered_tiles(

@@ -8,10 +8,11 @@ import argparse
 import difflib
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 EXIT_DONE, EXIT_FAULT, EXIT_BAD_INPUT, EXIT_SOME_FAILED, EXIT_STOPPED = 0, 1, 2, 3, 75
 
@@ -39,6 +40,16 @@ def shorten(names: Iterable[object], limit: int = 5) -> str:
 
 class CommandParser(argparse.ArgumentParser):
     """A parser whose errors are one line, without the usage; sub-parsers are of this class too."""
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Parse; a list that begins with a minus (--alphas -2,-1,0) is a value, which argparse takes for a flag."""
+        words: list[str] = []
+        for word in sys.argv[1:] if args is None else args:
+            if re.match(r"-\.?\d[^=]*,", word) and words and re.match(r"--\w+$", words[-1]):
+                words[-1] += f"={word}"
+            else:
+                words.append(word)
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Leave with exit status 2 and one line on stderr."""

@@ -55,25 +55,24 @@ def agreement_panels(panels: Sequence[tuple[str, np.ndarray, np.ndarray, str]]) 
 def dose_curves(
     directions: Mapping[str, tuple[np.ndarray, Mapping[str, np.ndarray]]], units: Mapping[str, str]
 ) -> "Figure":
-    """For each direction (alphas (s,), measure -> (patients, s)) a row of panels, one per measure; bold: the mean."""
+    """A panel per measure, in it a line per direction (alphas (s,), measure -> (patients, s)): the mean over patients.
+
+    Bold, with patients in grey: the direction that bears the measure's name. alphas are scaled to [-1, 1].
+    """
     names = list(next(iter(directions.values()))[1])
-    figure, axes = _axes(1.75 * len(names), 1.5 * len(directions) + 0.4, len(directions), len(names))
-    limits = {
-        m: _padded(np.concatenate([v[m].ravel()[np.isfinite(v[m].ravel())] for _, v in directions.values()]))
-        for m in names
-    }
-    for r, (direction, (alphas, values)) in enumerate(directions.items()):
-        for k, name in enumerate(names):
-            ax = axes[r * len(names) + k]
+    figure, axes = _axes(8.7, 5.0, 2, 3)
+    colours = dict(zip(directions, (*COLOURS, "#A05A2C", GREY) * 3, strict=False))
+    for ax, name in zip(axes, names, strict=False):
+        for direction, (alphas, values) in directions.items():
             own = direction == name
-            for patient in values[name]:
-                ax.plot(alphas, patient, color="#b9c3ca", lw=0.7)
-            ax.plot(alphas, values[name].mean(0), "o-", ms=3, lw=1.6, color=COLOURS[1] if own else COLOURS[0])
-            ax.set_ylim(limits[name])
-            ax.tick_params(labelsize=6.5)
-            if r == 0:
-                ax.set_title(f"{name.replace('_', ' ')}\n{units[name]}", fontsize=7.5)
-            if k == 0:
-                ax.set_ylabel(direction.replace("_", " "), fontsize=7.5)
-    figure.supxlabel("alpha", fontsize=8.5)
+            x = alphas / np.abs(alphas).max()
+            if own:
+                ax.plot(x, values[name].T, color="#c3cbd1", lw=0.8)
+            mean = values[name].mean(0)
+            style = {"lw": 2.4, "marker": "o", "ms": 4, "zorder": 3} if own else {"lw": 1.0, "ls": "--"}
+            ax.plot(x, mean, color=colours[direction], label=direction.replace("_", " "), **style)
+        ax.set_title(f"{name.replace('_', ' ')}, {units[name]}", fontsize=8.5)
+    handles = {label: h for ax in axes for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
+    figure.supxlabel("share of the way to the last step", fontsize=8.5)
     return figure

@@ -186,14 +186,14 @@ def doses(m: Blocks, p: Pictures) -> Section:
         strips.append((direction.replace("_", " "), np.concatenate(list(tiles))))
     alphas = next(iter(p.dose.values()))[0]
     about = (
-        f"Along each direction, alpha from {alphas[0]:g} to {alphas[-1]:g} (shifts: -1 to 1 of the whole), two patients, "
-        "the same noise in all tiles of a patient."
+        f"Along each direction, alpha from {alphas[0]:g} to {alphas[-1]:g} (shifts: -1 to 1 of the whole), two "
+        "patients, the same noise in all tiles of a patient."
     )
     blocks = [
         table(headers, rows, caption),
         picture(
             curves,
-            "Grey: patients; bold: their mean; orange: the measure that the direction is made for.",
+            "Mean over patients; bold: along the direction made for the measure, its patients in grey. Steps in the table.",
             "Dose-response",
         ),
     ]

@@ -16,8 +16,9 @@ from metrics.evaluation import Comparison, Measured
 from metrics.morphology import MEASURES
 from metrics.pairing import re_pairings, torus_shifts
 from metrics.verdict import verdict
-from sources.evaluation import Generated, Patients, Readers, Ruler, seeds_of
+from sources.evaluation import Generated, Patients, Ruler, seeds_of
 from sources.gan import GAN
+from sources.readers import Readers
 
 HALVINGS = 10
 CONTROL_TILES = 24  # of a patient, at most, for the controls

@@ -11,7 +11,7 @@ import torch
 
 import generate_tissue_images as command
 import histopathology_gan
-from common.checkpoint import load_checkpoint, save_checkpoint
+from common.checkpoint import load_checkpoint, resolve_checkpoint, save_checkpoint
 from datasets.expression import read_expression, write_expression
 from datasets.tiles import read_image, read_image_folder
 from models.conditioning import ConditionedGenerator, InputRule
@@ -293,3 +293,63 @@ def test_a_cut_checkpoint_is_refused(cohort, capsys):
     path.write_bytes(path.read_bytes()[:-2000])
     assert generate("--sample_size 2", str(path)) == 2
     assert "cut short" in capsys.readouterr().err
+
+
+# ---- Along a shift; guidance ----
+
+
+def write_shift(path, digest=None, size=gan_toy.LATENT):
+    state, own = load_checkpoint(resolve_checkpoint("checkpoints/betavae_tissues.pt"), "betavae")
+    shift = 2 * state["latent"]["std"].numpy()[:size]
+    np.savez(path, shift=shift, vae_digest=digest or own)
+
+
+def test_sweep_draws_a_row_per_noise_and_a_column_per_alpha(cohort):
+    write_shift("shift.npz")
+    words = f"--patient1 {PATIENT} --sample_size 3 --out out"
+    assert generate(f"{words} --sweep shift.npz --alphas -1,0,2.5") == 0
+    page, made_from = read_image("out/sweep.png"), manifest("out")
+    assert page.shape[:2] == (command.SWEPT * 18 - 2, 3 * 18 - 2)
+    for k in range(3):  # alpha 0 is the patient's own tile
+        assert np.array_equal(page[18 * k : 18 * k + 16, 18:34], read_image(f"out/seed99_{k:05d}.png"))
+    assert (page[:16, 36:52] != page[:16, 18:34]).any()
+    assert made_from["sweep"]["alphas"] == [-1, 0, 2.5] and made_from["sweep"]["profile"] == PATIENT
+    assert generate(f"{words} --sweep shift.npz --alphas 0.5") == 0  # the same tiles: the folder is gone on with
+    assert manifest("out")["sweep"]["alphas"] == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (f"--patient1 {PATIENT} --sweep shift.npz --alphas 0,x", "numbers with commas"),
+        (f"--patient1 {PATIENT} --sweep shift.npz --alphas 0,inf", "numbers with commas"),
+        (f"--patient1 {PATIENT} --sweep other.npz", "another VAE"),
+        (f"--patient1 {PATIENT} --sweep short.npz", "a shift of 3 latent dimensions"),
+        (f"--patient1 {PATIENT} --sweep lung.json", "not a shift"),
+        (f"--patient1 {PATIENT} --sweep none.npz", "no such file"),
+        ("--sweep shift.npz", "--patient1"),
+        (f"--patient1 {PATIENT} --guidance -1", "--guidance -1"),
+        (f"--patient1 {PATIENT} --guidance nan", "--guidance nan"),
+    ],
+)
+def test_sweep_and_guidance_refusals(cohort, capsys, words, message):
+    write_shift("shift.npz")
+    write_shift("other.npz", "0" * 64)
+    write_shift("short.npz", size=3)
+    assert generate(f"--sample_size 2 --out out {words}") == 2
+    assert message in capsys.readouterr().err and not Path("out").exists()
+
+
+def test_sweep_needs_expression(cohort, capsys):
+    write_shift("shift.npz")
+    words = f"--sample_size 2 --patient1 {PATIENT} --sweep shift.npz"
+    assert generate(words, "checkpoints/gan_lung.model") == 2
+    assert "takes no expression" in capsys.readouterr().err
+
+
+def test_guidance_is_in_the_manifest_and_0_draws_without_expression(cohort):
+    for patient, out in ((PATIENT, "a"), (OTHER, "b")):
+        assert generate(f"--patient1 {patient} --sample_size 2 --guidance 0 --out {out}") == 0
+    assert generate(f"--patient1 {PATIENT} --sample_size 2 --guidance 3 --out c") == 0
+    assert manifest("a")["made_from"]["guidance"] == 0 and manifest("c")["made_from"]["guidance"] == 3
+    assert np.array_equal(pixels("a")[1:], pixels("b")[1:]) and not np.array_equal(pixels("a"), pixels("c"))

@@ -1,0 +1,123 @@
+"""What expression says of tiles, and tiles of expression: components, ridges, directions, shifts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.errors import InputError
+from metrics.morphology import MEASURES
+from metrics.prediction import RidgeModel, fit_ridge
+from sources.evaluation import LEAST, Patients, Ruler
+from sources.profiles import Profiles
+
+COMPONENTS, PREDICTORS = 16, 32  # principal components of c: read back from tiles; used to predict morphology
+
+
+@dataclass
+class Readers:
+    """Fitted on training patients of a tissue: expression components, ridges between them and tiles, directions.
+
+    `axes` (k, z) and `spread` (k,): principal components of c and their sd; from_tiles: features -> the first
+    COMPONENTS of them; to_morphology: components -> a patient's mean MEASURES. train: features (m, d) of the training
+    tiles looked at, train_tiles (m,) their numbers in cohort.tiles; n_train: patients.
+    """
+
+    patients: Patients
+    centre: np.ndarray
+    axes: np.ndarray
+    spread: np.ndarray
+    from_tiles: RidgeModel
+    to_morphology: RidgeModel
+    train: np.ndarray
+    train_tiles: np.ndarray
+
+    @classmethod
+    def fit(cls, patients: Patients, ruler: Ruler, mpp: float) -> "Readers":
+        """Measure the training tiles and fit. InputError for fewer than LEAST patients."""
+        if len(patients.rows) < LEAST:
+            raise InputError(
+                f"{patients.cohort.table.source}: {len(patients.rows)} training patients with tiles, at least {LEAST} "
+                "were expected for the round trip; add donors"
+            )
+        measured = ruler.measure([patients.read(p) for p in range(len(patients.rows))], mpp)
+        c = patients.c.double().numpy()
+        centre = c.mean(0)
+        _, singular, axes = np.linalg.svd(c - centre, full_matrices=False)
+        kept = min(PREDICTORS, int((singular > 1e-6 * max(singular[0], 1e-12)).sum()), len(c) - 1)
+        if not kept:
+            raise InputError(f"{patients.cohort.table.source}: all training patients have the same expression")
+        axes, scores = axes[:kept], (c - centre) @ axes[:kept].T
+        groups = _groups(patients)
+        whose = np.repeat(np.arange(len(c)), [len(x) for x in measured.features])
+        features = np.concatenate(measured.features)
+        means = np.stack([measured.mean_of(name) for name in MEASURES], 1)  # (rows, measures)
+        fine = np.isfinite(means)
+        means = np.where(fine, means, np.where(fine, means, 0).sum(0) / np.maximum(fine.sum(0), 1))
+        from_tiles = fit_ridge(features, scores[whose][:, :COMPONENTS], groups[whose])
+        to_morphology = fit_ridge(scores, means, groups)
+        numbers = np.concatenate(patients.tiles)
+        return cls(patients, centre, axes, scores.std(0), from_tiles, to_morphology, features, numbers)
+
+    def components(self, c: torch.Tensor) -> np.ndarray:
+        """Return the principal components (n, k) of c (n, z)."""
+        return (c.double().numpy() - self.centre) @ self.axes.T
+
+    def predicted_morphology(self, c: torch.Tensor) -> dict[str, np.ndarray]:
+        """Return measure -> (n,) as the ridge predicts it from expression alone."""
+        values = self.to_morphology.predict(self.components(c))
+        return {name: values[:, k] for k, name in enumerate(MEASURES)}
+
+    def directions(self) -> dict[str, torch.Tensor]:
+        """Return steps in c, (z,) each: "component 1", one sd of it, and for each measure its ridge's direction.
+
+        The latter is the mean change of c over training patients that goes with one sd of the ridge's prediction:
+        cov(c) w / sd (the pattern of a linear model: Haufe et al. 2014, eq. 6), so that a step stays among profiles
+        that occur, which w itself need not. Measures that the ridge cannot predict have none.
+        """
+        variance = np.square(self.spread)
+        found = {"component 1": self.axes[0] * self.spread[0]}
+        weights = self.to_morphology.coef / self.to_morphology.scale[:, None]  # (k, measures)
+        for k, name in enumerate(MEASURES):
+            sd = float(np.sqrt((variance * np.square(weights[:, k])).sum()))
+            if sd > 0 and self.to_morphology.cv_r[k] > 0:
+                found[name] = (variance * weights[:, k] / sd) @ self.axes
+        return {name: torch.from_numpy(step).float() for name, step in found.items()}
+
+
+def read_shift(path: str | Path, profiles: Profiles) -> torch.Tensor:
+    """Return the whole shift (z,) in units of the generator's input, from an .npz of betaVAE_interpolation.py.
+
+    InputError where the file is none, has another length, or was made with another VAE.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; make shifts with betaVAE_interpolation.py")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            shift, digest = np.asarray(file["shift"], np.float32), str(file["vae_digest"])
+    except (KeyError, ValueError, OSError) as error:
+        raise InputError(f"{path}: not a shift of betaVAE_interpolation.py ({error}); an .npz was expected") from None
+    if shift.shape != profiles.mean.shape:
+        raise InputError(
+            f"{path}: a shift of {shift.size} latent dimensions, the VAE {profiles.path} has {len(profiles.mean)}; "
+            "make it again with betaVAE_interpolation.py"
+        )
+    if digest != profiles.vae_digest:
+        raise InputError(
+            f"{path}: made with another VAE ({digest[:12]}) than {profiles.path} ({profiles.vae_digest[:12]}); make it "
+            "again with betaVAE_interpolation.py"
+        )
+    mean, std, rule = profiles.mean, profiles.std, profiles.rule
+    shift = torch.from_numpy(shift)
+    return rule.condition(mean + shift, mean, std) - rule.condition(mean, mean, std)
+
+
+def _groups(patients: Patients) -> np.ndarray:
+    """What cross-validation keeps apart: donors; sections where there are too few donors; else rows. (P,)"""
+    donors = patients.cohort.slides["donor"].astype(str).to_numpy()[patients.rows]
+    sections = patients.column("section")
+    for words in (donors, sections):
+        if words is not None and len(set(words)) > 1:
+            return np.unique(words, return_inverse=True)[1]
+    return np.arange(len(patients.rows))

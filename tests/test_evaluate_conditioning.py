@@ -1,0 +1,295 @@
+"""evaluate_conditioning.py on generators whose answer is known: obedient, deaf, contrary; the verdict; bad input."""
+
+import json
+import shutil
+from pathlib import Path
+
+import gan_toy
+import numpy as np
+import pytest
+import torch
+
+import evaluate_conditioning as command
+import histopathology_gan
+from datasets.expression import read_expression, write_expression
+from datasets.tiles import write_store
+from metrics.evaluation import Comparison, Measured, dose_block, halve, liveness, matrix_blocks, retrieval_blocks
+from metrics.pairing import re_pairings
+from metrics.verdict import verdict
+from models.conditioning import InputRule
+from sources.gan import open_gan
+from sources.profiles import Profiles
+
+WORDS = "--tiles 8 --sampling_seeds 2 --re_pairings 199 --device cpu"
+RNA_GAN = "checkpoints/rna-gan_lung.model"
+
+
+def paint(c, rng):
+    """A tile (16, 16, 3) whose white share follows c[0] and whose redness follows c[1]."""
+    white = rng.random((16, 16, 1)) < 0.1 + 0.6 / (1 + np.exp(-1.5 * c[0]))
+    colour = np.array([200, 110, 160]) - 30 * np.tanh(c[1]) * np.array([0.3, 1.0, 0.4])
+    tile = np.where(white, 245, colour) + rng.normal(0, 2, (16, 16, 3))
+    return tile.clip(0, 255).astype(np.uint8)
+
+
+class Painter(torch.nn.Module):
+    """Paints tiles as the real ones are, for `sign` times the expression that it is given."""
+
+    conditional, rule, encoding_dims = True, InputRule(), gan_toy.LATENT
+
+    def __init__(self, sign):
+        super().__init__()
+        self.sign = sign
+
+    def draw(self, n, generator):
+        return torch.randn(n, self.encoding_dims, generator=generator)
+
+    def forward(self, noise, c=None, keep=None, guidance=1.0):
+        c = torch.zeros_like(noise) if c is None else c * self.sign * guidance
+        rngs = [np.random.default_rng(int(abs(x[0]) * 1e6)) for x in noise]
+        tiles = [paint(one.double().numpy(), rng) for one, rng in zip(c, rngs, strict=True)]
+        return torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """60 donors whose lung tiles are painted from their latents; a GAN and an RNA-GAN trained for a moment."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("cohort")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gan_toy, "N_DONORS", 60)
+        patch.setattr(gan_toy, "TISSUES", ("lung",))
+        patch.chdir(folder)
+        table = gan_toy.toy_table("lung", 0)
+        table.obs = table.obs.assign(assigned_split=["test"] * 16 + ["val"] * 4 + ["train"] * 40)
+        write_expression(table, folder / "data" / "lung.csv")
+        gan_toy.write_vae(folder / "checkpoints" / "betavae_tissues", [table])
+        gan_toy.write_config(folder / "lung.json", ["lung"])
+        c = Profiles("checkpoints/betavae_tissues.pt", table).conditions().double().numpy()
+        rng = np.random.default_rng(0)
+        for one, slide in zip(c, table.obs["wsi_file_name"], strict=True):
+            tiles = [(16 * i, 0, 1.0, paint(one, rng)) for i in range(12)]
+            write_store(folder / "tiles" / "lung", Path(slide).stem, tiles, mpp=1.0, tile_size=16, fmt="png")
+        for name, loss in (("gan_lung", "wgan"), ("rna-gan_lung", "wganvae")):
+            words = f"--config lung.json --model_dir checkpoints/{name} --loss_type {loss} --max_steps 2"
+            assert gan_toy.run(histopathology_gan, words) == 0
+    return folder
+
+
+@pytest.fixture
+def cohort(made, tmp_path, monkeypatch):
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def evaluate(words="", checkpoint=RNA_GAN):
+    return gan_toy.run(command, f"--checkpoint {checkpoint} --config lung.json {WORDS} {words}")
+
+
+def with_painter(monkeypatch, sign):
+    def opened(path, device="cpu"):
+        gan = open_gan(path, device)
+        gan.generator = Painter(sign) if gan.conditional else gan.generator
+        return gan
+
+    monkeypatch.setattr(command, "open_gan", opened)
+
+
+def metrics(folder="conditioning/rna-gan_lung"):
+    return json.loads((Path(folder) / "metrics.json").read_text())
+
+
+# ---- Generators whose answer is known ----
+
+
+def test_an_obedient_generator_matches(cohort, monkeypatch, capsys):
+    with_painter(monkeypatch, 1.0)
+    assert evaluate("--extractor_side 32") == 0
+    found, line = metrics(), capsys.readouterr().out.strip()
+    white, control = found["morphology"]["white_space"], found["controls"]["unconditional"]
+    assert found["verdict"]["word"] in ("match", "partial") and found["liveness"]["pixel_difference"]["value"] > 1
+    assert white["pearson"] > 0.95 and white["p_value"] == pytest.approx(0.005) and white["spearman"] > 0.8
+    assert white["pearson"] > white["null_q99"] and white["shuffled_pearson"] < 0.4
+    assert found["retrieval"]["centred"]["mrr"]["p_value"] == pytest.approx(0.005)
+    assert found["retrieval"]["plain"]["top1"]["value"] > 3 * found["retrieval"]["plain"]["top1"]["chance"]
+    assert found["distance"]["auc"]["value"] > 0.8 and found["distance"]["kind"] == "kernel distance"
+    assert found["diversity"]["value"] == pytest.approx(1, abs=0.2)
+    assert control["morphology"]["white_space"]["p_value"] > 0.01
+    dose = found["dose_response"]["white_space"]["white_space"]
+    assert dose["spearman"] > 0.8 and dose["p_value"] < 0.01
+    assert line.startswith("rna-gan_lung: tiles depend on the expression") and "\n" not in line
+    assert "and match it" in line and line == found["summary"]
+    assert found["tissues"]["lung"]["morphology"] == found["morphology"]
+    page = Path("conditioning/rna-gan_lung/report.html").read_text()
+    assert page.count("data:image/png") == 7 and "http" not in page.replace("http-equiv", "")
+
+
+def test_a_deaf_generator_is_dead(cohort, monkeypatch, capsys):
+    with_painter(monkeypatch, 0.0)
+    assert evaluate() == 0
+    found = metrics()
+    assert found["verdict"]["word"] == "dead" and found["liveness"]["pixel_difference"]["value"] == 0
+    assert found["liveness"]["variance_explained"]["p_value"] > 0.01
+    assert found["retrieval"]["centred"]["mrr"]["p_value"] > 0.01
+    assert found["morphology"]["white_space"]["p_value"] > 0.01
+    assert "do not depend on the expression (0 grey levels" in capsys.readouterr().out
+
+
+def test_a_contrary_generator_is_alive_and_does_not_match(cohort, monkeypatch, capsys):
+    with_painter(monkeypatch, -1.0)
+    assert evaluate("--unconditional checkpoints/gan_lung.model --patients 6 --ceiling sides") == 0
+    found = metrics()
+    assert found["verdict"]["word"] == "no match" and found["morphology"]["white_space"]["pearson"] < -0.9
+    assert found["control"] == "gan_lung" and found["patients_compared"] == 6 and "left half" in found["ceiling"]
+    assert "but do not match it" in capsys.readouterr().out
+
+
+def test_spots_have_one_tile_each_and_their_array_is_shifted(cohort, monkeypatch, capsys):
+    table = read_expression("data/lung.csv")
+    n = len(table)
+    table.obs = table.obs.assign(array_x=np.arange(n) % 8, array_y=np.arange(n) // 8, section="C1")
+    write_expression(table, Path("data/lung.csv"))
+    with_painter(monkeypatch, 1.0)
+    config = json.loads(Path("lung.json").read_text())
+    Path("lung.json").write_text(json.dumps(config | {"max_patch_per_wsi": 1}))
+    assert evaluate() == 0
+    found = metrics()
+    assert "torus" in found["nulls"] and "left half" in found["ceiling"]
+    assert found["distance"]["kind"].startswith("cosine") and found["diversity"] is None
+    assert found["liveness"]["variance_explained"]["ceiling"] is None
+    assert found["morphology"]["white_space"]["pearson"] > 0.8
+    assert evaluate("--ceiling halves") == 2
+    assert "use --ceiling sides" in capsys.readouterr().err
+
+
+def test_the_same_command_gives_the_same_numbers(cohort):
+    for out in ("a", "b"):
+        assert evaluate(f"--out {out} --sampling_seeds 1 --tiles 2 --re_pairings 19") == 0
+    assert Path("a/metrics.json").read_bytes() == Path("b/metrics.json").read_bytes()
+
+
+# ---- Input that cannot be used ----
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--checkpoint checkpoints/gan_lung.model", "takes no expression"),
+        ("--tiles 1", "at least 2"),
+        ("--shift none.npz", "no such file"),
+        ("--nulls torus", "array_x"),
+        ("--extractor_side big", "number of pixels"),
+    ],
+)
+def test_refusals(cohort, capsys, words, message):
+    assert evaluate(words) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in error and not Path("conditioning").exists()
+
+
+def test_too_few_patients_are_counted(cohort, capsys):
+    table = read_expression("data/lung.csv")
+    splits = ["test"] * 4 + ["train"] * (len(table) - 4)
+    table.obs = table.obs.assign(assigned_split=splits)
+    write_expression(table, Path("data/lung.csv"))
+    assert evaluate() == 2
+    assert "4 patients of lung" in capsys.readouterr().err
+
+
+def test_a_shift_of_another_vae_is_refused(cohort, capsys):
+    np.savez("other.npz", shift=np.zeros(gan_toy.LATENT, np.float32), vae_digest="0" * 64)
+    np.savez("short.npz", shift=np.zeros(3, np.float32), vae_digest="0" * 64)
+    assert evaluate("--shift other.npz") == 2
+    assert "another VAE" in capsys.readouterr().err
+    assert evaluate("--shift short.npz") == 2
+    assert "3 latent dimensions" in capsys.readouterr().err
+
+
+# ---- The verdict ----
+
+
+def blocks(grey=5.0, p=0.001, others=0.001, kept=4):
+    def number(p_value):
+        values = {"value": 0.5, "relative": 0.8, "chance": 0.1, "ceiling": 0.6, "p_value": p_value}
+        return values | {"pearson": 0.9, "shuffled_pearson": 0.1, "ridge": 0.8}
+
+    names = ("nuclear_density", "white_space", "eosin_od")
+    morphology = {name: number(others) for name in names} | {"texture": number(0.9) | {"ridge": 0.1}}
+    return {
+        "liveness": {"pixel_difference": {"value": grey}},
+        "retrieval": {"centred": {"mrr": number(p), "top1": number(p)}},
+        "round_trip": number(p) | {"kept": kept},
+        "morphology": morphology,
+    }
+
+
+@pytest.mark.parametrize(
+    ("made", "word", "text"),
+    [
+        (blocks(), "match", "and match it at 80% of what real tiles reach"),
+        (blocks(grey=0.2), "dead", "do not depend on the expression"),
+        (blocks(p=0.5, others=0.2), "no match", "but do not match it"),
+        (blocks(p=0.5, others=0.001), "partial", "match it in part (3 of 5 tests)"),
+        (blocks(p=0.5, others=None), "no match", "no p"),
+        (blocks(kept=0), "match", "nuclear_density r 0.90 (real against real 0.60, re-paired 0.10, p 0.001)"),
+    ],
+)
+def test_verdict(made, word, text):
+    found = verdict(made)
+    assert found["word"] == word and text in found["text"]
+    assert "texture" not in found["tests"]  # expression does not predict it: nothing to match
+
+
+# ---- The blocks ----
+
+
+def toy(patients=20, tiles=6, d=12, noise=0.5, seed=0):
+    """Patients' centres (P, d), and a function that draws tiles around given centres."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(patients, d))
+    draw = lambda c: Measured([x + noise * rng.normal(size=(tiles, d)) for x in c])  # noqa: E731
+    return centres, draw
+
+
+def test_retrieval_is_perfect_for_copies_and_at_chance_for_strangers():
+    centres, draw = toy()
+    real = draw(centres)
+    splits = [(real.take(a), real.take(b)) for a, b in halve([6] * 20, 3, 0)]
+    c = Comparison(real, splits, re_pairings(20, 199), np.arange(20))
+    good = retrieval_blocks(c, [draw(centres), draw(centres)], False)["top1"]
+    assert good["value"] > 0.95 and good["p_value"] == pytest.approx(0.005) and good["relative"] > 0.9
+    strange = retrieval_blocks(c, [draw(np.random.default_rng(9).normal(size=centres.shape))], True)["mrr"]
+    assert strange["p_value"] > 0.01 and abs(strange["relative"]) < 0.2
+    some = Comparison(real, splits, re_pairings(20, 99), np.array([1, 5, 7]))
+    assert retrieval_blocks(some, [draw(centres)], False)["top1"]["n"] == 3
+
+
+def test_a_matrix_block_pairs_rows_with_the_chosen_columns():
+    c = Comparison(Measured([]), [], np.array([[1, 0, 2], [2, 1, 0]]), np.array([0, 2]))
+    distance = np.array([[0.0, 1.0], [0.5, 2.0], [1.0, 0.0]])  # of 3 patients' tiles to patients 0 and 2
+    statistic = lambda m: {"trace": -float(np.trace(m))}  # noqa: E731
+    found = matrix_blocks([distance], c, statistic, {"trace": 0.0}, [])["trace"]
+    assert found["value"] == 0 and found["pairings"] == 2 and found["p_value"] == pytest.approx(1 / 3)
+    assert found["null_mean"] == pytest.approx(-(0.5 + 2.0) / 2)
+
+
+def test_liveness_of_tiles_that_do_and_do_not_change():
+    centres, draw = toy()
+    same = np.full((3, 4, 8, 8, 3), 100, np.uint8)
+    changed = same + np.array([0, 10, 20], np.uint8)[:, None, None, None, None]
+    features = np.random.default_rng(0).normal(size=(3, 4, 5))
+    args = (features, [draw(centres)], draw(centres), 99, 0)
+    assert liveness(same, *args)["pixel_difference"]["value"] == 0
+    found = liveness(changed, *args)
+    assert found["pixel_difference"]["value"] == pytest.approx(40 / 3)
+    explained = found["variance_explained"]
+    assert explained["value"] == pytest.approx(0.8, abs=0.1) and explained["null_q99"] < 0.1
+
+
+def test_dose_block_is_sure_of_a_trend_only():
+    alphas, rng = np.arange(5.0), np.random.default_rng(0)
+    rising = dose_block(alphas, alphas + 0.1 * rng.normal(size=(5, 5)), 199, 0)
+    assert rising["spearman_repeats"] == pytest.approx(1) and rising["p_value"] == pytest.approx(0.005)
+    assert dose_block(alphas, rng.normal(size=(5, 5)), 199, 0)["p_value"] > 0.05
+    assert dose_block(alphas, np.ones((5, 5)), 199, 0)["p_value"] is None
