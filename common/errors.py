@@ -39,7 +39,10 @@ def shorten(names: Iterable[object], limit: int = 5) -> str:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose errors are one line, without the usage; sub-parsers are of this class too."""
+    """A parser whose errors are one line, without the usage, and whose flags are written out; sub-parsers likewise."""
+
+    def __init__(self, *args: Any, allow_abbrev: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=allow_abbrev, **kwargs)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         """Parse; a list that begins with a minus (--alphas -2,-1,0) is a value, which argparse takes for a flag."""

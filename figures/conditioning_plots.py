@@ -68,11 +68,12 @@ def dose_curves(
             x = alphas / np.abs(alphas).max()
             if own:
                 ax.plot(x, values[name].T, color="#c3cbd1", lw=0.8)
-            mean = values[name].mean(0)
+            n = np.isfinite(values[name]).sum(0)
+            total = np.where(np.isfinite(values[name]), values[name], 0).sum(0)
+            mean = np.divide(total, n, out=np.full(len(x), np.nan), where=n > 0)
             style = {"lw": 2.4, "marker": "o", "ms": 4, "zorder": 3} if own else {"lw": 1.0, "ls": "--"}
             ax.plot(x, mean, color=colours[direction], label=direction.replace("_", " "), **style)
-        ax.set_title(f"{name.replace('_', ' ')}, {units[name]}", fontsize=8.5)
+        ax.set_title(f"{name.replace('_', ' ')}\n{units[name]}", fontsize=8.5)
     handles = {label: h for ax in axes for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
-    figure.supxlabel("share of the way to the last step", fontsize=8.5)
     return figure

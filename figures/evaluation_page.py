@@ -119,8 +119,8 @@ def retrieval(m: Blocks, p: Pictures) -> Section:
     figure = matrix_and_ranks(p.matrix, m["distance"]["kind"].split(" (")[0].capitalize())
     caption = f"Left: {m['distance']['kind']}, mean over sampling seeds; dark is near. Right: ranks by these distances."
     text = (
-        f"The generated tiles of a patient look for his real ones among {m['patients_compared']} patients: by the "
-        "angle between mean features, and by the distance between sets of tiles."
+        f"The generated tiles of a patient look for the patient's own real ones among {m['patients_compared']} "
+        "patients: by the angle between mean features, and by the distance between sets of tiles."
     )
     blocks = [table(HEADERS, rows, COLUMNS_SAY), picture(figure, caption, "Distances between patients")]
     return Section("retrieval", "Retrieval and distances", text, blocks)
@@ -154,10 +154,10 @@ def morphology(m: Blocks, p: Pictures) -> Section:
         row = _row(name.replace("_", " "), {**b, "value": b["pearson"]})
         rows.append([*row, _n(b["spearman"]), _n(b["shuffled_pearson"]), _n(b["ridge"]), _g(b["wasserstein"])])
         real, made = p.morphology[name]
-        panels.append((f"{name.replace('_', ' ')}, {_unit(UNITS[name])}", real, made, f"r = {_n(b['pearson'])}"))
+        panels.append((name.replace("_", " "), real, made, f"{_unit(UNITS[name])}; r = {_n(b['pearson'])}"))
     headers = [*HEADERS, "Spearman", "mean |r| re-paired", "ridge from expression", "Wasserstein"]
     caption = (
-        f"Pearson's r of patients' means; {COLUMNS_SAY} Ridge: r of what a ridge predicts from the expression alone "
+        f"Pearson's r of patients' means. {COLUMNS_SAY} Ridge: r of what a ridge predicts from the expression alone "
         "with real tiles: what expression says of the measure at all. Wasserstein in the measure's unit."
     )
     figure = picture(agreement_panels(panels), "One point per patient; dotted: equality.", "Morphology")
@@ -193,7 +193,7 @@ def doses(m: Blocks, p: Pictures) -> Section:
         table(headers, rows, caption),
         picture(
             curves,
-            "Mean over patients; bold: along the direction made for the measure, its patients in grey. Steps in the table.",
+            "Mean over patients; bold: along the direction made for the measure, patients in grey. 1 is the last step.",
             "Dose-response",
         ),
     ]
@@ -262,7 +262,7 @@ def _n(value: float | None, digits: int = 2) -> str:
 
 
 def _g(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
+    return "–" if value is None else f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _unit(text: str) -> str:

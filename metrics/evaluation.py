@@ -133,7 +133,7 @@ def liveness(
             "noises": k,
         },
         "feature_difference": {"value": float(between / within) if within > 0 else None, "patients": a, "noises": k},
-        "variance_explained": block(explained, [null_of(explained[0], null)], 0.0, ceiling, sizes),
+        "variance_explained": block(explained, [null_of(explained[0], null)], 0.0, ceiling, sizes) | {"relative": None},
     }
 
 
