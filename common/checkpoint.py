@@ -47,9 +47,8 @@ def load_checkpoint(path: str | Path, kind: str | None = None) -> tuple[dict[str
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged zip, a foreign pickle and a text file all fail in their own ways
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise InputError(
-            f"{path}: not a readable checkpoint, or cut short ({reason}); copy or train it again"
+            f"{path}: not a readable checkpoint, or cut short ({type(error).__name__}); copy or train it again"
         ) from None
     if not isinstance(saved, dict) or set(saved) != {"kind", "digest", "state"}:
         raise InputError(

@@ -1,5 +1,6 @@
 """Files that are either whole or not there: written beside, fsynced, renamed."""
 
+import errno
 import hashlib
 import json
 import os
@@ -16,7 +17,8 @@ from common.errors import InputError
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; on success fsync it and rename it to `path`, on any error remove it.
 
-    A reader sees the old file or the new one, never half of one; a full disk leaves the old one as it was.
+    A reader sees the old file or the new one, never half of one; a full disk leaves the old one as it was. An OSError
+    of the writing, which by itself names no file or the one beside, names `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,8 +29,22 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(partial, path)
         _fsync_folder(path.parent)
+    except OSError as error:
+        if error.filename2 is None and str(error.filename) in ("None", str(partial)):
+            error.strerror = error.strerror or str(error)  # numpy's and Pillow's have a text only
+            error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def make_folder(path: str | Path) -> Path:
+    """Make a folder to write to where there is none, before the work whose result goes there; OSError names it."""
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "permission denied", str(path))
+    return path
 
 
 def remove_partials(folder: str | Path) -> None:

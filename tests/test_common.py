@@ -72,7 +72,7 @@ def test_a_truncated_checkpoint_is_refused_by_name(tmp_path, share):
     save_checkpoint(path, "gan", STATE)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(InputError, match="not a readable checkpoint"):
+    with pytest.raises(InputError, match=r"not a readable checkpoint, or cut short \(\w+\); copy or train it again$"):
         load_checkpoint(path)
 
 
@@ -302,7 +302,33 @@ def test_an_output_that_is_a_folder_is_named(tmp_path, capsys):
     assert f"{tmp_path}/out.json: is a folder, a file was expected" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["--nothing"], ["part", "--number", "x"], ["part", "a\nb"]])
+def test_a_write_that_fails_without_a_name_names_the_file(tmp_path, capsys):
+    def fill(error):
+        with files.atomic_path(tmp_path / "x.bin") as partial:
+            partial.write_bytes(b"half")
+            raise error
+
+    for error, words in (
+        (OSError(errno.EFBIG, "File too large"), "x.bin: no space left on the disk"),
+        (OSError("4096 requested and 7 written"), "x.bin: 4096 requested and 7 written; a file that can be"),
+        (PermissionError(errno.EACCES, "no", str(tmp_path / f".x.bin.{os.getpid()}.partial")), "x.bin: permission den"),
+        (FileNotFoundError(errno.ENOENT, "gone", "other.svs"), "other.svs: no such file"),
+    ):
+        assert run_command(lambda args, error=error: fill(error), command_parser("x"), []) == 2
+        assert words in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_made_or_refused_before_the_work(tmp_path, capsys):
+    assert files.make_folder(tmp_path / "a" / "b").is_dir() and files.make_folder(tmp_path / "a" / "b")
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        assert run_command(lambda args, path=path: files.make_folder(path) and None, command_parser("x"), []) == 2
+        assert f"{path}: a folder was expected, a file stands in its place" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["--nothing"], ["part", "--number", "x"], ["part", "a\nb"], ["--deb"], ["part", "--num", "1"]]
+)
 def test_a_wrong_flag_is_one_line_with_its_help(capsys, words):
     parser = command_parser("x")
     parser.prog = "command.py"
