@@ -13,7 +13,16 @@ from tqdm import tqdm
 from common.errors import InputError, did_you_mean, shorten
 from common.files import atomic_path, read_json
 from datasets.keys import donor_of, slug, split_of
-from datasets.tiles import TileStore, area_resize, encode_image, open_stores, read_image, read_image_folder
+from datasets.tiles import (
+    TileStore,
+    area_resize,
+    encode_image,
+    generated_folders,
+    manifest_tiles,
+    open_stores,
+    read_image,
+    read_image_folder,
+)
 
 REAL_TABLE, GENERATED_TABLE = "real_toy_example.csv", "rna-gan_toy_example.csv"
 
@@ -92,9 +101,7 @@ def _generated_groups(folder: Path, labels: Sequence[str]) -> Iterator[TileGroup
     """Return one group per folder with a manifest.json under `folder`, or the folder itself where there is none."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of generated tiles; make it with generate_tissue_images.py")
-    places = {p.parent for p in folder.rglob("manifest.json")}
-    outermost = sorted(p for p in places if not places & set(p.parents))  # second/ and real/ inside are comparisons
-    for place in outermost or [folder]:
+    for place in generated_folders(folder) or [folder]:
         about, donors = _read_manifest(place / "manifest.json")
         files, label = read_image_folder(place), _label_of(place, about, labels)
         groups: dict[str, list[Path]] = {}
@@ -110,8 +117,8 @@ def _read_manifest(path: Path) -> tuple[dict, dict[str, str]]:
     content = read_json(path) if path.exists() else {}
     content = content if isinstance(content, dict) else {}
     made_from = content.get("made_from")
-    tiles = [t for t in content.get("tiles", []) if isinstance(t, dict) and "file" in t]
-    donors = {Path(t["file"]).name: donor for t in tiles if (donor := _donor(t))}
+    tiles = manifest_tiles(path) if path.exists() else None
+    donors = {Path(t["file"]).name: donor for t in tiles or [] if (donor := _donor(t))}
     return content | (made_from if isinstance(made_from, dict) else {}), donors
 
 

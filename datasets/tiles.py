@@ -158,9 +158,14 @@ class TileStore:
         path = Path(path)
         stem = path.with_suffix("") if path.suffix in (".json", ".tar") else path
         self.json_path, self.path = (stem.with_name(stem.name + suffix) for suffix in (".json", ".tar"))
-        if self.path.exists() and not self.json_path.exists():
-            raise InputError(f"{self.path}: no {self.json_path.name} beside it: writing was cut short; {REMEDY}")
-        content = read_json(self.json_path)
+        if not self.json_path.exists():
+            if self.path.exists():
+                raise InputError(f"{self.path}: no {self.json_path.name} beside it: writing was cut short; {REMEDY}")
+            raise InputError(f"{path}: no such tile store or folder; check the path")
+        try:
+            content = read_json(self.json_path)
+        except InputError as error:  # nobody is to mend it by hand
+            raise InputError(f"{str(error).removesuffix('; mend the JSON')}; {REMEDY}") from None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise InputError(f"{self.json_path}: not a tile store (format {FORMAT!r} expected); {REMEDY}")
         seal = content.pop("seal", None)
@@ -225,12 +230,17 @@ def open_stores(folder: str | Path) -> dict[str, TileStore]:
 
 
 def read_image_folder(folder: str | Path) -> list[Path]:
-    """Return the PNG and JPEG files under `folder`, sorted; those that its manifest.json lists where it has one."""
+    """Return the PNG and JPEG files under `folder`, sorted; only those that manifests list where there are some.
+
+    A manifest.json in `folder` itself decides, else those in its sub-folders, as `generated_folders` finds them.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of pictures; check the path")
+    if (places := generated_folders(folder)) and places != [folder]:
+        return [path for place in places for path in read_image_folder(place)]
     if (folder / "manifest.json").exists():
-        listed = [folder / name for name in manifest_files(folder / "manifest.json")]
+        listed = [folder / tile["file"] for tile in manifest_tiles(folder / "manifest.json") or []]
         if missing := [path for path in listed if not path.exists()]:
             raise InputError(f"{missing[0]}: missing, though manifest.json lists it; generate the tiles again")
         if listed:
@@ -241,11 +251,21 @@ def read_image_folder(folder: str | Path) -> list[Path]:
     return found
 
 
-def manifest_files(path: Path) -> list[str]:
-    """Return the file names in a manifest of generated tiles, {"tiles": [{"file": ...}, ...]}."""
+def generated_folders(folder: Path) -> list[Path]:
+    """Return the folders with a manifest of generated tiles, `folder` or in it, sorted; none that lies in another.
+
+    Folders inside a folder of generated tiles (second/, real/) hold what it is compared with, not more of its tiles.
+    """
+    places = {path.parent for path in folder.rglob("manifest.json") if manifest_tiles(path) is not None}
+    return sorted(place for place in places if not places & set(place.parents))
+
+
+def manifest_tiles(path: Path) -> list[dict[str, Any]] | None:
+    """Return what a manifest of generated tiles lists, [{"file": ...}, ...]; None for a JSON file of another kind."""
     content = read_json(path)
-    tiles = content.get("tiles", []) if isinstance(content, dict) else []
-    return [tile["file"] for tile in tiles if isinstance(tile, dict) and "file" in tile]
+    if not isinstance(content, dict) or not isinstance(content.get("tiles"), list):
+        return None
+    return [tile for tile in content["tiles"] if isinstance(tile, dict) and "file" in tile]
 
 
 def read_image(path: str | Path, img_size: int | None = None) -> np.ndarray:

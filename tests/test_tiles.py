@@ -143,6 +143,10 @@ def test_an_altered_description_is_refused(tmp_path):
     path.write_text("{}")
     with pytest.raises(InputError, match="not a tile store"):
         TileStore(path)
+    for content in (b'{"format": "tile store 1",\n', b"\xff\xfe"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"GTEX-A-0125.json: .*; delete it and run prepare_data.py tiles again$"):
+            open_stores(tmp_path)
 
 
 def test_a_foreign_tar_is_found_by_verify_and_by_the_read(tmp_path):
@@ -280,6 +284,22 @@ def test_a_manifest_says_which_pictures_are_tiles(tmp_path):
         read_image_folder(tmp_path / "a")
 
 
+def test_a_folder_one_level_too_high_counts_the_tiles_of_its_manifests_alone(tmp_path):
+    for patient, n in (("p1", 3), ("p2", 2)):
+        folder = generated_folder(tmp_path / "gan_lung" / patient, n, profile=patient)
+        Image.fromarray(noise(1, 64)[0]).save(folder / "comparison.png")
+        for inside in ("second", "real"):
+            generated_folder(folder / inside, 4, profile=patient)
+    Image.fromarray(noise(1, 64)[0]).save(tmp_path / "gan_lung" / "epoch_001.png")
+    own = [tmp_path / "gan_lung" / f"p{p}" / f"{k:05d}.png" for p, n in ((1, 3), (2, 2)) for k in range(n)]
+    assert read_image_folder(tmp_path) == read_image_folder(tmp_path / "gan_lung") == own
+    assert len(read_image_folder(own[0].parent / "second")) == 4
+    (tmp_path / "png").mkdir()
+    Image.fromarray(noise(1)[0]).save(tmp_path / "png" / "a.png")
+    (tmp_path / "png" / "manifest.json").write_text('{"name": "of another tool"}')
+    assert read_image_folder(tmp_path) == own and len(read_image_folder(tmp_path / "png")) == 1
+
+
 def test_export_writes_pngs_and_their_coordinates(tmp_path, capsys):
     path, images = make_store(tmp_path / "tiles")
     args = ["export", "--format", "folder", "--tiles", str(tmp_path / "tiles"), "--out", str(tmp_path / "png")]
@@ -289,7 +309,7 @@ def test_export_writes_pngs_and_their_coordinates(tmp_path, capsys):
     assert (read_image(tmp_path / "png" / table["file"][2]) == images[2]).all()
     assert len(export_folder(path.with_suffix(".tar"), tmp_path / "one")) == 4
     assert run_command(main, build_parser(), ["export", "--tiles", "nowhere", "--out", "x"]) == EXIT_BAD_INPUT
-    assert "nowhere" in capsys.readouterr().err
+    assert "nowhere: no such tile store or folder; check the path" in capsys.readouterr().err
 
 
 def test_toy_tables_have_label_and_donor(tmp_path):
