@@ -15,9 +15,8 @@ import pandas as pd
 
 from common.config import DataSettings
 from common.errors import InputError, did_you_mean, shorten, warn
-from common.files import atomic_path
 from datasets.genes import gene_key, is_ensembl, twins
-from datasets.h5ad import open_h5ad
+from datasets.h5ad import open_h5ad, write_h5ad
 from datasets.keys import known_donor, slide_key, slug, split_of
 from datasets.reference_csv import read_reference_csv, write_reference_csv
 from datasets.table_cache import load_cache, save_cache
@@ -140,13 +139,9 @@ def write_expression(table: ExpressionTable, path: str | Path) -> None:
             words["unit"] = table.unit
         write_reference_csv(path, table.values, table.genes, words)
     elif path.suffix == ".h5ad":
-        import anndata
-
         symbols = [table.symbols.get(gene_key(gene), "") for gene in table.genes]
         var = pd.DataFrame({"symbol": symbols}, index=pd.Index(table.genes, dtype=object))
-        data = anndata.AnnData(table.values, obs=words, var=var, uns={"unit": table.unit, "source": table.source})
-        with atomic_path(path) as partial:
-            data.write_h5ad(partial)
+        write_h5ad(path, table.values, words, var, {"unit": table.unit, "source": table.source})
     else:
         raise InputError(f"{path}: tables are written as .csv or .h5ad; name the output accordingly")
 
