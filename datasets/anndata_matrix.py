@@ -31,16 +31,20 @@ def read_anndata(
     rows = np.array([i for i, name in enumerate(data.obs_names) if wanted_sample(str(name))], np.int64)
     keep = np.array([j for j, gene in enumerate(genes) if wanted_gene(gene)], np.int64)
     values, stats = np.empty((len(rows), len(keep)), np.float32), ValueStats(len(rows), len(genes))
+    negative = ""
+
+    def first_of(bad: np.ndarray, part: np.ndarray, start: int) -> str:
+        row, column = np.argwhere(bad)[0]
+        return f"{path}: sample {data.obs_names[rows[start + row]]}, gene {genes[column]}: {part[row, column]}"
+
     for start in range(0, len(rows), PART):
         part = data.X[rows[start : start + PART]]
         part = np.asarray(part.toarray() if hasattr(part, "toarray") else part, np.float32)
         bad = np.isinf(part) if drop else ~np.isfinite(part)
         if bad.any():
-            row, column = np.argwhere(bad)[0]
-            raise InputError(
-                f"{path}: sample {data.obs_names[rows[start + row]]}, gene {genes[column]}: {part[row, column]}, a "
-                f"finite number was expected; {REMEDY}"
-            )
+            raise InputError(f"{first_of(bad, part, start)}, a finite number was expected; {REMEDY}")
+        if not negative and (part < 0).any():
+            negative = f"{first_of(part < 0, part, start)}, a finite number of at least 0 was expected"
         stats.add(np.nan_to_num(part) if drop else part, slice(start, start + PART))
         values[start : start + PART] = part[:, keep]
     lacking = np.isnan(values).any(0)
@@ -57,7 +61,13 @@ def read_anndata(
         "unit_hint": _unit_hint(data.uns),
     }
     frame = words.where(words.notna(), "").astype(str).reset_index(drop=True)
-    return Matrix(values[:, ~lacking], [str(data.obs_names[i]) for i in rows], kept, frame, stats, facts)
+
+    def find_negative(remedy: str) -> None:
+        if negative:
+            raise InputError(f"{negative}; {remedy}")
+
+    names = [str(data.obs_names[i]) for i in rows]
+    return Matrix(values[:, ~lacking], names, kept, frame, stats, facts, find_negative=find_negative)
 
 
 def _unit_hint(uns: object) -> str | None:

@@ -6,8 +6,9 @@ statistics that tell the unit are gathered over all genes on the way.
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -37,6 +38,7 @@ class Matrix:
     stats: ValueStats  # over all genes of the file, for the wanted samples
     facts: dict[str, Any] = field(default_factory=dict)  # what was found, for the report
     symbols: dict[str, str] = field(default_factory=dict)  # gene as named -> symbol, where a column tells
+    find_negative: Callable[[str], None] = lambda remedy: None  # raises the InputError that names the first such value
 
 
 def read_matrix(
@@ -67,6 +69,8 @@ def read_matrix(
         _refuse_doubled_columns(path, layout)
     read = _by_rows if layout.genes_in == "rows" else _by_columns
     matrix = read(path, layout, wanted_gene, wanted_sample, missing == "drop")
+    in_table = [i for i in layout.data if layout.genes_in == "columns" or wanted_sample(layout.names[i])]
+    matrix.find_negative = partial(_find_negative, path, layout, in_table, missing == "drop")
     matrix.facts |= {
         "format": layout.form,
         "orientation": f"genes in {layout.genes_in}",
@@ -149,12 +153,38 @@ def _parts(
         if bad.any():
             if layout.form != "parquet":
                 _explain(path, layout, columns, missing_allowed)
-            column, row = np.argwhere(bad)[0]
-            raise InputError(
-                f"{path}: row {names[row]}, column {layout.names[columns[column]]}: "
-                f"{bad_value(str(part[column, row]))}, a finite number was expected; {REMEDY}"
-            )
+            _refuse_first(path, layout, columns, names, part, bad, f"a finite number was expected; {REMEDY}")
         yield names, part, texts
+
+
+def _refuse_first(
+    path: Path, layout: Layout, columns: list[int], names: list[str], part: np.ndarray, bad: np.ndarray, expected: str
+) -> NoReturn:
+    """Raise the InputError of the first bad value of `part`, (len(columns), rows), by its row and column."""
+    row, column = np.argwhere(bad.T)[0]
+    raise InputError(
+        f"{path}: row {names[row]}, column {layout.names[columns[column]]}: {bad_value(str(part[column, row]))}, "
+        f"{expected}"
+    )
+
+
+def _find_negative(path: Path, layout: Layout, columns: list[int], drop: bool, remedy: str) -> None:
+    """Raise the InputError of the first negative value, by line (text) or row (parquet) and column."""
+    if layout.form != "parquet":
+        find_bad_field(
+            path,
+            layout.names,
+            columns,
+            layout.delimiter,
+            layout.decimal,
+            layout.skip,
+            missing_allowed=drop,
+            remedy=remedy,
+        )
+    for names, part, _ in _parts(path, layout, columns, [], drop):
+        if (bad := part < 0).any():
+            expected = f"a finite number of at least 0 was expected; {remedy}"
+            _refuse_first(path, layout, columns, names, part, bad, expected)
 
 
 def _batches(path: Path, layout: Layout, columns: list[int], words: list[int]) -> Iterator[pa.RecordBatch]:

@@ -77,7 +77,7 @@ def prepare_table(
             f"{attributes}; files of the same release were expected"
         )
     _refuse_doubled_samples(path, matrix)
-    found = guess_unit(str(path), matrix.stats, unit, _own_unit(matrix))
+    found = guess_unit(str(path), matrix.stats, unit, _own_unit(matrix), matrix.find_negative)
     mapper.refuse_unmapped(path, matrix.genes)
     values, names, gene_report = mapper.collect(path, to_linear(matrix.values, found.log), matrix.genes, duplicates)
     unit_name, convert_note = _convert(values, matrix, found, convert, path)

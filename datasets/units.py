@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -70,10 +71,17 @@ class Unit:
     why: str
 
 
-def guess_unit(path: str, stats: ValueStats, given: str | None = None, stated: str | None = None) -> Unit:
+def guess_unit(
+    path: str,
+    stats: ValueStats,
+    given: str | None = None,
+    stated: str | None = None,
+    find_negative: Callable[[str], None] = lambda remedy: None,
+) -> Unit:
     """Return the unit of the matrix in the file `path`: `given` (--unit), `stated` (in the file), else what is seen.
 
     InputError where values are negative and no log explains it, or logged to a base that cannot be told.
+    `find_negative` raises the InputError that says where a negative value stands, with the remedy that it is given.
     """
     hint = _hint(path)
     linear = hint or "TPM"
@@ -81,10 +89,12 @@ def guess_unit(path: str, stats: ValueStats, given: str | None = None, stated: s
         why = "given with --unit" if given else "the file states it"
         unit = Unit(LINEAR.get(known, linear), known if known in LOGS else None, why)
     elif stats.lowest < 0:
-        raise InputError(
-            f"{path}: the lowest value is {stats.lowest:g}, at least 0 was expected; z-scores and log ratios cannot be "
-            "brought back to expression, logs without a pseudocount can: --unit log2, ln or log10"
+        remedy = (
+            "mend it; z-scores and log ratios cannot be brought back to expression, logs without a pseudocount can: "
+            "--unit log2, ln or log10"
         )
+        find_negative(remedy)
+        raise InputError(f"{path}: the lowest value is {stats.lowest:g}, at least 0 was expected; {remedy}")
     elif stats.whole and stats.highest >= 20 and hint in (None, "counts"):
         unit = Unit("counts", None, f"all values are whole numbers, the highest {stats.highest:g}")
     elif stats.highest < LOGGED_BELOW and stats.n_genes >= ENOUGH_GENES and not (stats.whole and hint == "counts"):
@@ -99,10 +109,9 @@ def guess_unit(path: str, stats: ValueStats, given: str | None = None, stated: s
             f"{path}: linear TPM is assumed: neither the file's name nor its values tell the unit; state it with --unit"
         )
     if stats.lowest < 0 and (unit.log is None or LOGS[unit.log][1]):
-        raise InputError(
-            f"{path}: the lowest value is {stats.lowest:g}, which {unit.log or unit.name} cannot have; state the "
-            "unit with --unit"
-        )
+        remedy = f"{unit.log or unit.name} cannot have it ({unit.why}): mend it, or state the unit with --unit"
+        find_negative(remedy)
+        raise InputError(f"{path}: the lowest value is {stats.lowest:g}, at least 0 was expected; {remedy}")
     return unit
 
 

@@ -2,10 +2,14 @@
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -278,6 +282,36 @@ def test_a_bad_value_is_named_by_line_and_column(tmp_path, field, problem):
         assert table.genes == [*GENES[:2], *GENES[3:]] and report["genes"]["lacking_values"] == [GENES[2]]
 
 
+@pytest.mark.parametrize("form", ["gct", "turned.csv", "parquet", "turned.parquet", "h5ad"])
+def test_a_negative_value_is_named_by_line_and_column(tmp_path, form):
+    frame = FRAME.copy()
+    frame.iloc[2, 1] = -0.5
+    path = tmp_path / f"m_tpm.{form.split('.')[-1]}"
+    if form == "gct":
+        write(path, gct(frame))
+    elif form == "turned.csv":
+        frame.T.to_csv(path)
+    elif "parquet" in form:
+        (frame.T if form == "turned.parquet" else frame).to_parquet(path)
+    else:
+        import anndata
+
+        names = {"obs": pd.DataFrame(index=frame.columns), "var": pd.DataFrame(index=frame.index.astype(str))}
+        anndata.AnnData(frame.to_numpy().T, **names).write_h5ad(path)
+    where = {
+        "gct": f"line 6 ({GENES[2]}), column {SAMPLES[1]}: the value is negative (-0.5)",
+        "turned.csv": f"line 3 ({SAMPLES[1]}), column {GENES[2]}: the value is negative (-0.5)",
+        "parquet": f"row {GENES[2]}, column {SAMPLES[1]}: the value is negative (-0.5)",
+        "turned.parquet": f"row {SAMPLES[1]}, column {GENES[2]}: the value is negative (-0.5)",
+        "h5ad": f"sample {SAMPLES[1]}, gene {GENES[2]}: -0.5",
+    }[form]
+    for unit, remedy in ((None, "--unit log2, ln or log10"), ("tpm", "TPM cannot have it (given with --unit)")):
+        with pytest.raises(InputError) as error:
+            prepare_table(path, unit=unit)
+        assert f"{path}: {where}, a finite number of at least 0 was expected; " in str(error.value)
+        assert remedy in str(error.value)
+
+
 def test_a_line_of_other_length_and_other_versions_of_gct(tmp_path):
     lines = gct().splitlines()
     path = write(tmp_path / "m_tpm.gct", "\n".join([*lines[:5], lines[5] + "\t7", *lines[6:]]))
@@ -289,6 +323,35 @@ def test_a_line_of_other_length_and_other_versions_of_gct(tmp_path):
 
 def command(*words):
     return run_command(prepare_data.main, prepare_data.build_parser(), ["expression", *map(str, words)])
+
+
+ON_A_FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import prepare_data as p
+resource.setrlimit(resource.RLIMIT_FSIZE, (16384, 16384))
+for name in ("t.csv", "t.h5ad", "earlier.csv", "earlier.h5ad"):
+    words = ["expression", "--input", "m_tpm.csv", "--unit", "tpm", "--out", f"out/{name}"]
+    print(p.run_command(p.main, p.build_parser(), words))
+"""
+
+
+def test_a_full_disk_is_one_line_that_names_the_table_and_an_earlier_one_stays(tmp_path):
+    rng, genes = np.random.default_rng(0), [f"ENSG{i:011d}.1" for i in range(2000)]
+    frame = pd.DataFrame(rng.gamma(0.6, 400, (2000, 8)), index=genes, columns=[f"S{i}" for i in range(8)])
+    write(tmp_path / "m_tpm.csv", frame.to_csv())
+    (tmp_path / "out").mkdir()
+    for name in ("earlier.csv", "earlier.h5ad"):
+        (tmp_path / "out" / name).write_text("an earlier table")
+    words, paths = [sys.executable, "-c", ON_A_FULL_DISK], os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=tmp_path, env=paths, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.split() == ["2"] * 4, done.stderr
+    names = ("t.csv", "t.h5ad", "earlier.csv", "earlier.h5ad")
+    lines = done.stderr.splitlines()
+    for line, name in zip(lines, names, strict=True):
+        assert f"out/{name}: no space left on the disk (or quota reached); free some space" in line
+    left = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert left == dict.fromkeys(("earlier.csv", "earlier.h5ad"), "an earlier table")
 
 
 def test_the_command_as_in_the_manual(tmp_path, capsys):
