@@ -10,10 +10,11 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from common.errors import EXIT_DONE, EXIT_SOME_FAILED, InputError, command_parser, run_command, warn
-from common.files import write_json
+from common.files import make_folder, write_json
 from datasets.expression import write_expression
 from datasets.extraction import Job, Outcome, TileSettings
 from datasets.jobs import cut_slides, write_report
@@ -24,6 +25,8 @@ from datasets.slides import check_mpp, find_slides, read_mpp_table
 from datasets.spots import SpotSettings, prepare_spots, read_groups, read_sections, summarise_spots
 from datasets.tiles import SUFFIX
 from datasets.units import UNITS
+
+Commands = argparse._SubParsersAction
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,6 +42,40 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_command(
+    commands: Commands, name: str, what: str, manual: str, run: Callable[[argparse.Namespace], int | None]
+) -> Callable[..., argparse.Action]:
+    """Add a sub-command with its manual and --debug; return what adds its flags."""
+    parser = commands.add_parser(
+        name, help=what, description=manual, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+    )
+    parser.set_defaults(run=run)
+    return parser.add_argument
+
+
+def _add_genes(add: Callable[..., argparse.Action]) -> None:
+    """Add the flags that choose and name genes, of `expression` and `spots`."""
+    add("--genes", help="genes to keep: CSV with a column Gene (rna_ENSG....v), one id a line, or a GTF")
+    add("--biotype", help="of the genes of a GTF: protein_coding")
+    add("--mapping", help="symbols to Ensembl ids: a table with a column of each, or a GTF")
+    add("--duplicates", choices=["sum", "refuse"], help="default: sum, but refuse the very same Ensembl id twice")
+
+
+def _genes_of(args: argparse.Namespace) -> dict[str, str | None]:
+    """Return those flags by name."""
+    return {name: getattr(args, name) for name in ("genes", "biotype", "mapping", "duplicates")}
+
+
+def _table_path(out: str) -> Path:
+    """Return the path of --out. InputError where it is of a form that is not written, before anything is read."""
+    if Path(out).suffix not in (".csv", ".h5ad"):
+        raise InputError(f"{out}: tables are written as .csv or .h5ad; name the output accordingly")
+    return Path(out)
+
+
 DEMO_MANUAL = """Make the demo cohort: about 230 small slides and their expression, with a known link between the two.
 
 Reads nothing. Writes into --out: slides/{lung,brain}/GTEX-*.svs (Aperio; one without mpp, one at 40x, one half blank,
@@ -51,20 +88,13 @@ The same seed gives the same bytes. A finished cohort is left alone; an interrup
 """
 
 
-def _add_demo(commands: argparse._SubParsersAction) -> None:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = commands.add_parser(
-        "demo", help="a small cohort in real formats", description=DEMO_MANUAL, formatter_class=raw
-    )
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=99, help="another seed, another cohort (default: %(default)s)")
-    parser.add_argument("--donors", type=int, default=130, help="how many people (default: %(default)s)")
-    parser.add_argument("--slide_px", type=int, default=1024, help="side of a slide in pixels at 0.5 um per pixel")
-    parser.add_argument("--workers", type=int, default=2, help="processes that draw (default: %(default)s)")
-    parser.add_argument(
-        "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
-    )
-    parser.set_defaults(run=run_demo)
+def _add_demo(commands: Commands) -> None:
+    add = _add_command(commands, "demo", "a small cohort in real formats", DEMO_MANUAL, run_demo)
+    add("--out", type=Path, default=Path("demo"), help="folder (default: %(default)s)")
+    add("--seed", type=int, default=99, help="another seed, another cohort (default: %(default)s)")
+    add("--donors", type=int, default=130, help="how many people (default: %(default)s)")
+    add("--slide_px", type=int, default=1024, help="side of a slide in pixels at 0.5 um per pixel")
+    add("--workers", type=int, default=2, help="processes that draw (default: %(default)s)")
 
 
 def run_demo(args: argparse.Namespace) -> None:
@@ -92,55 +122,39 @@ stage that reads the table; `spots --test` fills it, and so may you.
 """
 
 
-def _add_expression(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser(
-        "expression",
-        help="make an expression table",
-        description=EXPRESSION_MANUAL,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
+def _add_expression(commands: Commands) -> None:
+    add = _add_command(commands, "expression", "make an expression table", EXPRESSION_MANUAL, run_expression)
     add("--input", required=True, help="the matrix")
     add("--out", required=True, help="the table to write, .csv or .h5ad")
     add("--attributes", help="GTEx sample attributes: SAMPID, SMTSD (site), SMTS (organ)")
     add("--phenotypes", help="GTEx subject phenotypes: SUBJID, SEX, AGE")
     add("--tissue", nargs="+", default=[], help='keep samples of these sites or organs: Lung, "Brain - Cortex"')
-    add("--genes", help="genes to keep: CSV with a column Gene (rna_ENSG....v), one id a line, or a GTF")
-    add("--biotype", help="of the genes of a GTF: protein_coding")
-    add("--mapping", help="symbols to Ensembl ids: a table with a column of each, or a GTF")
+    _add_genes(add)
     add("--slides", help="folder or list of slides: keep the samples that have one, by donor and site")
     add("--keep_unmatched", action="store_true", help="with --slides: keep samples without slide too")
     add("--unit", choices=UNITS, help="unit of the input; log2p1 is log2(x + 1)")
     add("--orientation", choices=["genes_in_rows", "genes_in_columns"])
     add("--id", choices=["ensembl", "symbol"], help="how the input names genes")
-    add("--duplicates", choices=["sum", "refuse"], help="default: sum, but refuse the very same Ensembl id twice")
     add("--missing", choices=["refuse", "drop"], default="refuse", help="drop: leave out genes that lack a value")
     add("--convert", choices=["tpm", "cpm"], help="scale to sums of 10^6: tpm from FPKM, cpm from counts")
-    add("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
-    parser.set_defaults(run=run_expression)
 
 
 def run_expression(args: argparse.Namespace) -> None:
     """Write the table and its report; print what was found."""
-    out = Path(args.out)
-    if out.suffix not in (".csv", ".h5ad"):
-        raise InputError(f"{out}: tables are written as .csv or .h5ad; name the output accordingly")
+    out = _table_path(args.out)
     table, report = prepare_table(
         args.input,
         attributes=args.attributes,
         phenotypes=args.phenotypes,
         tissue=args.tissue,
-        genes=args.genes,
-        biotype=args.biotype,
-        mapping=args.mapping,
         slides=args.slides,
         keep_unmatched=args.keep_unmatched,
         unit=args.unit,
         orientation=args.orientation and args.orientation.removeprefix("genes_in_"),
         identifiers=args.id,
-        duplicates=args.duplicates,
         missing=args.missing,
         convert=args.convert,
+        **_genes_of(args),
     )
     write_expression(table, out)
     write_json(out.with_name(f"{out.stem}.report.json"), report)
@@ -164,15 +178,9 @@ finished.
 """
 
 
-def _add_tiles(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_tiles(commands: Commands) -> None:
     default = TileSettings()
-    parser = commands.add_parser(
-        "tiles",
-        help="cut slides into tile stores",
-        description=TILES_MANUAL,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
+    add = _add_command(commands, "tiles", "cut slides into tile stores", TILES_MANUAL, run_tiles)
     add("--slides", required=True, help="folder of slides, or one slide")
     add("--out", required=True, help="folder for the tile stores")
     add("--mpp", type=float, default=default.mpp, help="micrometres per pixel of the tiles (%(default)s)")
@@ -189,8 +197,6 @@ def _add_tiles(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add("--workers", type=int, default=1, help="slides cut at a time, each in a process; 0: in this one (%(default)s)")
     add("--slide_timeout", type=float, default=0, help="give a slide up after so many seconds; 0: never (%(default)s)")
     add("--restart", action="store_true", help="cut finished slides again, with whatever settings")
-    add("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
-    parser.set_defaults(run=run_tiles)
 
 
 def run_tiles(args: argparse.Namespace) -> int:
@@ -201,11 +207,16 @@ def run_tiles(args: argparse.Namespace) -> int:
         args.mpp, args.tile_size, args.max_tiles, args.min_tissue, args.min_sharpness, args.format, args.quality
     )
     settings.check()
+    if args.workers < 0:
+        raise InputError(f"--workers {args.workers}: a number of processes was expected, 0: cut in this one")
+    if not args.slide_timeout >= 0:
+        raise InputError(f"--slide_timeout {args.slide_timeout:g}: seconds were expected, 0: never give up")
     if args.slide_mpp is not None:
         check_mpp(args.slide_mpp, "--slide_mpp")
     table = read_mpp_table(args.mpp_table) if args.mpp_table else {}
     slides, out = find_slides(args.slides), Path(args.out)
     jobs = [Job(path, out, settings, table.get(slide_key(path.name)), args.slide_mpp) for path in slides]
+    make_folder(out)
     outcomes: list[Outcome] = []
     try:
         with tqdm(total=len(jobs), desc="tiles", unit="slide", disable=None) as bar:
@@ -246,15 +257,11 @@ named sections are test; of the others --val_share are val, in whole blocks of n
 """
 
 
-def _add_spots(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_spots(commands: Commands) -> None:
     default = SpotSettings()
-    parser = commands.add_parser(
-        "spots",
-        help="make a table and tile stores of spatial transcriptomics",
-        description=SPOTS_MANUAL,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    add = _add_command(
+        commands, "spots", "make a table and tile stores of spatial transcriptomics", SPOTS_MANUAL, run_spots
     )
-    add = parser.add_argument
     add("--input", nargs="+", required=True, help="the ST folder, or the Visium folders")
     add("--image", nargs="+", default=[], help="Visium: the full-resolution image of each folder, in the same order")
     add("--out", required=True, help="the table to write, .csv or .h5ad")
@@ -266,10 +273,7 @@ def _add_spots(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add("--format", choices=list(SUFFIX), default="jpeg", help="of the tiles in the store (%(default)s)")
     add("--min_counts", type=int, default=default.min_counts, help="of a spot, over all genes (%(default)s)")
     add("--convert", choices=["cpm", "none"], default=default.convert, help="none: keep counts (%(default)s)")
-    add("--genes", help="genes to keep: CSV with a column Gene (rna_ENSG....v), one id a line, or a GTF")
-    add("--biotype", help="of the genes of a GTF: protein_coding")
-    add("--mapping", help="symbols to Ensembl ids: a table with a column of each, or a GTF")
-    add("--duplicates", choices=["sum", "refuse"], help="default: sum, but refuse the very same Ensembl id twice")
+    _add_genes(add)
     add(
         "--min_spots", type=float, default=default.min_spots, help="share of training spots with the gene (%(default)s)"
     )
@@ -282,17 +286,13 @@ def _add_spots(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add(
         "--split_seed", type=int, default=default.split_seed, help="of the split by donor, without --test (%(default)s)"
     )
-    add("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
-    parser.set_defaults(run=run_spots)
 
 
 def run_spots(args: argparse.Namespace) -> None:
     """Write the stores, the table and its report; print what was found."""
     from tqdm import tqdm
 
-    out = Path(args.out)
-    if out.suffix not in (".csv", ".h5ad"):
-        raise InputError(f"{out}: tables are written as .csv or .h5ad; name the output accordingly")
+    out = _table_path(args.out)
     settings = SpotSettings(
         mpp=args.mpp,
         pitch_um=args.pitch,
@@ -310,9 +310,8 @@ def run_spots(args: argparse.Namespace) -> None:
         split_seed=args.split_seed,
     )
     settings.check()
-    genes = {"genes": args.genes, "biotype": args.biotype, "mapping": args.mapping, "duplicates": args.duplicates}
     source = " ".join(args.input)
-    cohort = prepare_spots(read_sections(args.input, args.image), settings, **genes, source=source)
+    cohort = prepare_spots(read_sections(args.input, args.image), settings, **_genes_of(args), source=source)
     for _ in tqdm(cohort.write_tiles(args.tiles, args.format), "tiles", len(cohort.table), unit="spot", disable=None):
         pass
     write_expression(cohort.table, out)
@@ -335,14 +334,8 @@ wsi_model.py finds the tables there by their bare names.
 """
 
 
-def _add_toy(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser(
-        "toy",
-        help="make the classifier's pictures and tables",
-        description=TOY_MANUAL,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
+def _add_toy(commands: Commands) -> None:
+    add = _add_command(commands, "toy", "make the classifier's pictures and tables", TOY_MANUAL, run_toy)
     add("--real", nargs="+", required=True, help="folders of tile stores, one per class")
     add("--generated", nargs="+", default=[], help="folders of generated tiles")
     add("--out", required=True, help="folder for the pictures and the tables")
@@ -350,8 +343,6 @@ def _add_toy(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     add("--img_size", type=int, default=0, help="side of the pictures; 0: that of the generated tiles")
     add("--split", choices=["train", "val", "test"], help="real tiles of these donors alone; test: held out (all)")
     add("--split_seed", type=int, default=99, help="of the split: that of the beta-VAE and the GANs (%(default)s)")
-    add("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
-    parser.set_defaults(run=run_toy)
 
 
 def run_toy(args: argparse.Namespace) -> None:
@@ -371,19 +362,11 @@ file, slide, x, y (pixels at level 0), tissue, mpp, tile_size.
 """
 
 
-def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser(
-        "export",
-        help="write tiles as pictures",
-        description=EXPORT_MANUAL,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
+def _add_export(commands: Commands) -> None:
+    add = _add_command(commands, "export", "write tiles as pictures", EXPORT_MANUAL, run_export)
     add("--format", choices=["folder"], default="folder", help="folder: PNGs (%(default)s)")
     add("--tiles", required=True, help="a folder of tile stores, or one store (.tar or .json)")
     add("--out", required=True, help="folder for the pictures")
-    add("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
-    parser.set_defaults(run=run_export)
 
 
 def run_export(args: argparse.Namespace) -> None:

@@ -55,8 +55,12 @@ def make_demo(
     without mpp, at 40x, half blank, and cut short. A finished cohort is left as it is; an interrupted one goes on with
     the slides that are missing. InputError where `out` holds another cohort.
     """
-    if n_donors < SMALLEST[0] or slide_px < SMALLEST[1]:
-        raise InputError(f"demo: at least {SMALLEST[0]} donors and {SMALLEST[1]} pixels are needed")
+    if n_donors < SMALLEST[0]:
+        raise InputError(f"--donors {n_donors}: at least {SMALLEST[0]} donors are needed, for a split by donor")
+    if slide_px < SMALLEST[1]:
+        raise InputError(f"--slide_px {slide_px}: at least {SMALLEST[1]} pixels are needed, for a few tiles of a slide")
+    if workers < 0:
+        raise InputError(f"--workers {workers}: a number of processes was expected, 0 or 1: draw in this one")
     root = Path(out)
     asked = {"version": VERSION, "seed": seed, "n_donors": n_donors, "slide_px": slide_px, "specials": specials}
     before = _earlier(root, asked)

@@ -75,8 +75,13 @@ def test_another_cohort_in_the_same_folder_is_refused(cohort, tmp_path):
     (tmp_path / "slides").mkdir()
     with pytest.raises(InputError, match="not from this command"):
         make_demo(tmp_path, **SMALL)
-    with pytest.raises(InputError, match="at least 12 donors"):
-        make_demo(tmp_path / "x", n_donors=3)
+    for settings, words in (
+        ({"n_donors": 3}, "--donors 3: at least 12 donors"),
+        ({"slide_px": 100}, "--slide_px 100: at least 256 pixels"),
+        ({"workers": -1}, "--workers -1: a number of processes"),
+    ):
+        with pytest.raises(InputError, match=words):
+            make_demo(tmp_path / "x", **settings)
 
 
 def test_an_interrupted_run_goes_on(cohort, tmp_path):

@@ -333,10 +333,31 @@ def test_slides_of_one_name_and_empty_folders_are_refused(tmp_path):
         find_slides(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("words", [("--mpp", 0), ("--tile_size", 1), ("--min_tissue", 2), ("--slide_mpp", -1)])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--mpp", 0),
+        ("--tile_size", 1),
+        ("--min_tissue", 2),
+        ("--slide_mpp", -1),
+        ("--workers", -1),  # was waited for without end
+        ("--slide_timeout", -5),
+        ("--slide_timeout", "nan"),
+    ],
+)
 def test_settings_that_cannot_be_are_refused_first(tmp_path, capsys, words):
     assert run_tiles("--slides", tmp_path / "nowhere", "--out", tmp_path, *words) == EXIT_BAD_INPUT
     assert words[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("deeper", ["", "tiles"])
+def test_an_output_that_is_a_file_is_one_line_before_any_slide(tmp_path, capsys, monkeypatch, deeper):
+    write_svs(tmp_path / "slides" / "a.svs", half_slide())
+    (tmp_path / "out").write_text("a file")
+    monkeypatch.setattr(prepare_data, "cut_slides", None)
+    assert run_tiles("--slides", tmp_path / "slides", "--out", tmp_path / "out" / deeper) == EXIT_BAD_INPUT
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"{tmp_path}/out" in error and "a file stands in its place" in error
 
 
 def jobs_for(tmp_path, *names):
