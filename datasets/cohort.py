@@ -12,6 +12,7 @@ import torch
 from common.checkpoint import content_digest
 from common.config import DataSettings
 from common.errors import InputError, did_you_mean, shorten
+from common.files import write_text
 from common.run import generator_for
 from datasets.expression import ExpressionTable, read_cohort_tables
 from datasets.keys import donor_of, slide_key, slug, split_of
@@ -19,6 +20,7 @@ from datasets.tiles import TileStore, open_stores
 from datasets.tileset import TileSet
 
 COLUMNS = ["slide", "donor", "tissue", "split"]
+PATIENT_REMEDY = "name another patient, or add the slide (prepare_data.py tiles) or the row that is missing"
 
 
 @dataclass
@@ -60,11 +62,14 @@ class Cohort:
             mine = self.slides["donor"] == patient
         if mine.any():
             return np.flatnonzero(np.isin(self.tiles.slide_index, np.flatnonzero(mine)))
+        folders = shorten(dict.fromkeys(store.path.parent for store in self.tiles.stores))
         for name, reason in self.left_out:
             if patient == name or key in (slide_key(name), donor_of(name)):
-                raise InputError(f"patient {patient}: {reason}")
+                raise InputError(f"{folders}: patient {patient}: {reason}; {PATIENT_REMEDY}")
         near = did_you_mean(key, self.slides["slide"])
-        raise InputError(f"patient {patient}: not among the {len(self.slides)} slides with tiles{near}")
+        raise InputError(
+            f"{folders}: patient {patient}: not among the {len(self.slides)} slides with tiles{near}; {PATIENT_REMEDY}"
+        )
 
     def summary(self) -> str:
         """Return one line for the log: how many slides, donors and tiles, and what was left out, by name."""
@@ -72,6 +77,19 @@ class Cohort:
         if not self.left_out:
             return counts
         return f"{counts}; left out {len(self.left_out)}: {shorten(f'{n} ({why})' for n, why in self.left_out)}"
+
+
+def write_left_out(cohort: Cohort, folder: str | Path) -> Path | None:
+    """Write all that could not be joined to <folder>/left_out.csv, columns name and reason; return its path.
+
+    Where nothing was left out there is no such file, and None is returned; `summary` names five at most.
+    """
+    path = Path(folder) / "left_out.csv"
+    if not cohort.left_out:
+        path.unlink(missing_ok=True)
+        return None
+    write_text(path, pd.DataFrame(cohort.left_out, columns=["name", "reason"]).to_csv(index=False))
+    return path
 
 
 def open_cohort(

@@ -6,7 +6,7 @@ import pytest
 
 from common.config import GANSettings
 from common.errors import InputError
-from datasets.cohort import open_cohort, patient_batches
+from datasets.cohort import open_cohort, patient_batches, write_left_out
 from datasets.keys import split_of
 from datasets.tiles import write_store
 
@@ -50,13 +50,19 @@ def test_each_tile_has_the_row_of_its_slide(settings):
     assert set(cohort.slides["tissue"]) == {"lung"} and (cohort.slides["n_tiles"] == 3).all()
 
 
-def test_what_has_no_partner_is_listed_with_the_reason(settings):
+def test_what_has_no_partner_is_listed_with_the_reason(settings, tmp_path):
     cohort = open_cohort(settings, None)
     reasons = dict(cohort.left_out)
     assert len(reasons) == 20
     assert "no tiles of GTEX-00035-0125" in reasons["GTEX-00035-0125.svs"]
     assert "no row in" in reasons["GTEX-00003-0125"]
     assert "left out 20: " in cohort.summary() and "20 slides of 20 donors, 60 tiles" in cohort.summary()
+    path = write_left_out(cohort, tmp_path / "run")
+    written = pd.read_csv(path)  # all of them, where the summary names five
+    assert path.name == "left_out.csv" and list(written) == ["name", "reason"]
+    assert list(written.itertuples(index=False, name=None)) == cohort.left_out
+    cohort.left_out = []
+    assert write_left_out(cohort, tmp_path / "run") is None and not path.exists()
 
 
 def test_splits_are_by_donor(settings):
@@ -108,12 +114,20 @@ def test_a_patient_is_found_by_slide_sample_or_donor(settings):
         assert (cohort.tiles_of(name) == wanted).all()
 
 
-def test_a_patient_without_tiles_is_refused_with_the_reason(settings):
+def test_a_patient_without_tiles_is_refused_with_folder_reason_and_remedy(settings):
     cohort = open_cohort(settings, None)
-    with pytest.raises(InputError, match=r"patient GTEX-00035-0125.svs: no tiles of GTEX-00035-0125 in"):
-        cohort.tiles_of("GTEX-00035-0125.svs")
-    with pytest.raises(InputError, match="not among the 20 slides with tiles; nearest: GTEX-00015-0125"):
-        cohort.tiles_of("GTEX-00015-0126x.svs")
+    for patient, reason in (
+        ("GTEX-00035-0125.svs", "no tiles of GTEX-00035-0125 in"),
+        ("GTEX-00003", "no row in"),
+        ("GTEX-00015-0126x.svs", "not among the 20 slides with tiles; nearest: GTEX-00015-0125"),
+    ):
+        with pytest.raises(InputError) as error:
+            cohort.tiles_of(patient)
+        said = str(error.value)
+        assert said.startswith(f"{settings.patch_data_path[0]}: patient {patient}: {reason}")
+        assert said.endswith(
+            "; name another patient, or add the slide (prepare_data.py tiles) or the row that is missing"
+        )
 
 
 def test_nothing_in_common_is_refused(settings, tmp_path):
