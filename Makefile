@@ -45,7 +45,7 @@ clean-demo:
 demo/.done/%: export OMP_NUM_THREADS := 1
 GANS := gan_lung rna-gan_lung gan_brain rna-gan_brain
 tissue = $(lastword $(subst _, ,$(1)))
-loss = $(if $(filter rna-%,$(1)),wganvae,wgangp)
+loss = $(if $(filter rna-%,$(1)),wgangpvae,wgangp)
 begin = @mkdir -p demo/.done && date +%s > demo/.done/$(notdir $@).start && printf '\n=== %s\n' '$(1)'
 end = @printf '    (%s s)\n' "$$(( $$(date +%s) - $$(cat demo/.done/$(notdir $@).start) ))" && touch $@
 
@@ -62,7 +62,7 @@ demo/.done/table_%: demo/.done/cohort
 # One brain slide is planted to fail: status 3 and one line in the report, or the demo stops.
 demo/.done/tiles_%: demo/.done/cohort
 	$(call begin,Tiles of $*)
-	status=0; $(PY) prepare_data.py tiles --slides demo/slides/$* --out demo/tiles/$* --mpp 0.5 --tile_size 128 --max_tiles 24 --mpp_table demo/mpp_table.csv || status=$$?; \
+	status=0; $(PY) prepare_data.py tiles --slides demo/slides/$* --out demo/tiles/$* --mpp 0.5 --tile_size 128 --max_tiles 40 --mpp_table demo/mpp_table.csv || status=$$?; \
 	planted=$(if $(filter brain,$*),1,0); failed=$$(grep -c ',failed,' demo/tiles/$*/report.csv || true); \
 	echo "    slides that failed: $$failed, planted to fail: $$planted"; \
 	test $$failed -eq $$planted && test $$status -eq $$(( 3 * planted ))
@@ -100,6 +100,11 @@ demo/.done/generate_%: $(trained)
 	$(PY) generate_tissue_images.py --checkpoint demo/checkpoints/rna-gan_$*.model --config demo/configs/gan_run_$*.json --sample_size 300 --vae --out demo/generated/rna-gan_$*/held_out
 	$(end)
 
+demo/.done/conditioning_%: demo/.done/shifts $(trained)
+	$(call begin,Do the tiles of $* match the patient?)
+	$(PY) evaluate_conditioning.py --checkpoint demo/checkpoints/rna-gan_$*.model --config demo/configs/gan_run_$*.json --unconditional demo/checkpoints/gan_$*.model --shift demo/checkpoints/betavae_tissues/shifts/shift_$(if $(filter lung,$*),lung_to_brain_cortex,brain_cortex_to_lung).npz --seed $(SEED) --out demo/conditioning/$*
+	$(end)
+
 demo/.done/fid: $(trained)
 	$(call begin,Distances: real; GAN; RNA-GAN; lung and brain)
 	$(PY) fid.py --seed $(SEED) --sample_size 200 --iterations 2 --extractor_side tiles --out demo/fid/matrix --matrix $(foreach t,lung brain,real_$(t)=real:demo/configs/gan_run_$(t).json gan_$(t)=demo/checkpoints/gan_$(t) rna-gan_$(t)=demo/checkpoints/rna-gan_$(t))
@@ -115,7 +120,7 @@ demo/.done/classifier: demo/.done/generate_lung demo/.done/generate_brain
 	$(PY) wsi_model.py $(toy) --csv_path real_toy_example.csv --shuffle_labels --out demo/classifier/real_shuffled
 	$(end)
 
-demo/.done/report: demo/.done/shifts demo/.done/samples demo/.done/generate_lung demo/.done/generate_brain demo/.done/fid demo/.done/classifier
+demo/.done/report: demo/.done/conditioning_lung demo/.done/conditioning_brain demo/.done/shifts demo/.done/samples demo/.done/generate_lung demo/.done/generate_brain demo/.done/fid demo/.done/classifier
 	$(call begin,Report)
 	$(PY) paper_figures.py report --demo demo --seed $(SEED)
 	$(end)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError, command_parser, run_command, warn
-from common.files import write_json
+from common.files import make_folder, write_json
 from metrics.frechet import frechet_distance, frechet_from_statistics, frechet_to_statistics, small_sample_note
 from metrics.kernel import kernel_distance
 from metrics.manifold import precision_recall
@@ -105,6 +105,8 @@ def main(args: argparse.Namespace) -> int | None:
         fewer = f" (of {args.sample_size} asked for: all there are)" if d.n < args.sample_size else ""
         print(f"{name}: {d.label}; n = {d.n}{fewer}")
 
+    out = check_output(args, specs)
+
     # Features, each tile once; then the distances.
     for name, d in draws.items():
         d.extract(with_halves=bool(args.matrix) and specs[name].kind == "real")
@@ -125,7 +127,6 @@ def main(args: argparse.Namespace) -> int | None:
         "floors": floors,
         "warnings": warnings,
     }
-    out = out_path(args, specs)
     if args.matrix:
         result["matrix"] = {m: matrix_of(list(draws), pairs, floors, m) for m in ("fid", "kid")}
         print_matrices(list(draws), result["matrix"])
@@ -279,6 +280,17 @@ def save_all(folder: Path, specs: dict[str, SourceSpec], draws: dict[str, Draws]
             path = folder / f"{own}.npz"
             save_statistics(path, d.features(0), extractor.name, extractor.digest, d.label)
             print(f"{path}")
+
+
+def check_output(args: argparse.Namespace, specs: dict[str, SourceSpec]) -> Path:
+    """Return where metrics.json goes, its folder made; OSError or InputError where nothing can be written there."""
+    out = out_path(args, specs)
+    make_folder(out.parent)
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder, the metrics are a file; choose another --out, or remove the folder")
+    if args.save_statistics:
+        make_folder(args.save_statistics)
+    return out
 
 
 def out_path(args: argparse.Namespace, specs: dict[str, SourceSpec]) -> Path:

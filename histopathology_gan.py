@@ -35,7 +35,7 @@ from common.checkpoint import NonFiniteError, content_digest, load_checkpoint, r
 from common.config import GANSettings, load_config, settings_dict
 from common.errors import InputError, command_parser, run_command, warn
 from common.run import FREE_TO_CHANGE, Run, generator_for, pick_device, seed_for
-from datasets.cohort import Cohort, open_cohort, patient_batches
+from datasets.cohort import Cohort, open_cohort, patient_batches, write_left_out
 from datasets.expression import read_cohort_tables
 from datasets.feed import tile_batches
 from datasets.tiles import to_model, to_uint8
@@ -113,6 +113,7 @@ def main(args: argparse.Namespace) -> int | None:
     with Run(cfg.save_dir, settings_dict(cfg) | digests, args.restart) as run:
         if args.log:
             run.start_wandb(settings_dict(cfg))
+        write_left_out(cohort, run.folder)
         print(f"{run.folder}: {cfg.loss_type}, {cohort.summary()}; {device}", flush=True)
         fit(run, cohort, conditions, held_out, vae, cfg, device)
     return None

@@ -24,6 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from models.conditioning import ConditionedCritic
 from models.dcgan import DCGANDiscriminator, DCGANGenerator
 from models.gan_losses import LOSSES, critic_step, generator_step
 
@@ -92,9 +93,9 @@ def train_ops_step(generator: torch.nn.Module, critic: torch.nn.Module) -> Step:
 
 def our_step(side: int, weights: tuple[dict, dict], bf16: bool) -> Step:
     """Return the step of histopathology_gan.py, on a copy of torchgan's weights."""
-    generator, critic = DCGANGenerator(DIMS, side, CHANNELS), DCGANDiscriminator(side, CHANNELS)
+    generator, critic = DCGANGenerator(DIMS, side, CHANNELS), ConditionedCritic(DCGANDiscriminator(side, CHANNELS))
     generator.load_state_dict(weights[0])
-    critic.load_state_dict(weights[1])
+    critic.network.load_state_dict(weights[1])
     adam_g = torch.optim.Adam(generator.parameters(), lr=RATE_G, betas=BETAS, fused=True)
     adam_c = torch.optim.Adam(critic.parameters(), lr=RATE_C, betas=BETAS, fused=True)
     autocast = torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()

@@ -23,7 +23,7 @@ UNUSED_KEYS = {
 }
 
 # How a critic that sees the expression is trained, where the config does not say.
-SEEING = {"critic_condition": "projection", "mismatched_weight": 0.5, "cond_jitter": 0.1, "cond_dropout": 0.1}
+SEEING = {"critic_condition": "projection", "mismatched_weight": 1.0, "cond_jitter": 0.1, "cond_dropout": 0.1}
 BLIND = {"critic_condition": "none", "mismatched_weight": 0.0, "cond_jitter": 0.0, "cond_dropout": 0.0}
 
 T = TypeVar("T", bound="DataSettings")
@@ -92,7 +92,7 @@ class GANSettings(DataSettings):
     critic_output: str = "linear"  # linear | leaky (published: a LeakyReLU on the score itself, torchgan's default)
     standardise: str = "train"  # latent standardised with stored training statistics; batch: published, cancels z
     noise: str = "normal"  # normal: N(0, I); uniform: U(-0.3, 0.3) (published)
-    condition: str | None = None  # add | concat; None: add for dcgan, concat for residual
+    condition: str | None = None  # add | concat; None: add for wganvae, as published, concat for the others
     condition_share: float = 0.5  # add: a in input = sqrt(1 - a^2) noise + a c
     cond_dim: int = 128  # concat: the expression as the generator takes it; projection: as the critic compares it
     # The next four are None: wganvae, the paper's form, has a blind critic and none of them; rpganvae, wgangpvae have

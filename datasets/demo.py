@@ -26,7 +26,7 @@ from datasets.workers import start_worker
 
 STATE = "demo.json"  # what was asked for, and whether all of it is there
 DEMO_MPP_TABLE = "mpp_table.csv"
-VERSION = 3  # of the drawing and the expression: a cohort of another version is not mixed with this one
+VERSION = 4  # of the drawing and the expression: a cohort of another version is not mixed with this one
 TABLES = (
     "rna/gene_tpm.gct.gz",
     "rna/SampleAttributesDS.txt",

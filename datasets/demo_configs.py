@@ -18,9 +18,10 @@ BETAVAE = {
 
 GAN = {
     "img_size": 64,
-    "max_patch_per_wsi": 24,
+    "max_patch_per_wsi": 40,
     "gan_type": "dcgan",
-    "encoding_dims": 32,
+    "encoding_dims": 64,
+    "cond_dim": 32,
     "step_channels": 16,
     "critic_norm": "none",
     "condition_share": 0.7,
@@ -28,7 +29,7 @@ GAN = {
     "lr_critic": 1e-3,
     "adam_beta1": 0.0,
     "adam_beta2": 0.9,
-    "num_epochs": 8,
+    "num_epochs": 12,
     "batch_size": 8,
     "ema_images": 2000,
     "cache": "ram",

@@ -108,8 +108,11 @@ def load_extractor(
         path, own_side, mean, std, antialias = Path(weights), 224, IMAGENET_MEAN, IMAGENET_STD, True
         build = _torchvision_builder(name)
     else:
-        known = ["efficientnet_lite0", "inception", *torchvision.models.list_models(module=torchvision.models)]
-        raise InputError(f"extractor {name!r} is not known{did_you_mean(name, known)}; or use efficientnet_lite0")
+        theirs = torchvision.models.list_models(module=torchvision.models)
+        raise InputError(
+            f"extractor {name!r} is not known{did_you_mean(name, ['efficientnet_lite0', 'inception', *theirs])}; "
+            f"known are efficientnet_lite0, inception and, with --weights, torchvision's {', '.join(theirs)}"
+        )
     network = build(read_state_dict(path), path, side or own_side)
     label = name if side in (None, own_side) else f"{name}@{side}px"
     try:
@@ -142,8 +145,10 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged zip, a foreign pickle and a text file all fail in their own ways
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise InputError(f"{path}: not a readable weights file ({reason}); a PyTorch state dict was expected") from None
+        raise InputError(
+            f"{path}: not a readable weights file, or cut short ({type(error).__name__}); a PyTorch state dict was "
+            "expected; download or copy it again"
+        ) from None
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):

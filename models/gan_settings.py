@@ -17,9 +17,9 @@ OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 
 def resolve_gan_settings(cfg: GANSettings) -> None:
     """Replace each None in `cfg` by what loss and architecture ask for; a plain GAN has nothing of expression."""
-    if cfg.condition is None:
-        cfg.condition = "concat" if cfg.gan_type == "residual" else "add"
     sees = cfg.loss_type in LOSSES and LOSSES[cfg.loss_type].sees
+    if cfg.condition is None:
+        cfg.condition = "concat" if sees else "add"
     for key, value in (SEEING if sees else BLIND).items():
         if getattr(cfg, key) is None or not is_conditional(cfg.loss_type):
             setattr(cfg, key, value)

@@ -5,7 +5,7 @@ mapped input and per-pixel noise of learned strength as in StyleGAN (Karras et a
 section 2.2), a minibatch-spread feature in the critic (Karras et al. 2018, section 3). Written from those equations.
 Sides change by the tent filter [1, 2, 1]: no checkerboard, whatever the weights.
 
-Channels are `step_channels` at full size and double with each halving, up to 8 times that. `depth` blocks per size.
+Channels are `step_channels` at full size and double with each halving, up to 16 times that. `depth` blocks per size.
 """
 
 from itertools import pairwise
@@ -20,6 +20,7 @@ SLOPE = 0.2  # of LeakyReLU
 HALF = 0.5**0.5  # keeps the variance of a sum of two branches; Karras et al. 2020, section 4.1 (the critic there)
 MAPPED = 128  # width of the mapped input
 SMALLEST = 4  # px, the side at which drawing starts
+WIDEST = 16  # channels at 4 px, in those at full size
 PIXEL_NOISE = 0.1  # its strength at the start; learned per channel
 
 
@@ -32,7 +33,7 @@ def sides_of(out_size: int) -> list[int]:
 
 def channels_of(out_size: int, step_channels: int) -> list[int]:
     """Return the channels at each side, 4 px first."""
-    return [min(step_channels * (out_size // side), step_channels * 8) for side in sides_of(out_size)]
+    return [step_channels * min(out_size // side, WIDEST) for side in sides_of(out_size)]
 
 
 def enlarge(x: torch.Tensor) -> torch.Tensor:
@@ -63,6 +64,7 @@ class ModulatedConv(nn.Module):
     def forward(self, x: torch.Tensor, w: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """x (n, n_in, s, s), w (n, MAPPED), noise (n, 1, s, s) -> (n, n_out, s, s)."""
         x = self.conv(F.leaky_relu(x, SLOPE)) + self.strength * noise
+        x = F.group_norm(x, x.shape[1])  # each channel of each tile by itself
         scale, shift = self.style(w)[:, :, None, None].chunk(2, 1)
         return x * (1 + scale) + shift
 

@@ -290,7 +290,7 @@ def test_configs_load_and_stay_inside_the_demo(cohort, monkeypatch):
     assert vae.tissues == ["lung", "brain"] and vae.path_csv == [f"{cohort}/data/{t}.csv" for t in vae.tissues]
     for name, tissues in {"gan_run_lung": 1, "gan_run_brain": 1, "gan_run": 2}.items():
         gan = load_config(GANSettings, cohort / f"configs/{name}.json")
-        assert len(gan.path_csv) == len(gan.patch_data_path) == tissues and gan.encoding_dims == vae.latent_dim
+        assert len(gan.path_csv) == len(gan.patch_data_path) == tissues and gan.cond_dim <= vae.latent_dim
         paths = [*gan.path_csv, *gan.patch_data_path, gan.vae_checkpoint, gan.save_dir, gan.phenotypes]
         assert all(p.startswith(str(cohort) + os.sep) for p in paths)
         assert gan.vae_checkpoint == f"{vae.save_dir}.pt"

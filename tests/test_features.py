@@ -149,10 +149,11 @@ def test_wrong_names_and_files_are_refused(tmp_path):
             load_extractor(*args, **kwargs)
 
     refused("nearest: resnet50", "resnet5")
+    refused("known are efficientnet_lite0, inception and, with --weights, torchvision's alexnet, .*, resnet50,", "x")
     refused("--weights", "resnet18")
     refused("no such weights file", "resnet18", tmp_path / "none.pt")
     (tmp_path / "text.pt").write_text("hello")
-    refused("not a readable weights file", "resnet18", tmp_path / "text.pt")
+    refused(r"not a readable weights file, or cut short \(\w+\); a PyTorch", "resnet18", tmp_path / "text.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     refused("not a state dict", "resnet18", tmp_path / "list.pt")
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "r18.pt")

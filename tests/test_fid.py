@@ -287,6 +287,22 @@ def test_default_output_names_both_sides(study, monkeypatch, capsys):
     assert Path("fid/rna-gan_lung_GTEX-15RJ7-0625_vs_gan_lung/metrics.json").exists()  # a plain GAN has no patient
 
 
+def test_an_output_that_cannot_be_written_is_refused_before_any_feature(study, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(study)
+    monkeypatch.setattr(fid.Draws, "extract", None)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder" / "metrics.json").mkdir(parents=True)
+    line = f"--checkpoint {GAN_LUNG} --config {LUNG_CONFIG} --sample_size 4 --extractor_side 32"
+    for flags, words in (
+        (f"--out {tmp_path}/file/deeper", f"{tmp_path}/file/deeper: a folder was expected, a file stands in its place"),
+        (f"--out {tmp_path}/file", f"{tmp_path}/file: a folder was expected"),
+        (f"--out {tmp_path}/folder", f"{tmp_path}/folder/metrics.json: is a folder"),
+        (f"--out {tmp_path}/new --save_statistics {tmp_path}/file", f"{tmp_path}/file: a folder was expected"),
+    ):
+        assert run_command(fid.main, fid.build_parser(), f"{line} {flags}".split()) == 2
+        assert words in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
