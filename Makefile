@@ -45,7 +45,7 @@ clean-demo:
 demo/.done/%: export OMP_NUM_THREADS := 1
 GANS := gan_lung rna-gan_lung gan_brain rna-gan_brain
 tissue = $(lastword $(subst _, ,$(1)))
-loss = $(if $(filter rna-%,$(1)),wgangpvae,wgangp)
+loss = $(if $(filter rna-%,$(1)),rpganvae,rpgan --num_epochs 4)
 begin = @mkdir -p demo/.done && date +%s > demo/.done/$(notdir $@).start && printf '\n=== %s\n' '$(1)'
 end = @printf '    (%s s)\n' "$$(( $$(date +%s) - $$(cat demo/.done/$(notdir $@).start) ))" && touch $@
 
@@ -86,7 +86,7 @@ demo/.done/samples: demo/.done/vae
 
 $(GANS:%=demo/.done/train_%): demo/.done/train_%: demo/.done/vae demo/.done/tiles_lung demo/.done/tiles_brain
 	$(call begin,Training $*)
-	$(PY) histopathology_gan.py --seed $(SEED) --config demo/configs/gan_run_$(call tissue,$*).json --model_dir demo/checkpoints/$* --image_dir demo/samples/$* --gan_type dcgan --loss_type $(call loss,$*)
+	$(PY) histopathology_gan.py --seed $(SEED) --config demo/configs/gan_run_$(call tissue,$*).json --model_dir demo/checkpoints/$* --image_dir demo/samples/$* --gan_type residual --loss_type $(call loss,$*)
 	$(end)
 
 trained := $(GANS:%=demo/.done/train_%)

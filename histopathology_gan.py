@@ -223,9 +223,9 @@ def fit(
             run.log(step, {"epoch": step / epoch_steps, **losses, "seconds": seconds})
             bar.set_postfix({name: f"{value.item():.3g}" for name, value in losses.items()}, refresh=False)
 
-        # Save: at the end of an epoch also the model and a grid of tiles.
+        # Save: at the end of an epoch, or of this call, also the model and a grid of tiles.
         if save_now:
-            save(step, model=epoch_ends)
+            save(step, model=epoch_ends or stopping)
             saved_at = time.monotonic()
         if stopping and step < last:
             run.stop(step)

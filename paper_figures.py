@@ -28,6 +28,7 @@ from datasets.cohort import Cohort
 from datasets.expression import read_expression
 from figures import expression_sections, measure, tile_sections
 from figures.distance_section import distance_section
+from figures.matching_section import matching_section
 from figures.page import Section, missing, render
 from figures.results import metrics_under, read_log, short
 from figures.settings_section import settings_section
@@ -79,6 +80,8 @@ def report_page(args: argparse.Namespace) -> None:
         "latent": f"python betaVAE_sample.py {vae}",
         "shift": f"python betaVAE_interpolation.py {vae}",
         "distances": f"python fid.py --matrix NAME=SOURCE ... --out {demo}/fid/matrix",
+        "match": f"python evaluate_conditioning.py {gan} --checkpoint {demo}/checkpoints/rna-gan_lung --out "
+        f"{demo}/conditioning/lung",
         "classifier": f"python wsi_model.py --csv_path real_toy_example.csv --out {demo}/classifier/real",
     }
     parts: dict[tuple[str, str], Callable[[], Section]] = {
@@ -90,7 +93,8 @@ def report_page(args: argparse.Namespace) -> None:
         ("tiles", "Real, GAN and RNA-GAN tiles"): lambda: grid_part(study, args.seed),
         ("conditioning", "The conditioning is alive"): lambda: conditioning_part(study, args.seed),
         ("distances", "Distances between sets of tiles"): lambda: distance_part(demo / "fid"),
-        ("morphology", "Morphology per patient"): lambda: morphology_part(study, args.seed, args.tiles, facts),
+        ("match", "Do the tiles match the patient?"): lambda: matching_part(demo / "conditioning", facts),
+        ("morphology", "Morphology per patient"): lambda: morphology_part(study, args.seed, args.tiles),
         ("classifier", "The classifier"): lambda: classifier_part(demo / "classifier", facts),
         ("settings", "Every setting, n and digest"): lambda: settings_part(study),
     }
@@ -250,7 +254,18 @@ def distance_part(folder: Path) -> Section:
     return distance_section(found)
 
 
-def morphology_part(study: Study, seed: int, each: int, facts: list[tuple[str, str]]) -> Section:
+def matching_part(folder: Path, facts: list[tuple[str, str]]) -> Section:
+    """What evaluate_conditioning.py found."""
+    found = {name: m for name, m in metrics_under(folder).items() if "verdict" in m}
+    if not found:
+        raise InputError(f"{folder}: no metrics.json of evaluate_conditioning.py in it")
+    for tissue, m in found.items():
+        r = m["morphology"]["nuclear_density"]["pearson"]
+        facts.append((f"{r:.2f}".replace("-", "−"), f"r of nuclear density, RNA-GAN with real, {tissue}"))
+    return matching_section(found)
+
+
+def morphology_part(study: Study, seed: int, each: int) -> Section:
     """Compare generated with real tiles of every held-out patient."""
     real, made, matches, ceiling, known, lines = {}, {}, {}, {}, {}, []
     for tissue, patients in study.held_out.items():
@@ -272,10 +287,6 @@ def morphology_part(study: Study, seed: int, each: int, facts: list[tuple[str, s
         counts = f"{few if few == many else f'{few} to {many}'} real and {each} generated tiles per patient"
         models = model_line(*patients.gans.values())
         lines.append(f"{tissue}: {len(tiles)} held-out patients, {counts}, {mpp:.3g} µm/px. {models}")
-    rs = [m["RNA-GAN"][f].r for m in matches.values() if "RNA-GAN" in m for f in FACTORS]
-    if np.isfinite(rs).any():
-        r = f"{np.nanmean(rs):.2f}".replace("-", "−")
-        facts.append((r, f"mean r of RNA-GAN's with real morphology, {len(rs)} rows of section 9"))
     about = f"Seed {seed}. No extractor: hand-made measures. " + " ".join(lines)
     return tile_sections.morphology_section(real, made, matches, ceiling, known, UNITS, FACTORS, about)
 

@@ -152,7 +152,7 @@ def morphology_section(
     )
     text = (
         "Do generated tiles look like the patient's own? The plain GAN knows no patient and should be at chance. "
-        "Making them match is later work: a value near the shuffled ones says that they do not yet."
+        "A value near the shuffled ones says that they do not."
     )
     return Section("morphology", "Morphology per patient", text, [scatter, table(headers, rows, caption)])
 

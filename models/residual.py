@@ -9,6 +9,7 @@ Channels are `step_channels` at full size and double with each halving, up to 16
 """
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,14 +37,42 @@ def channels_of(out_size: int, step_channels: int) -> list[int]:
     return [step_channels * min(out_size // side, WIDEST) for side in sides_of(out_size)]
 
 
-def enlarge(x: torch.Tensor) -> torch.Tensor:
-    """(n, c, s, s) -> (n, c, 2 s, 2 s): new pixels are the means of their neighbours, beyond the edge is 0."""
-    return F.conv_transpose2d(x, 4 * _tent(x), stride=2, padding=1, output_padding=1, groups=x.shape[1])
+class Halve(torch.autograd.Function):
+    """(n, c, s, s) -> (n, c, s / 2, s / 2): every other pixel, smoothed by [1, 2, 1] / 4; beyond the edge is 0.
+
+    A linear map: its gradient is its transpose, and so on for the gradient's gradient, which torch's own grouped
+    convolution takes channel by channel.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, _tent(x), stride=2, padding=1, groups=x.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, slope: torch.Tensor) -> torch.Tensor:
+        return Spread.apply(slope)
+
+
+class Spread(torch.autograd.Function):
+    """The transpose of Halve, (n, c, s, s) -> (n, c, 2 s, 2 s); four times it interpolates."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return F.conv_transpose2d(x, _tent(x), stride=2, padding=1, output_padding=1, groups=x.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, slope: torch.Tensor) -> torch.Tensor:
+        return Halve.apply(slope)
 
 
 def halve(x: torch.Tensor) -> torch.Tensor:
-    """(n, c, s, s) -> (n, c, s / 2, s / 2): every other pixel, smoothed before; beyond the edge is 0."""
-    return F.conv2d(x, _tent(x), stride=2, padding=1, groups=x.shape[1])
+    """(n, c, s, s) -> (n, c, s / 2, s / 2), smoothed before pixels are left out."""
+    return Halve.apply(x)
+
+
+def enlarge(x: torch.Tensor) -> torch.Tensor:
+    """(n, c, s, s) -> (n, c, 2 s, 2 s): new pixels are the means of their neighbours, beyond the edge is 0."""
+    return 4 * Spread.apply(x)
 
 
 def _tent(x: torch.Tensor) -> torch.Tensor:

@@ -199,3 +199,9 @@ def test_a_constant_stays_constant_when_sides_change():
     x = torch.ones(1, 2, 8, 8)
     assert torch.allclose(halve(x)[..., 1:, 1:], torch.ones(1, 2, 3, 3))
     assert torch.allclose(enlarge(x)[..., 1:-1, 1:-1], torch.ones(1, 2, 14, 14))  # no checkerboard inside
+
+
+def test_halving_and_spreading_are_each_others_gradient():
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(halve, x) and torch.autograd.gradgradcheck(halve, x)
+    assert torch.autograd.gradcheck(enlarge, x[..., :4, :4].detach().requires_grad_(True))

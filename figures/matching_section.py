@@ -1,0 +1,51 @@
+"""The report's section on whether tiles match the patient: what evaluate_conditioning.py found, tissue by tissue."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from figures.page import Cell, Section, note, table
+from figures.results import short
+
+RETRIEVAL = (("plain", "top1", "retrieval, top-1"), ("centred", "mrr", "retrieval, mean reciprocal rank, centred"))
+HEADERS = ["tissue", "measure", "generated", "without expression", "re-paired, 99 %", "p", "real tiles", "ridge", "n"]
+
+
+def matching_section(found: Mapping[str, dict[str, Any]]) -> Section:
+    """Return the verdicts and one table; `found`: tissue -> metrics.json of evaluate_conditioning.py."""
+    rows: list[list[Cell | str]] = []
+    notes = []
+    for tissue, m in found.items():
+        notes.append(note(f"{tissue}: {m['summary']}"))
+        without = m["controls"]["unconditional"]
+        for kind, key, label in RETRIEVAL:
+            block = m["retrieval"][kind][key]
+            rows.append(_row(tissue, label, block, without["retrieval"][kind][key]["value"]))
+        for measure, block in m["morphology"].items():
+            plain = without.get("morphology", {}).get(measure, {}).get("pearson")
+            rows.append(_row(tissue, f"r, {measure.replace('_', ' ')}", block, plain))
+    first = next(iter(found.values()))
+    extractor = first["extractor"]
+    seeds, pairings = len(first["sampling_seeds"]), first["re_pairings"]
+    caption = (
+        f"{first['tiles']} generated tiles per held-out patient, mean over {seeds} sampling seeds, seed {first['seed']}. "
+        f"Re-paired: 99 % quantile over {pairings} random pairings of patients, p its one-sided share. Real tiles: "
+        "halves of each patient's own, about what a perfect match could reach. Ridge: from 32 components of the "
+        "expression to the measure, without any tile. "
+        f"Extractor {extractor['name']}, weights {short(extractor['weights_digest'])}. GANs: "
+        + ", ".join(f"{m['gan']['run']} {short(m['gan']['digest'])}" for m in found.values())
+        + ". More, with pictures: report.html beside each metrics.json."
+    )
+    text = (
+        "Held-out donors, within the tissue. A match must beat both chance and the same generator without expression."
+    )
+    return Section("match", "Do the tiles match the patient?", text, [*notes, table(HEADERS, rows, caption)])
+
+
+def _row(tissue: str, label: str, block: dict[str, Any], without: float | None) -> list[Cell | str]:
+    numbers = (block["value"], without, block["null_q99"])
+    p = "–" if block["p_value"] is None else f"{block['p_value']:.3f}"
+    return [tissue, label, *map(_text, numbers), p, _text(block["ceiling"]), _text(block.get("ridge")), str(block["n"])]
+
+
+def _text(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}".replace("-", "−")
