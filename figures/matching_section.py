@@ -27,7 +27,7 @@ def matching_section(found: Mapping[str, dict[str, Any]]) -> Section:
     extractor = first["extractor"]
     seeds, pairings = len(first["sampling_seeds"]), first["re_pairings"]
     caption = (
-        f"{first['tiles']} generated tiles per held-out patient, mean over {seeds} sampling seeds, seed {first['seed']}. "
+        f"{first['tiles']} generated tiles per held-out patient, mean of {seeds} sampling seeds, seed {first['seed']}. "
         f"Re-paired: 99 % quantile over {pairings} random pairings of patients, p its one-sided share. Real tiles: "
         "halves of each patient's own, about what a perfect match could reach. Ridge: from 32 components of the "
         "expression to the measure, without any tile. "

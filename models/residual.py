@@ -50,6 +50,7 @@ class Halve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, slope: torch.Tensor) -> torch.Tensor:
+        """The gradient's way back, (n, c, s / 2, s / 2) -> (n, c, s, s)."""
         return Spread.apply(slope)
 
 
@@ -62,6 +63,7 @@ class Spread(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, slope: torch.Tensor) -> torch.Tensor:
+        """The gradient's way back, (n, c, 2 s, 2 s) -> (n, c, s, s)."""
         return Halve.apply(slope)
 
 
