@@ -43,7 +43,7 @@ clean-demo:
 # --- the demo: one stage per stamp in demo/.done; a finished stage is not run again, an interrupted one goes on ---
 
 demo/.done/%: export OMP_NUM_THREADS := 1
-GANS := gan_lung rna-gan_lung gan_brain rna-gan_brain
+GANS := rna-gan_lung rna-gan_brain gan_lung gan_brain
 tissue = $(lastword $(subst _, ,$(1)))
 loss = $(if $(filter rna-%,$(1)),rpganvae,rpgan --num_epochs 4)
 begin = @mkdir -p demo/.done && date +%s > demo/.done/$(notdir $@).start && printf '\n=== %s\n' '$(1)'

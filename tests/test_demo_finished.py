@@ -35,3 +35,15 @@ def test_the_distances_are_of_200_tiles_in_two_draws():
 def test_the_page_is_whole():
     html = (DEMO / "report.html").read_text()
     assert 'class="missing"' not in html and "http://" not in html.replace("http://www.w3.org", "")
+
+
+@pytest.mark.parametrize("tissue", ["lung", "brain"])
+def test_tiles_of_held_out_donors_match_their_expression(tissue):
+    m = json.loads((DEMO / "conditioning" / tissue / "metrics.json").read_text())
+    bars = {"nuclear_density": 0.8, "white_space": 0.8, "eosin_od": 0.6}
+    for measure, bar in bars.items():
+        found = m["morphology"][measure]
+        assert found["pearson"] >= bar and found["pearson"] > found["null_q99"], measure
+        assert found["p_value"] < 0.01 and found["shuffled_pearson"] <= 0.25, measure
+    assert 0.5 <= m["diversity"]["value"] <= 2
+    assert (DEMO / "conditioning" / tissue / "report.html").exists()
