@@ -45,7 +45,7 @@ clean-demo:
 demo/.done/%: export OMP_NUM_THREADS := 1
 GANS := rna-gan_lung rna-gan_brain gan_lung gan_brain
 tissue = $(lastword $(subst _, ,$(1)))
-loss = $(if $(filter rna-%,$(1)),rpganvae,rpgan --num_epochs 4)
+loss = $(if $(filter rna-%,$(1)),rpganvae,rpgan --num_epochs 3)
 begin = @mkdir -p demo/.done && date +%s > demo/.done/$(notdir $@).start && printf '\n=== %s\n' '$(1)'
 end = @printf '    (%s s)\n' "$$(( $$(date +%s) - $$(cat demo/.done/$(notdir $@).start) ))" && touch $@
 
@@ -102,7 +102,7 @@ demo/.done/generate_%: $(trained)
 
 demo/.done/conditioning_%: demo/.done/shifts $(trained)
 	$(call begin,Do the tiles of $* match the patient?)
-	$(PY) evaluate_conditioning.py --checkpoint demo/checkpoints/rna-gan_$*.model --config demo/configs/gan_run_$*.json --unconditional demo/checkpoints/gan_$*.model --shift demo/checkpoints/betavae_tissues/shifts/shift_$(if $(filter lung,$*),lung_to_brain_cortex,brain_cortex_to_lung).npz --seed $(SEED) --out demo/conditioning/$*
+	$(PY) evaluate_conditioning.py --checkpoint demo/checkpoints/rna-gan_$*.model --config demo/configs/gan_run_$*.json --shift demo/checkpoints/betavae_tissues/shifts/shift_$(if $(filter lung,$*),lung_to_brain_cortex,brain_cortex_to_lung).npz --seed $(SEED) --out demo/conditioning/$*
 	$(end)
 
 demo/.done/fid: $(trained)

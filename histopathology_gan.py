@@ -148,8 +148,10 @@ def fit(
     tracked = {"generator": generator, "critic": critic, "average": average}
     tracked |= {"optimizer_g": optimizer_g, "optimizer_c": optimizer_c}
     done = 0
+    losses: dict[str, torch.Tensor] = {}  # the latest of each part: not all are computed in every step
     if (saved := run.restore("gan_training")) is not None:
         done = saved["step"]
+        losses = {k: torch.tensor(v, device=device) for k, v in saved["losses"].items()}
         for name, part in tracked.items():
             part.load_state_dict(saved[name])
     del saved  # gigabytes at the paper's size
@@ -177,7 +179,8 @@ def fit(
         try:
             if model:  # before last.pt, so that it is the same however often the run was cut
                 calibrate_batch_norm(average, calibration_inputs(average, cfg.seed, conditions))
-            run.save("last.pt", "gan_training", {"step": step} | {k: v.state_dict() for k, v in tracked.items()})
+            state = {"step": step, "losses": {k: v.item() for k, v in losses.items()}}
+            run.save("last.pt", "gan_training", state | {k: v.state_dict() for k, v in tracked.items()})
             if model:
                 save_model(step)
         except NonFiniteError as error:  # a weight that is not finite: the files on disk stay as they were
@@ -190,7 +193,6 @@ def fit(
     feed = tile_batches(cohort.tiles, indices_of, done * cfg.critic_steps, last * cfg.critic_steps, cfg.n_workers)
     saved_at = reported_at = time.monotonic()
     unchecked: list[tuple[int, torch.Tensor]] = []
-    losses: dict[str, torch.Tensor] = {}  # the latest of each part: not all are computed in every step
     bar = tqdm(initial=done, total=max(last, done), unit="step", desc=run.name, mininterval=1, disable=None)
     for step in range(done + 1, last + 1):
         # Update the critic.
@@ -285,7 +287,8 @@ def show(
     """Return the expression that a batch's tiles are drawn and judged with: jittered, and some of it left out."""
     c = conditions[cohort.row_of_tile[indices]]  # (n, z)
     if cfg.cond_jitter:
-        c = c + cfg.cond_jitter * torch.randn(c.shape, generator=generator_for(cfg.seed, "jitter", step, turn))
+        jitter = torch.randn(c.shape, generator=generator_for(cfg.seed, "jitter", step, turn))
+        c = c + cfg.cond_jitter * jitter * conditions.ne(0).any(0)  # inactive dimensions stay 0
     keep = None
     if cfg.cond_dropout:
         chance = torch.rand(len(c), generator=generator_for(cfg.seed, "dropout", step, turn))

@@ -1,6 +1,6 @@
 """Which step makes the tiles match the patient? Each row trained for the same minutes, judged on held-out patients.
 
-    python benchmarks/conditioning.py --demo demo --her2st ../shared/data/her2st --minutes 6 \\
+    python benchmarks/conditioning.py --demo demo --her2st her2st --minutes 6 \\
         --rows published projection+mismatched residual --seeds 99
 
 Sets: `demo`, the lungs of a finished `make demo`; `her2st`, spots of two sections, judged on the third. Each run is
@@ -18,6 +18,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from common.checkpoint import load_checkpoint  # noqa: E402
+
 TRAIN = {"batch_size": 8, "num_epochs": 10**6, "cache": "ram", "ema_images": 2000, "log_interval": 100, "device": "cpu"}
 DCGAN = TRAIN | {
     "gan_type": "dcgan",
@@ -60,12 +64,12 @@ ROWS: dict[str, dict[str, Any]] = {
     "projection+mismatched": SEES,
     "residual": RESIDUAL,
     "residual+dropout": RESIDUAL | {"cond_dropout": 0.1},
-    "residual+dropout, guidance 1.5": RESIDUAL | {"cond_dropout": 0.1},
+    "residual+dropout, guidance 1.5": RESIDUAL | {"cond_dropout": 0.1},  # the model of the row above, sampled otherwise
 }
 GUIDANCE = {"residual+dropout, guidance 1.5": "1.5"}
 MEASURES = ("nuclear_density", "haematoxylin_od", "eosin_od", "white_space")
 HEAD = (
-    "| row | set | seed | steps | KID | FID | top-1 (chance, real) | MRR centred (chance, real) | "
+    "| row | set | seed | steps | KID | FID | grey levels | top-1 (chance, real) | MRR centred (chance, real) | "
     + " | ".join(f"r {m} (ridge)" for m in MEASURES)
     + " | largest mean shuffled r | largest p of these | spread | top-1 without expression | digest |"
 )
@@ -83,40 +87,44 @@ def main() -> None:
     parser.add_argument("--out", default="benchmarks/CONDITIONING.md")
     args = parser.parse_args()
     sets = {name: folder for name in ("demo", "her2st") if (folder := getattr(args, name))}
+    out = Path(args.out)
     for seed in args.seeds:
         for row in args.rows:
             for name, folder in sets.items():
                 key = f"| {row} | {name} | {seed} |"
-                text = Path(args.out).read_text() if Path(args.out).exists() else ""
-                if key in text:
+                if out.exists() and key in out.read_text():
                     print(f"{key} is there")
                     continue
                 line = measure(row, name, Path(folder).resolve(), seed, args.minutes, Path(args.work).resolve())
-                if HEAD not in text:
-                    text += f"\n{HEAD}\n|{' --- |' * (HEAD.count('|') - 1)}\n"
-                Path(args.out).write_text(f"{text}{key} {line}\n")
+                head = f"\n{HEAD}\n|{' --- |' * (HEAD.count('|') - 1)}\n"
+                with open(out, "a") as file:  # one write, at the end: two calls may share the file
+                    file.write(f"{'' if HEAD in out.read_text() else head}{key} {line}\n")
                 print(f"{key} {line}", flush=True)
 
 
 def measure(row: str, name: str, folder: Path, seed: int, minutes: float, work: Path) -> str:
     """Train, judge, and return the rest of the table's line."""
-    run = work / f"{name}-{row}-{seed}".replace(" ", "_").replace(",", "")
+    trained = row.removesuffix(", guidance 1.5")
+    run = work / f"{name}-{trained}-{seed}".replace(" ", "_").replace(",", "")
     run.mkdir(parents=True, exist_ok=True)
     config = run / "settings.json"
-    config.write_text(json.dumps(data_of(name, folder) | ROWS[row] | {"seed": seed, "save_dir": str(run / "gan")}))
-    train(folder, ["--config", str(config)], minutes * 60)
-    judged = run / "conditioning"
+    config.write_text(json.dumps(data_of(name, folder) | ROWS[trained] | {"seed": seed, "save_dir": str(run / "gan")}))
+    if not (run / "trained").exists():  # a run that was cut is trained afresh: each has the same minutes
+        train(folder, ["--config", str(config), "--restart"], minutes * 60)
+        (run / "trained").touch()
+    judged = run / f"conditioning{GUIDANCE.get(row, '')}"
     flags = ["--checkpoint", str(run / "gan"), "--config", str(config)]
     spots = ["--tiles", "8", "--patients", "30", "--ceiling", "sides", "--nulls", "torus"] if name == "her2st" else []
     guidance = ["--guidance", GUIDANCE[row]] if row in GUIDANCE else []
     command(folder, "evaluate_conditioning.py", [*flags, *spots, *guidance, "--out", str(judged)])
     sizes = ["--sample_size", "180", "--iterations", "3", "--extractor_side", "tiles"]
-    command(folder, "fid.py", [*flags, *sizes, "--out", str(run / "fid")])
+    command(folder, "fid.py", [*flags, *sizes, *guidance, "--out", str(judged / "fid")])
     m = json.loads((judged / "metrics.json").read_text())
-    fid = json.loads((run / "fid" / "metrics.json").read_text())
-    steps = json.loads((run / "gan" / "log.jsonl").read_text().splitlines()[-1])["step"]
+    fid = json.loads((judged / "fid" / "metrics.json").read_text())
+    steps = load_checkpoint(run / "gan" / "last.pt", "gan_training")[0]["step"]
+    live = m["liveness"]["pixel_difference"]["value"]
     top, mrr = m["retrieval"]["plain"]["top1"], m["retrieval"]["centred"]["mrr"]
-    cells = [steps, f"{fid['kid']['mean']:.1f}", f"{fid['fid']['mean']:.0f}", trio(top), trio(mrr)]
+    cells = [steps, f"{fid['kid']['mean']:.1f}", f"{fid['fid']['mean']:.0f}", f"{live:.3g}", trio(top), trio(mrr)]
     shown = [m["morphology"][k] for k in MEASURES]
     cells += [f"{number(v['pearson'])} ({number(v['ridge'])})" for v in shown]
     cells.append(number(max((v["shuffled_pearson"] or 0) for v in shown)))

@@ -85,7 +85,7 @@ class GANSettings(DataSettings):
     loss_type: str = "wgan"
     vae_checkpoint: str = "checkpoints/betavae_tissues.pt"
     image_dir: str = ""  # sample grids; empty: <save_dir>/samples
-    encoding_dims: int = 2048  # length of the generator's input; conditional runs: the VAE's latent dimension
+    encoding_dims: int = 2048  # length of the noise; condition add: the VAE's latent dimension
     step_channels: int = 64  # channels of the widest-resolution layer; torchgan's DCGANGenerator
     depth: int = 1  # residual: blocks per size
     critic_norm: str = "none"  # none | batch (published; a penalty is not per image under it)

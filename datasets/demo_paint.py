@@ -18,10 +18,10 @@ FACTORS = ("nuclear_density", "nuclear_size", "eosin_od", "white_space")
 # a fifth larger than in life, so that a tile shrunk to 32 pixels still shows them.
 BASELINE = {
     "lung": {"nuclear_density": 1400.0, "nuclear_size": 3.7, "eosin_od": 0.58, "white_space": 0.61},
-    "brain": {"nuclear_density": 1150.0, "nuclear_size": 3.8, "eosin_od": 0.50, "white_space": 0.15},
+    "brain": {"nuclear_density": 1150.0, "nuclear_size": 3.8, "eosin_od": 0.50, "white_space": 0.18},
 }  # nuclei per mm2 of tissue, mean radius in um, eosin concentration of the stroma, share of tissue that is white
 EFFECT = {"nuclear_density": 0.34, "nuclear_size": 0.14, "eosin_od": 0.22}  # natural log per standard deviation
-WHITE_EFFECT = {"lung": (0.07, 0.42, 0.80), "brain": (0.060, 0.03, 0.31)}  # share per sd, lowest, highest
+WHITE_EFFECT = {"lung": (0.07, 0.42, 0.80), "brain": (0.080, 0.03, 0.40)}  # share per sd, lowest, highest
 LARGEST_FACTOR = 2.5  # beyond it the drawing saturates: nuclei would no longer fit
 
 STAINS = np.array([[0.64, 0.72, 0.27], [0.14, 0.89, 0.40], [0.10, 0.88, 0.52]], np.float32)  # H, E, red cells; RGB

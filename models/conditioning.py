@@ -123,7 +123,7 @@ class ConditionedGenerator(nn.Module):
             self.null = nn.Parameter(torch.zeros(dims))  # learned: stands for "no expression"
         if latent_dim and rule.how == "concat":
             self.project = nn.Linear(latent_dim, cond_dim)
-            nn.init.normal_(self.project.weight, std=latent_dim**-0.5)  # unit variance for c of unit variance
+            nn.init.normal_(self.project.weight, std=latent_dim**-0.5)  # unit variance where all dimensions are active
 
     @property
     def conditional(self) -> bool:

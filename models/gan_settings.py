@@ -18,6 +18,8 @@ OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 def resolve_gan_settings(cfg: GANSettings) -> None:
     """Replace each None in `cfg` by what loss and architecture ask for; a plain GAN has nothing of expression."""
     sees = cfg.loss_type in LOSSES and LOSSES[cfg.loss_type].sees
+    if cfg.critic_condition == "none" and cfg.mismatched_weight is None:
+        cfg.mismatched_weight = 0.0  # it is the critic's
     if cfg.condition is None:
         cfg.condition = "concat" if sees else "add"
     for key, value in (SEEING if sees else BLIND).items():

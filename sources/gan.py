@@ -130,7 +130,9 @@ class GANSource:
     def describe(self) -> dict[str, Any]:
         """Return what was loaded: the model's digests, and the profiles by name."""
         kind = "rna-gan" if self.gan.conditional else "gan"
-        return {"kind": kind, "label": self.label, **self.gan.describe(), "profiles": self.names}
+        return {"kind": kind, "label": self.label, **self.gan.describe(), "profiles": self.names} | (
+            {"guidance": self.guidance} if self.gan.conditional else {}
+        )
 
     def profile_of_tiles(self, n: int, seed: int, start: int = 0) -> np.ndarray | None:
         """Return which profile (row of `conditions`) tiles start..start + n - 1 have, (n,); None where there is one."""

@@ -132,17 +132,18 @@ class Opener:
         if not gan.conditional:
             return GANSource(gan, None, f"GAN {gan.run}")
         self.conditional = True
+        guidance = getattr(self.args, "guidance", 1.0)
         settings = self.settings(spec.config) if spec.config else self._trained_with(gan)
         table = self._table(spec.config or spec.path, settings)
         profiles = gan.profiles(self.vae_checkpoint, table)  # None: the VAE that the run names
         if spec.patient is None:
             names = profiles.held_out()
             label = f"RNA-GAN {gan.run} ({len(names)} held-out profiles)"
-            return GANSource(gan, profiles.conditions(names), label, names)
+            return GANSource(gan, profiles.conditions(names), label, names, guidance)
         row = table.find(spec.patient)
         gan.warn_of_tissue(spec.patient, str(table.obs["tissue"].iloc[row]))
         label = f"RNA-GAN {gan.run}, profile {spec.patient} ({profiles.split(row)})"
-        return GANSource(gan, profiles.conditions([row])[0], label, [str(table.obs.index[row])])
+        return GANSource(gan, profiles.conditions([row])[0], label, [str(table.obs.index[row])], guidance)
 
     def _table(self, key: str, settings: GANSettings) -> ExpressionTable:
         if key not in self._tables:
