@@ -107,7 +107,7 @@ class GANSettings(DataSettings):
     adam_beta1: float = 0.5
     adam_beta2: float = 0.999
     penalty_weight: float = 10.0  # gradient penalty; Gulrajani et al. 2017, section 4
-    gamma: float = 2.0  # weight of the zero-centred penalties of rpgan; Huang et al. 2024, section 3
+    gamma: float = 2.0  # weight of the zero-centred penalties of rpgan; Huang et al. 2024
     penalty_every: int = (
         8  # steps; rpgan's penalties are computed in one of so many. Karras et al. 2020, section 3.1: 16
     )

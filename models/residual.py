@@ -1,6 +1,6 @@
 """A residual generator and critic without normalisation: small, stable, and modulated by noise and expression.
 
-Residual blocks and no batch norm as in R3GAN (Huang et al. 2024, section 4), modulation of every convolution by a
+Residual blocks and no batch norm as in R3GAN (Huang et al. 2024), modulation of every convolution by a
 mapped input and per-pixel noise of learned strength as in StyleGAN (Karras et al. 2019, section 2; Karras et al. 2020,
 section 2.2), a minibatch-spread feature in the critic (Karras et al. 2018, section 3). Written from those equations.
 Sides change by the tent filter [1, 2, 1]: no checkerboard, whatever the weights.
@@ -8,6 +8,7 @@ Sides change by the tent filter [1, 2, 1]: no checkerboard, whatever the weights
 Channels are `step_channels` at full size and double with each halving, up to 16 times that. `depth` blocks per size.
 """
 
+import functools
 from itertools import pairwise
 from typing import Any
 
@@ -79,8 +80,13 @@ def enlarge(x: torch.Tensor) -> torch.Tensor:
 
 def _tent(x: torch.Tensor) -> torch.Tensor:
     """Return [1, 2, 1] x [1, 2, 1] / 16 for each channel of x, (c, 1, 3, 3)."""
-    line = torch.tensor([0.25, 0.5, 0.25], dtype=x.dtype, device=x.device)
-    return (line[:, None] * line).expand(x.shape[1], 1, 3, 3)
+    return _one_tent(x.dtype, x.device).expand(x.shape[1], 1, 3, 3)
+
+
+@functools.lru_cache(maxsize=8)  # made once: a copy to a GPU would stop it at every call
+def _one_tent(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    line = torch.tensor([0.25, 0.5, 0.25], dtype=dtype, device=device)
+    return line[:, None] * line
 
 
 class ModulatedConv(nn.Module):
