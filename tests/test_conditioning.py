@@ -16,7 +16,7 @@ from models.conditioning import (
 )
 from models.dcgan import DCGANGenerator
 from models.generate import generate_tiles
-from models.residual import ResidualCritic, ResidualGenerator, enlarge, halve
+from models.residual import ResidualCritic, ResidualGenerator, _one_tent, enlarge, halve
 
 DIMS, N = 24, 8
 
@@ -205,3 +205,15 @@ def test_halving_and_spreading_are_each_others_gradient():
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(halve, x) and torch.autograd.gradgradcheck(halve, x)
     assert torch.autograd.gradcheck(enlarge, x[..., :4, :4].detach().requires_grad_(True))
+
+
+def test_drawing_before_training_leaves_the_networks_trainable():
+    generator = made(how="concat")
+    _one_tent.cache_clear()
+    list(generate_tiles(generator, 2, 5, torch.randn(5)))  # in inference mode: what it caches is used in training
+    critic = ConditionedCritic(ResidualCritic(16, 4), 5)
+    images = torch.randn(2, 3, 16, 16, requires_grad=True)
+    (slope,) = torch.autograd.grad(critic(images, alone=True).sum(), images, create_graph=True)
+    slope.square().sum().backward()
+    generator(torch.randn(2, generator.noise_dims), torch.randn(2, 5)).sum().backward()
+    assert critic.network.from_rgb.weight.grad.abs().sum() > 0 and generator.project.weight.grad.abs().sum() > 0
