@@ -42,7 +42,7 @@ def matching_section(found: Mapping[str, dict[str, Any]]) -> Section:
 
 
 def _row(tissue: str, label: str, block: dict[str, Any], without: float | None) -> list[Cell | str]:
-    numbers = (block["value"], without, block["null_q99"])
+    numbers = (block["pearson"] if "pearson" in block else block["value"], without, block["null_q99"])
     p = "–" if block["p_value"] is None else f"{block['p_value']:.3f}"
     return [tissue, label, *map(_text, numbers), p, _text(block["ceiling"]), _text(block.get("ridge")), str(block["n"])]
 
