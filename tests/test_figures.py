@@ -245,6 +245,9 @@ def test_the_whole_report_shows_n_seed_extractor_and_digests_and_is_the_same_twi
     assert command(f"wsi_model.py {data} --csv_path real_toy_example.csv --out {study}/classifier/real") == 0
     tables = "--train_csv rna-gan_toy_example.csv --test_csv real_toy_example.csv"
     assert command(f"wsi_model.py {data} {tables} --out {study}/classifier/synthetic_to_real") == 0
+    flags = f"--config {configs}_lung.json --tiles 4 --sampling_seeds 1 --re_pairings 99 --device cpu"
+    judged = f"--checkpoint {runs}/rna-gan_lung {flags} --extractor_side 32 --out {study}/conditioning/lung"
+    assert command(f"evaluate_conditioning.py {judged}") == 0
 
     html = report(study, tmp_path / "a.html")
     assert 'class="missing"' not in html
@@ -256,6 +259,8 @@ def test_the_whole_report_shows_n_seed_extractor_and_digests_and_is_the_same_twi
     vae = json.loads((study / "checkpoints/betavae_tissues/metrics.json").read_text())["vae_digest"]
     assert vae in section(html, "settings") and vae[:12] in section(html, "latent")
     assert "published: over the batch" in section(html, "conditioning")
+    match = json.loads((study / "conditioning/lung/metrics.json").read_text())
+    assert match["summary"] in section(html, "match") and match["gan"]["digest"][:12] in section(html, "match")
     assert "split half" in section(html, "morphology") and "shuffled" in section(html, "morphology")
     assert report(study, tmp_path / "b.html") == html
 
