@@ -130,7 +130,7 @@ def measure(row: str, name: str, folder: Path, seed: int, minutes: float, work: 
     cells.append(number(max((v["shuffled_pearson"] or 0) for v in shown)))
     cells.append(f"{max((1.0 if v['p_value'] is None else v['p_value']) for v in shown):.3f}")
     without = m["controls"]["unconditional"]["retrieval"]["plain"]["top1"]
-    cells += [number(m["diversity"]["value"]), number(without["value"])]
+    cells += [number((m["diversity"] or {}).get("value")), number(without["value"])]
     return " | ".join(map(str, [*cells, m["gan"]["digest"][:8]])) + " |"
 
 
