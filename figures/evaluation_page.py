@@ -175,8 +175,10 @@ def doses(m: Blocks, p: Pictures) -> Section:
     some = next(iter(m["dose_response"].values()))
     caption = (
         f"Spearman of a measure with the step, mean over {some['patients']} patients of {some['noises']} tiles at the "
-        "same noise; p: steps shuffled within patients, two-sided. A direction named after a measure is the mean "
-        "change of the latent that goes with one sd of a ridge's prediction of it, fitted on training donors."
+        "same noise, without patients whose tiles are all alike; p: steps shuffled within patients, two-sided. It says "
+        "that the measure responds along these steps, not that only this direction moves it. A direction named after "
+        "a measure is the mean change of the latent that goes with one sd of a ridge's prediction of it, fitted on "
+        "training donors."
     )
     curves = dose_curves(
         {k: (alphas, values) for k, (alphas, values, _) in p.dose.items()}, {k: _unit(u) for k, u in UNITS.items()}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
 from metrics.agreement import agreement, correlations, dose_response
 from metrics.conditioning import diagonal_dominance, feature_distances, relative, retrieval, retrieval_chance
@@ -257,17 +258,25 @@ def morphology_blocks(
 def dose_block(alphas: np.ndarray, values: np.ndarray, count: int, seed: int) -> dict[str, Any]:
     """Return dose_response of `values` (patients, steps), and a null: steps shuffled within each patient.
 
-    p_value: share of shuffles whose |mean of the patients' own Spearman| is as high (two-sided).
+    spearman_repeats: the mean of the patients' own Spearman, over those whose row is complete and not constant
+    (`patients_used`); p_value: share of shuffles of the same rows with as high an |mean| (two-sided). Both None where
+    no row, or fewer than 3 steps, are left. It says that a measure responds along these steps, not that it would
+    respond less along others.
     """
-    found = dose_response(alphas, values)
-    repeats = found["spearman_repeats"]
+    values = np.atleast_2d(np.asarray(values, dtype=np.float64))
+    rows = values[np.isfinite(values).all(1) & (values.max(1) > values.min(1))]
+    ranks, steps = rankdata(rows, axis=1), rankdata(alphas)
     rng = np.random.default_rng(seed)
-    fine = np.isfinite(values).all(1)
-    ranks = values[fine].argsort(1).argsort(1).astype(float)  # ties are not expected in means of many pixels
-    steps = np.argsort(np.argsort(alphas)).astype(float)
-    null = [abs(_mean_r(rng.permuted(ranks, axis=1), steps)) for _ in range(count)] if len(ranks) else []
-    tested = null_of(None if repeats is None else abs(repeats), null)
-    return found | {"null_q99": tested["null_q99"], "p_value": tested["p_value"]}
+    usable = len(rows) > 0 and len(steps) > 2 and np.ptp(steps) > 0
+    observed = _mean_r(ranks, steps) if usable else None
+    null = [abs(_mean_r(rng.permuted(ranks, axis=1), steps)) for _ in range(count)] if usable else []
+    tested = null_of(None if observed is None else abs(observed), null)
+    return dose_response(alphas, values) | {
+        "spearman_repeats": observed,
+        "patients_used": len(rows),
+        "null_q99": tested["null_q99"],
+        "p_value": tested["p_value"],
+    }
 
 
 # ---- 7. Diversity and memorisation ----
