@@ -1,6 +1,8 @@
 """What the numbers of evaluate_conditioning.py mean, in one word and one sentence."""
 
 from collections.abc import Mapping
+from itertools import count
+from math import factorial
 from typing import Any
 
 import numpy as np
@@ -13,23 +15,33 @@ NAMED = ("nuclear_density", "white_space", "eosin_od")  # the sentence names the
 
 
 def verdict(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return word, text and tests for one tissue's blocks `liveness`, `retrieval`, `round_trip` and `morphology`.
+    """Return word, text, tests (p-values), passed and share for one tissue's blocks `liveness`, `retrieval`,
+    `round_trip` and `morphology`.
 
-    word is "dead" (the tiles do not depend on the expression), "no match", "partial" or "match". The tests are those
-    of retrieval (mean reciprocal rank), the round trip and each measure that expression predicts at all (`ridge` at
-    least 0.3, or unknown). match: each has p < 0.01; partial: at least one has, and p <= 0.05 / number of tests, so
-    that luck with one of many does not count. A measure with r <= 0 does not pass.
+    word is "dead" (the tiles do not depend on the expression), "no match", "undecided", "partial" or "match". The
+    tests are those of retrieval (mean reciprocal rank), the round trip and each measure that expression predicts at
+    all (`ridge` at least 0.3, or unknown). match: each has p < 0.01; partial: at least one has, and p <= 0.05 / number
+    of tests, so that luck with one of many does not count. A number at or below chance (r <= 0) never passes.
+    undecided: no test could have passed, because its least p, the larger of 1 / (1 + pairings) and 1 / n! of n
+    patients, is not below that bound.
     """
     grey, tests = metrics["liveness"]["pixel_difference"]["value"], _tests(metrics)
-    passed = [name for name, p in tests.items() if p is not None and p < LEVEL]
-    sure = [name for name in passed if tests[name] <= FAMILY / len(tests)]
+    passed = [name for name, b in tests.items() if _above_chance(b) and b["p_value"] < LEVEL]
+    sure = [name for name in passed if tests[name]["p_value"] <= FAMILY / len(tests)]
+    able = [name for name, b in tests.items() if _low_enough(_least(b["pairings"], b["n"]), len(tests))]
     if grey < ALIVE:
         word = "dead"
     elif not sure:
-        word = "no match"
+        word = "no match" if able else "undecided"
     else:
         word = "match" if len(passed) == len(tests) else "partial"
-    return {"word": word, "text": _text(metrics, word, grey, tests, passed), "tests": tests, "share": share(metrics)}
+    return {
+        "word": word,
+        "text": _text(metrics, word, grey, tests, passed),
+        "tests": {name: b["p_value"] for name, b in tests.items()},
+        "passed": passed,
+        "share": share(metrics),
+    }
 
 
 def share(metrics: Mapping[str, Any]) -> float | None:
@@ -46,11 +58,37 @@ def _judged(morphology: Mapping[str, Any]) -> list[str]:
     return [m for m, b in morphology.items() if b.get("ridge") is None or b["ridge"] >= PREDICTABLE]
 
 
-def _tests(metrics: Mapping[str, Any]) -> dict[str, float | None]:
-    tests = {"retrieval": metrics["retrieval"]["centred"]["mrr"]["p_value"]}
+def _tests(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The block of each test; `value` is what must lie above `chance`."""
+    tests = {"retrieval": metrics["retrieval"]["centred"]["mrr"]}
     if metrics["round_trip"]["kept"]:
-        tests["round_trip"] = metrics["round_trip"]["p_value"]
-    return tests | {name: metrics["morphology"][name]["p_value"] for name in _judged(metrics["morphology"])}
+        tests["round_trip"] = metrics["round_trip"]
+    morphology = metrics["morphology"]
+    return tests | {name: {**morphology[name], "value": morphology[name]["pearson"]} for name in _judged(morphology)}
+
+
+def _above_chance(b: Mapping[str, Any]) -> bool:
+    return b["value"] is not None and b["p_value"] is not None and b["value"] > (b["chance"] or 0.0)
+
+
+def _least(pairings: int, patients: int) -> float:
+    """The least p that so many random pairings of so many patients can have."""
+    return max(1 / (1 + pairings), 1 / factorial(min(patients, 20)))
+
+
+def _low_enough(p: float, tests: int) -> bool:
+    return p < LEVEL and p <= FAMILY / tests
+
+
+def _needed(tests: Mapping[str, Mapping[str, Any]]) -> str:
+    """What is there and what it would take for one of the tests to pass, in words."""
+    pairings, patients = (max(b[key] for b in tests.values()) for key in ("pairings", "n"))
+    more = next(n for n in count(1) if _low_enough(1 / (1 + n), len(tests)))
+    people = next(n for n in count(1) if _low_enough(1 / factorial(n), len(tests)))
+    return (
+        f"no test of {len(tests)} can pass with {pairings} pairings of {patients} patients, at least {more} pairings "
+        f"(--re_pairings) of {people} patients are needed"
+    )
 
 
 def _text(metrics: Mapping[str, Any], word: str, grey: float, tests: Mapping[str, Any], passed: list[str]) -> str:
@@ -60,6 +98,7 @@ def _text(metrics: Mapping[str, Any], word: str, grey: float, tests: Mapping[str
     heads = {
         "dead": f"tiles do not depend on the expression {changed} and do not match it",
         "no match": f"tiles depend on the expression {changed} but do not match it",
+        "undecided": f"tiles depend on the expression {changed}; whether they match it is undecided ({_needed(tests)})",
         "partial": f"tiles depend on the expression {changed} and match it in part "
         f"({len(passed)} of {len(tests)} tests){reach}",
         "match": f"tiles depend on the expression {changed} and match it{reach}",

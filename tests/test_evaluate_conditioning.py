@@ -209,10 +209,10 @@ def test_a_shift_of_another_vae_is_refused(cohort, capsys):
 # ---- The verdict ----
 
 
-def blocks(grey=5.0, p=0.001, others=0.001, kept=4):
+def blocks(grey=5.0, p=0.001, others=0.001, kept=4, pairings=999, n=20, r=0.9):
     def number(p_value):
         values = {"value": 0.5, "relative": 0.8, "chance": 0.1, "ceiling": 0.6, "p_value": p_value}
-        return values | {"pearson": 0.9, "shuffled_pearson": 0.1, "ridge": 0.8}
+        return values | {"pearson": r, "shuffled_pearson": 0.1, "ridge": 0.8, "pairings": pairings, "n": n}
 
     names = ("nuclear_density", "white_space", "eosin_od")
     morphology = {name: number(others) for name in names} | {"texture": number(0.9) | {"ridge": 0.1}}
@@ -232,6 +232,13 @@ def blocks(grey=5.0, p=0.001, others=0.001, kept=4):
         (blocks(p=0.5, others=0.2), "no match", "but do not match it"),
         (blocks(p=0.5, others=0.001), "partial", "match it in part (3 of 5 tests)"),
         (blocks(p=0.5, others=None), "no match", "no p"),
+        (blocks(r=-0.1), "partial", "match it in part (2 of 5 tests)"),
+        (blocks(p=0.5, r=0.0), "no match", "but do not match it"),
+        (blocks(p=0.05, others=0.05, pairings=19), "undecided", "at least 100 pairings (--re_pairings) of 5 patients"),
+        (blocks(p=0.02, others=0.02, pairings=99), "undecided", "with 99 pairings of 20 patients"),
+        (blocks(p=0.02, others=0.02, pairings=100), "no match", "but do not match it"),
+        (blocks(p=0.042, others=0.042, n=4), "undecided", "with 999 pairings of 4 patients"),
+        (blocks(grey=0.2, pairings=19), "dead", "do not depend on the expression"),
         (blocks(kept=0), "match", "nuclear_density r 0.90 (real against real 0.60, re-paired 0.10, p 0.001)"),
     ],
 )
@@ -293,3 +300,15 @@ def test_dose_block_is_sure_of_a_trend_only():
     assert rising["spearman_repeats"] == pytest.approx(1) and rising["p_value"] == pytest.approx(0.005)
     assert dose_block(alphas, rng.normal(size=(5, 5)), 199, 0)["p_value"] > 0.05
     assert dose_block(alphas, np.ones((5, 5)), 199, 0)["p_value"] is None
+
+
+def test_dose_block_counts_the_rows_it_uses():
+    alphas, rising = np.arange(5.0), np.arange(5.0)
+    flat = dose_block(alphas, np.stack([rising, *np.ones((4, 5))]), 999, 0)
+    assert flat["patients_used"] == 1 and flat["spearman_repeats"] == pytest.approx(1)
+    assert flat["p_value"] == pytest.approx(2 / 120, abs=0.01)  # 2 of the 120 orders of one patient's steps
+    gap = dose_block(alphas, np.stack([rising, np.where(rising == 2, np.nan, -rising)]), 999, 0)
+    assert gap["p_value"] == flat["p_value"] and gap["spearman_repeats"] == flat["spearman_repeats"]
+    ties = dose_block(alphas, np.array([[0, 0, 1, 1, 1.0]] * 3), 99, 0)["spearman_repeats"]
+    assert ties == pytest.approx(0.866, abs=1e-3)
+    assert dose_block(alphas[:2], np.ones((3, 2)).cumsum(1), 99, 0)["p_value"] is None
