@@ -78,7 +78,7 @@ def main(args: argparse.Namespace) -> int | None:
     most = max(REAL_TILES, args.tiles)
     held_out, profiles = open_patients(gan, cfg, args.vae_checkpoint, args.split, cfg.seed, most)
     refuse_few(held_out, args.split, ", ".join(cfg.path_csv))
-    train, _ = open_patients(gan, cfg, args.vae_checkpoint, "train", cfg.seed, most, TRAIN_TILES)
+    train, _ = open_patients(gan, cfg, args.vae_checkpoint, "train", cfg.seed, REAL_TILES, TRAIN_TILES)
     shifts = {Path(path).stem.removeprefix("shift_"): read_shift(path, profiles) for path in args.shift}
     ruler = Ruler(extractor_of(args, gan, device))
 

@@ -82,7 +82,8 @@ def grid(m: Blocks, p: Pictures) -> Section:
     about = (
         f"{len(p.names)} of {m['patients']} held-out patients, evenly spaced in the table, none picked by hand; up to "
         f"{n} tiles each. Ceiling: {m['ceiling']}. Null: {m['nulls']}. {m['training_patients']} training patients, "
-        f"{m['training_tiles']} of their tiles for the round trip."
+        f"{m['training_tiles']} of their tiles for the round trip, {m['training_tiles_morphology']} for the ridge that "
+        "predicts morphology."
     )
     return Section("tiles", "Real and generated tiles", "", [picture(figure, about, "Real and generated tiles")])
 
@@ -205,7 +206,8 @@ def doses(m: Blocks, p: Pictures) -> Section:
 
 def diversity(m: Blocks, p: Pictures) -> Section:
     """Part 7."""
-    rows = [_row("share nearer to a training tile (0.5 is ideal)", m["memorisation"])]
+    copies = m["memorisation"]
+    rows = [_row("share nearer to a training tile (0.5 is ideal)", copies)]
     if m["diversity"] is not None:
         spread = m["diversity"]
         rows.insert(
@@ -217,7 +219,9 @@ def diversity(m: Blocks, p: Pictures) -> Section:
     pairs = [("generated", np.stack([x[0] for x in p.pairs])), ("training", np.stack([x[1] for x in p.pairs]))]
     names = ", ".join(f"{slide} {distance:.3g}" for *_, distance, slide in p.pairs)
     caption = (
-        f"The nearest of generated and training tiles ({m['training_tiles']} looked at), from left to right: {names}."
+        f"The nearest of generated and training tiles, from left to right: {names}. Looked at: "
+        f"{copies['training_tiles']} of {copies['training_tiles_available']} training tiles; a copy of another one "
+        "goes unseen."
     )
     blocks = [
         table(HEADERS, rows, COLUMNS_SAY),

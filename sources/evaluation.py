@@ -21,7 +21,7 @@ from sources.profiles import Profiles
 
 LEAST = 5  # held-out patients; with fewer, 1 in 24 or more of all pairings is the true one
 REAL_TILES = 64  # of a patient that are looked at, at most (or --tiles, where that is more)
-TRAIN_TILES = 800  # of all training patients together, at most: for the round trip and memorisation
+TRAIN_TILES = 800  # of all training patients together, about: features, for the round trip and memorisation
 BATCH = 64
 
 
@@ -33,6 +33,8 @@ class Patients:
     rows: np.ndarray  # (P,) row numbers in cohort.slides and cohort.table
     c: torch.Tensor  # (P, z), what their profiles bring to the generator
     tiles: list[np.ndarray]  # numbers in cohort.tiles, for each patient
+    featured: list[np.ndarray]  # those of them whose features are looked at
+    available: int  # tiles of these patients in the cohort, looked at or not
 
     @property
     def names(self) -> list[str]:
@@ -65,8 +67,8 @@ def open_patients(
 ) -> tuple[dict[str, Patients], Profiles]:
     """Return tissue -> the patients of `split` with at most `most` seeded tiles each, and the profiles of their table.
 
-    `total`: at most so many tiles of a tissue's patients together (0: no limit). The split is the one the GAN was
-    trained under, the pixels those of its tiles. InputError where a table or tiles are missing.
+    `total`: features of at most about so many tiles of a tissue's patients together (0: of all). The split is
+    the one the GAN was trained under, the pixels those of its tiles. InputError where a table or tiles are missing.
     """
     seen = gan.state["split_seed"]
     if cfg.split_seed != seen:
@@ -78,8 +80,11 @@ def open_patients(
     for tissue, slides in cohort.slides[cohort.slides["n_tiles"] > 0].groupby("tissue", sort=False):
         rows = slides.index.to_numpy()
         limit = min(most, max(2, total // len(rows))) if total else most
-        tiles = [_some(np.flatnonzero(cohort.tiles.slide_index == row), limit, seed, int(row)) for row in rows]
-        found[str(tissue)] = Patients(cohort, rows, c[torch.from_numpy(rows)], tiles)
+        own = [np.flatnonzero(cohort.tiles.slide_index == row) for row in rows]
+        tiles, featured = (
+            [_some(numbers, n, seed, int(row)) for numbers, row in zip(own, rows, strict=True)] for n in (most, limit)
+        )
+        found[str(tissue)] = Patients(cohort, rows, c[torch.from_numpy(rows)], tiles, featured, sum(map(len, own)))
         gan.warn_of_tissue(f"{split} split", str(tissue))
     return found, profiles
 

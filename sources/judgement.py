@@ -80,6 +80,8 @@ class Job:
             "real_tiles": sum(map(len, real.features)),
             "training_patients": len(self.train.rows),
             "training_tiles": len(readers.train),
+            "training_tiles_morphology": sum(map(len, self.train.tiles)),
+            "ridge_components": len(readers.axes),
             "mpp": self.mpp,
             "ceiling": ceiling,
             "nulls": f"{len(nulls)} {kind}",
@@ -175,7 +177,7 @@ class Job:
             "round_trip": evaluation.round_trip_block(truth, read[:-1], read[-1], c.nulls),
             "morphology": evaluation.morphology_blocks(c, generated, readers.predicted_morphology(self.patients.c)),
             "diversity": spread,
-            "memorisation": evaluation.memorisation_block(c, generated, readers.train, self.seed),
+            "memorisation": evaluation.memorisation_block(c, generated, readers.train, self.seed, self.train.available),
         }
         return blocks, matrix
 

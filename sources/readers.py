@@ -1,5 +1,6 @@
 """What expression says of tiles, and tiles of expression: components, ridges, directions, shifts."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,12 +8,14 @@ import numpy as np
 import torch
 
 from common.errors import InputError
+from metrics.evaluation import Measured
 from metrics.morphology import MEASURES
 from metrics.prediction import RidgeModel, fit_ridge
 from sources.evaluation import LEAST, Patients, Ruler
 from sources.profiles import Profiles
 
 COMPONENTS, PREDICTORS = 16, 32  # principal components of c: read back from tiles; used to predict morphology
+STRIP = 512  # tiles in memory at a time
 
 
 @dataclass
@@ -20,8 +23,8 @@ class Readers:
     """Fitted on training patients of a tissue: expression components, ridges between them and tiles, directions.
 
     `axes` (k, z) and `spread` (k,): principal components of c and their sd; from_tiles: features -> the first
-    COMPONENTS of them; to_morphology: components -> a patient's mean MEASURES. train: features (m, d) of the training
-    tiles looked at, train_tiles (m,) their numbers in cohort.tiles; n_train: patients.
+    COMPONENTS of them; to_morphology: components -> a patient's mean MEASURES, over all of patients.tiles. train:
+    features (m, d) of patients.featured, train_tiles (m,) their numbers in cohort.tiles.
     """
 
     patients: Patients
@@ -41,7 +44,6 @@ class Readers:
                 f"{patients.cohort.table.source}: {len(patients.rows)} training patients with tiles, at least {LEAST} "
                 "were expected for the round trip; add donors"
             )
-        measured = ruler.measure([patients.read(p) for p in range(len(patients.rows))], mpp)
         c = patients.c.double().numpy()
         centre = c.mean(0)
         _, singular, axes = np.linalg.svd(c - centre, full_matrices=False)
@@ -50,14 +52,17 @@ class Readers:
             raise InputError(f"{patients.cohort.table.source}: all training patients have the same expression")
         axes, scores = axes[:kept], (c - centre) @ axes[:kept].T
         groups = _groups(patients)
-        whose = np.repeat(np.arange(len(c)), [len(x) for x in measured.features])
-        features = np.concatenate(measured.features)
-        means = np.stack([measured.mean_of(name) for name in MEASURES], 1)  # (rows, measures)
+        numbers = np.concatenate(patients.featured)
+        whose = np.repeat(np.arange(len(c)), [len(x) for x in patients.featured])
+        features = np.concatenate([ruler.features(images) for images in _strips(patients, numbers)])
+        parts = [ruler.morphology(images, mpp) for images in _strips(patients, np.concatenate(patients.tiles))]
+        ends = np.cumsum([len(x) for x in patients.tiles])[:-1]
+        each = {name: np.split(np.concatenate([part[name] for part in parts]), ends) for name in MEASURES}
+        means = np.stack([Measured([], each).mean_of(name) for name in MEASURES], 1)  # (rows, measures)
         fine = np.isfinite(means)
         means = np.where(fine, means, np.where(fine, means, 0).sum(0) / np.maximum(fine.sum(0), 1))
         from_tiles = fit_ridge(features, scores[whose][:, :COMPONENTS], groups[whose])
         to_morphology = fit_ridge(scores, means, groups)
-        numbers = np.concatenate(patients.tiles)
         return cls(patients, centre, axes, scores.std(0), from_tiles, to_morphology, features, numbers)
 
     def components(self, c: torch.Tensor) -> np.ndarray:
@@ -111,6 +116,12 @@ def read_shift(path: str | Path, profiles: Profiles) -> torch.Tensor:
     mean, std, rule = profiles.mean, profiles.std, profiles.rule
     shift = torch.from_numpy(shift)
     return rule.condition(mean + shift, mean, std) - rule.condition(mean, mean, std)
+
+
+def _strips(patients: Patients, numbers: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the tiles of these numbers, uint8 (at most STRIP, H, W, 3)."""
+    for start in range(0, len(numbers), STRIP):
+        yield patients.cohort.tiles.read(numbers[start : start + STRIP])
 
 
 def _groups(patients: Patients) -> np.ndarray:

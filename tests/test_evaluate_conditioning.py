@@ -169,6 +169,15 @@ def test_the_same_command_gives_the_same_numbers(cohort):
     assert Path("a/metrics.json").read_bytes() == Path("b/metrics.json").read_bytes()
 
 
+def test_the_ridge_of_morphology_sees_more_tiles_than_the_features(cohort, monkeypatch):
+    monkeypatch.setattr(command, "TRAIN_TILES", 100)  # of 40 patients with 12 tiles each
+    assert evaluate("--sampling_seeds 1 --tiles 2 --re_pairings 19") == 0
+    found = metrics()
+    assert found["training_tiles"] == 80 and found["training_tiles_morphology"] == 480
+    assert found["memorisation"]["training_tiles_available"] == 480
+    assert "80 of 480 training tiles" in Path("conditioning/rna-gan_lung/report.html").read_text()
+
+
 # ---- Input that cannot be used ----
 
 
