@@ -299,9 +299,12 @@ def diversity_block(c: Comparison, generated: Sequence[Measured]) -> Block | Non
     }
 
 
-def memorisation_block(c: Comparison, generated: Sequence[Measured], train: np.ndarray, seed: int) -> Block:
+def memorisation_block(
+    c: Comparison, generated: Sequence[Measured], train: np.ndarray, seed: int, available: int
+) -> Block:
     """Return the share of generated tiles nearer to a training (m, d) than to a held-out tile; 0.5 is ideal.
 
+    `available` >= m: the training tiles that there are; copies of those not looked at go unseen.
     ceiling: the same of one half of the real held-out tiles, the other half standing for them.
     """
     held_out = np.concatenate(c.real.features)
@@ -309,7 +312,12 @@ def memorisation_block(c: Comparison, generated: Sequence[Measured], train: np.n
     a, b = (np.concatenate(m.features) for m in c.halves[0])
     ceiling = memorisation(a, train, b, seed)["mean"]
     found = block([s["mean"] for s in shares], (), 0.5, ceiling, sum(map(len, generated[0].features)))
-    return found | {"relative": None, "tiles_each_side": shares[0]["size"], "training_tiles": len(train)}
+    return found | {
+        "relative": None,
+        "tiles_each_side": shares[0]["size"],
+        "training_tiles": len(train),
+        "training_tiles_available": available,
+    }
 
 
 def _taken(tables: Sequence[np.ndarray], rows: Sequence[np.ndarray]) -> list[np.ndarray]:
