@@ -29,7 +29,7 @@ from common.files import write_json, write_text
 from common.run import pick_device
 from figures.evaluation_page import Pictures, evaluation_page
 from models.features import Extractor, load_extractor
-from sources.evaluation import REAL_TILES, TRAIN_TILES, Ruler, open_patients, refuse_few, seeds_of
+from sources.evaluation import REAL_TILES, TRAIN_TILES, Ruler, independent, open_patients, refuse_few, seeds_of
 from sources.gan import GAN, open_gan
 from sources.judgement import Job
 from sources.readers import read_shift
@@ -77,6 +77,7 @@ def main(args: argparse.Namespace) -> int | None:
     control = control_of(args, gan, device)
     most = max(REAL_TILES, args.tiles)
     held_out, profiles = open_patients(gan, cfg, args.vae_checkpoint, args.split, cfg.seed, most)
+    held_out = {tissue: independent(patients, tissue) for tissue, patients in held_out.items()}
     refuse_few(held_out, args.split, ", ".join(cfg.path_csv))
     train, _ = open_patients(gan, cfg, args.vae_checkpoint, "train", cfg.seed, REAL_TILES, TRAIN_TILES)
     shifts = {Path(path).stem.removeprefix("shift_"): read_shift(path, profiles) for path in args.shift}

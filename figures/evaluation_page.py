@@ -85,6 +85,9 @@ def grid(m: Blocks, p: Pictures) -> Section:
         f"{m['training_tiles']} of their tiles for the round trip, {m['training_tiles_morphology']} for the ridge that "
         "predicts morphology."
     )
+    reasons = {"few_tiles": "with too few real tiles", "same_donor": "further rows of a donor"}
+    for reason, slides in m["left_out"].items():
+        about += f" Left out, {reasons[reason]}: {', '.join(slides)}."
     return Section("tiles", "Real and generated tiles", "", [picture(figure, about, "Real and generated tiles")])
 
 

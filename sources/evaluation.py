@@ -1,7 +1,7 @@
 """What evaluate_conditioning.py looks at: held-out patients of a tissue, their real and generated tiles, measured."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from sources.gan import GAN
 from sources.profiles import Profiles
 
 LEAST = 5  # held-out patients; with fewer, 1 in 24 or more of all pairings is the true one
+LEAST_TILES = 4  # real tiles of a patient, where most have them: each half has a spread then
 REAL_TILES = 64  # of a patient that are looked at, at most (or --tiles, where that is more)
 TRAIN_TILES = 800  # of all training patients together, about: features, for the round trip and memorisation
 BATCH = 64
@@ -35,11 +36,20 @@ class Patients:
     tiles: list[np.ndarray]  # numbers in cohort.tiles, for each patient
     featured: list[np.ndarray]  # those of them whose features are looked at
     available: int  # tiles of these patients in the cohort, looked at or not
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # reason -> slides, see `independent`
 
     @property
     def names(self) -> list[str]:
         """The patients' slides."""
         return self.cohort.slides["slide"].iloc[self.rows].tolist()
+
+    def take(self, kept: np.ndarray, reason: str) -> "Patients":
+        """Return the patients where `kept` (P,) bool says so; the others' slides are noted in left_out."""
+        chosen = np.flatnonzero(kept)
+        tiles, featured = ([x[p] for p in chosen] for x in (self.tiles, self.featured))
+        left_out = self.left_out | {reason: [name for name, keep in zip(self.names, kept, strict=True) if not keep]}
+        c = self.c[torch.from_numpy(chosen)]
+        return replace(self, rows=self.rows[chosen], c=c, tiles=tiles, featured=featured, left_out=left_out)
 
     def column(self, name: str) -> np.ndarray | None:
         """Return a column of the table for these patients, (P,) text; None where it is missing or has gaps."""
@@ -87,6 +97,33 @@ def open_patients(
         found[str(tissue)] = Patients(cohort, rows, c[torch.from_numpy(rows)], tiles, featured, sum(map(len, own)))
         gan.warn_of_tissue(f"{split} split", str(tissue))
     return found, profiles
+
+
+def independent(patients: Patients, tissue: str) -> Patients:
+    """Return the patients that can be compared with each other; a warning and left_out name the others.
+
+    few_tiles: patients with fewer than LEAST_TILES real tiles, where more than half (and at least LEAST) have them:
+    one such patient would else decide for all what the ceiling and the distances are. same_donor: all but the first
+    row of a donor: they are alike, n would count the donor more than once and every pairing would exchange them
+    freely. Spots of an array (array_x) are kept: torus shifts are made for them.
+    """
+    enough = np.array([len(x) >= LEAST_TILES for x in patients.tiles])
+    if not enough.all() and enough.sum() >= LEAST and enough.mean() > 0.5:
+        patients = patients.take(enough, "few_tiles")
+        names = patients.left_out["few_tiles"]
+        warn(f"{tissue}: {len(names)} with fewer than {LEAST_TILES} real tiles left out: {', '.join(names)}")
+    if patients.array_xy() is not None:
+        return patients
+    donors = patients.cohort.slides["donor"].astype(str).to_numpy()[patients.rows]
+    first = np.zeros(len(donors), bool)
+    first[np.unique(donors, return_index=True)[1]] = True
+    if first.all():
+        return patients
+    warn(
+        f"{tissue}: {len(donors)} rows of {first.sum()} donors, who are not independent: the first row of each is "
+        f"evaluated, {(~first).sum()} are left out (left_out in metrics.json)"
+    )
+    return patients.take(first, "same_donor")
 
 
 def refuse_few(patients: dict[str, Patients], split: str, source: str) -> None:

@@ -76,6 +76,7 @@ class Job:
             bar.update()
         found = {
             "patients": self.n,
+            "left_out": self.patients.left_out,
             "patients_compared": len(compared.chosen),
             "real_tiles": sum(map(len, real.features)),
             "training_patients": len(self.train.rows),

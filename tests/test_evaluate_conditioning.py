@@ -169,6 +169,26 @@ def test_the_same_command_gives_the_same_numbers(cohort):
     assert Path("a/metrics.json").read_bytes() == Path("b/metrics.json").read_bytes()
 
 
+def test_who_is_no_independent_patient_or_has_few_tiles_is_left_out_by_name(cohort, capsys):
+    table = read_expression("data/lung.csv")
+    names = table.obs["wsi_file_name"].tolist()
+    names[1] = "GTEX-D00-0725.svs"  # a second slide of the first donor
+    table.obs = table.obs.assign(wsi_file_name=names).set_axis(names)
+    write_expression(table, Path("data/lung.csv"))
+    tiles = [(16 * i, 0, 1.0, np.full((16, 16, 3), 200 + i, np.uint8)) for i in range(4)]
+    slides = [Path(name).stem for name in names]
+    for path in Path("tiles/lung").glob(f"{slides[5]}*"):
+        path.unlink()
+    write_store(Path("tiles/lung"), slides[1], tiles, mpp=1.0, tile_size=16, fmt="png")
+    write_store(Path("tiles/lung"), slides[5], tiles[:1], mpp=1.0, tile_size=16, fmt="png")
+    assert evaluate("--sampling_seeds 1 --tiles 2 --re_pairings 19") == 0
+    found, errors = metrics(), capsys.readouterr().err
+    assert found["patients"] == 14 and found["distance"]["kind"] == "kernel distance"
+    assert found["ceiling"].startswith("random halves")
+    assert found["left_out"] == {"few_tiles": [slides[5]], "same_donor": [slides[1]]}
+    assert slides[5] in errors and "15 rows of 14 donors" in errors
+
+
 def test_the_ridge_of_morphology_sees_more_tiles_than_the_features(cohort, monkeypatch):
     monkeypatch.setattr(command, "TRAIN_TILES", 100)  # of 40 patients with 12 tiles each
     assert evaluate("--sampling_seeds 1 --tiles 2 --re_pairings 19") == 0
