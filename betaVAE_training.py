@@ -165,7 +165,7 @@ def fit(
             losses = beta_vae_loss(x, *model(x), beta=cfg.beta)
             parts = {name: losses[name].item() for name in PARTS}
             if not all(map(math.isfinite, parts.values())):
-                names = shorten(part["train"].obs.index[batch], 3)
+                names = shorten(part["train"].obs.index[batch.numpy()], 3)
                 raise InputError(
                     f"{run.folder}: step {place['step'] + 1}: the loss is not finite ({parts}), on profiles {names}; "
                     f"nothing of it was saved; lower lr ({cfg.lr:g}) or check the tables"

@@ -261,7 +261,8 @@ def matching_part(folder: Path, facts: list[tuple[str, str]]) -> Section:
         raise InputError(f"{folder}: no metrics.json of evaluate_conditioning.py in it")
     for tissue, m in found.items():
         r = m["morphology"]["nuclear_density"]["pearson"]
-        facts.append((f"{r:.2f}".replace("-", "−"), f"r of nuclear density, RNA-GAN with real, {tissue}"))
+        text = "–" if r is None else f"{r:.2f}".replace("-", "−")
+        facts.append((text, f"r of nuclear density, RNA-GAN with real, {tissue}"))
     return matching_section(found)
 
 

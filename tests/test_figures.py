@@ -270,7 +270,7 @@ def test_a_report_on_configs_alone_names_every_stage(study, tmp_path):
     for path in (tmp_path / "bare" / "configs").glob("*.json"):
         path.write_text(path.read_text().replace(str(study), str(tmp_path / "bare")))
     html = report(tmp_path / "bare", tmp_path / "bare.html")
-    assert html.count('class="missing"') == 11
+    assert html.count('class="missing"') == 12
     for name in (
         "prepare_data.py tiles",
         "betaVAE_training.py",
@@ -304,7 +304,7 @@ def test_generated_tiles_are_measured_at_the_gans_pixel_size_and_real_ones_at_th
         monkeypatch.setattr(
             measure, name, lambda t, mpp, *a, f=real, n=name: (seen.setdefault(n, mpp), f(t, mpp, *a))[1]
         )
-    paper_figures.morphology_part(opened, 0, 2, [])
+    paper_figures.morphology_part(opened, 0, 2)
     own = next(iter(opened.held_out.values())).cohort.tiles.mpp
     assert seen["real_means"] == own != 3.0 and seen["patient_means"] == 3.0
 
