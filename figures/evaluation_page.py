@@ -15,8 +15,9 @@ from metrics.morphology import UNITS
 Blocks = Mapping[str, Any]
 HEADERS = ["number", "value", "sd", "chance", "ceiling", "of the ceiling", "re-paired 99 %", "p", "n"]
 COLUMNS_SAY = (
-    "Mean and sd over sampling seeds. Ceiling: real tiles against real tiles of the same patients. Of the ceiling: 0 "
-    "at chance, 1 at the ceiling. Re-paired: the bound that 99 % of random pairings stay below; p: one-sided, of them."
+    "Mean and sd over sampling seeds. Ceiling: real tiles against real tiles of the same patients, fewer than the "
+    "number itself has (see Real and generated tiles). Of the ceiling: 0 at chance, 1 at the ceiling. Re-paired: the "
+    "bound that 99 % of random pairings stay below; p: one-sided, of them."
 )
 
 
@@ -81,7 +82,7 @@ def grid(m: Blocks, p: Pictures) -> Section:
     figure = plots.tile_rows(rows, tile_inches=0.9)
     about = (
         f"{len(p.names)} of {m['patients']} held-out patients, evenly spaced in the table, none picked by hand; up to "
-        f"{n} tiles each. Ceiling: {m['ceiling']}. Null: {m['nulls']}. {m['training_patients']} training patients, "
+        f"{n} tiles each. {ceiling_says(m)} Null: {m['nulls']}. {m['training_patients']} training patients, "
         f"{m['training_tiles']} of their tiles for the round trip, {m['training_tiles_morphology']} for the ridge that "
         "predicts morphology."
     )
@@ -89,6 +90,17 @@ def grid(m: Blocks, p: Pictures) -> Section:
     for reason, slides in m["left_out"].items():
         about += f" Left out, {reasons[reason]}: {', '.join(slides)}."
     return Section("tiles", "Real and generated tiles", "", [picture(figure, about, "Real and generated tiles")])
+
+
+def ceiling_says(m: Blocks) -> str:
+    """What the ceiling is, and how many tiles it and the generated tiles' numbers rest on."""
+    n = m["ceiling_tiles"]
+    side, real = (f"{low}" if low == high else f"{low} to {high}" for low, high in (n["each_side"], n["real"]))
+    return (
+        f"Ceiling: {m['ceiling']}, {side} on each side; generated tiles, {n['generated']} per patient, are held "
+        f"against all {real} real ones. Fewer tiles are noisier, so that a share of the ceiling flatters and may "
+        "exceed 1. The round trip's ceiling has all real tiles."
+    )
 
 
 def live(m: Blocks, p: Pictures) -> Section:

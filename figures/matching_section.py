@@ -28,16 +28,14 @@ def matching_section(found: Mapping[str, dict[str, Any]]) -> Section:
     seeds, pairings = len(first["sampling_seeds"]), first["re_pairings"]
     caption = (
         f"{first['tiles']} generated tiles per held-out patient, mean of {seeds} sampling seeds, seed {first['seed']}. "
-        f"Re-paired: 99 % quantile over {pairings} random pairings of patients, p its one-sided share. Real tiles: "
-        "halves of each patient's own, about what a perfect match could reach. Ridge: from 32 components of the "
-        "expression to the measure, without any tile. "
+        f"Re-paired: 99 % quantile over {pairings} random pairings of patients, p its one-sided share. Without "
+        f"expression: {first['control']}. Real tiles: {first['ceiling']}, fewer tiles than generated. Ridge: "
+        f"from {first['ridge_components']} components of the expression to the measure, without any tile. "
         f"Extractor {extractor['name']}, weights {short(extractor['weights_digest'])}. GANs: "
         + ", ".join(f"{m['gan']['run']} {short(m['gan']['digest'])}" for m in found.values())
         + ". More, with pictures: report.html beside each metrics.json."
     )
-    text = (
-        "Held-out donors, within the tissue. A match must beat both chance and the same generator without expression."
-    )
+    text = "Held-out donors, within the tissue. A match must beat both chance and a generator without expression."
     return Section("match", "Do the tiles match the patient?", text, [*notes, table(HEADERS, rows, caption)])
 
 

@@ -94,7 +94,7 @@ def _needed(tests: Mapping[str, Mapping[str, Any]]) -> str:
 def _text(metrics: Mapping[str, Any], word: str, grey: float, tests: Mapping[str, Any], passed: list[str]) -> str:
     changed = f"({grey:.2g} grey levels between patients at the same noise)"
     of_ceiling = share(metrics)
-    reach = f" at {of_ceiling:.0%} of what real tiles reach" if of_ceiling is not None else ""
+    reach = f" at {of_ceiling:.0%} of the ceiling of real tiles" if of_ceiling is not None else ""
     heads = {
         "dead": f"tiles do not depend on the expression {changed} and do not match it",
         "no match": f"tiles depend on the expression {changed} but do not match it",

@@ -1,6 +1,7 @@
 """One tissue's evaluation: tiles are drawn and measured once, then every number and picture is made of them."""
 
 import argparse
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,11 @@ class Job:
             "ridge_components": len(readers.axes),
             "mpp": self.mpp,
             "ceiling": ceiling,
+            "ceiling_tiles": {
+                "each_side": _range(len(x) for pair in halves for side in pair for x in side.features),
+                "generated": self.args.tiles,
+                "real": _range(map(len, real_tiles)),
+            },
             "nulls": f"{len(nulls)} {kind}",
             "liveness": live,
             **blocks,
@@ -263,6 +269,11 @@ class Job:
 def _by_patient(look: Any, images: list[np.ndarray]) -> list[np.ndarray]:
     """Features of each patient's tiles, computed in one go."""
     return np.split(look(np.concatenate(images)), np.cumsum([len(x) for x in images])[:-1])
+
+
+def _range(sizes: Iterable[int]) -> list[int]:
+    sizes = list(sizes)
+    return [min(sizes), max(sizes)]
 
 
 def _tile_mean(values: np.ndarray) -> np.ndarray:

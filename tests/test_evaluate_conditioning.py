@@ -107,6 +107,7 @@ def test_an_obedient_generator_matches(cohort, monkeypatch, capsys):
     with_painter(monkeypatch, 1.0)
     assert evaluate("--extractor_side 32") == 0
     found, line = metrics(), capsys.readouterr().out.strip()
+    assert found["ceiling_tiles"] == {"each_side": [6, 6], "generated": 8, "real": [12, 12]}
     white, control = found["morphology"]["white_space"], found["controls"]["unconditional"]
     assert found["verdict"]["word"] in ("match", "partial") and found["liveness"]["pixel_difference"]["value"] > 1
     assert white["pearson"] > 0.95 and white["p_value"] == pytest.approx(0.005) and white["spearman"] > 0.8
@@ -122,6 +123,7 @@ def test_an_obedient_generator_matches(cohort, monkeypatch, capsys):
     assert "and match it" in line and line == found["summary"]
     assert found["tissues"]["lung"]["morphology"] == found["morphology"]
     page = Path("conditioning/rna-gan_lung/report.html").read_text()
+    assert "6 on each side; generated tiles, 8 per patient, are held against all 12 real ones" in page
     assert page.count("data:image/png") == 7 and "http" not in page.replace("http-equiv", "")
 
 
@@ -256,7 +258,7 @@ def blocks(grey=5.0, p=0.001, others=0.001, kept=4, pairings=999, n=20, r=0.9):
 @pytest.mark.parametrize(
     ("made", "word", "text"),
     [
-        (blocks(), "match", "and match it at 80% of what real tiles reach"),
+        (blocks(), "match", "and match it at 80% of the ceiling of real tiles:"),
         (blocks(grey=0.2), "dead", "do not depend on the expression"),
         (blocks(p=0.5, others=0.2), "no match", "but do not match it"),
         (blocks(p=0.5, others=0.001), "partial", "match it in part (3 of 5 tests)"),
