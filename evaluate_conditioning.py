@@ -18,6 +18,7 @@ ceiling, null_q99, p_value, n) and report.html with the pictures; prints one lin
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -25,7 +26,7 @@ import torch
 
 from common.config import GANSettings, load_config
 from common.errors import InputError, command_parser, run_command
-from common.files import write_json, write_text
+from common.files import make_folder, write_json, write_text
 from common.run import pick_device
 from figures.evaluation_page import Pictures, evaluation_page
 from models.features import Extractor, load_extractor
@@ -67,6 +68,8 @@ def main(args: argparse.Namespace) -> int | None:
     for name, least in (("tiles", 2), ("sampling_seeds", 1), ("re_pairings", 19), ("patients", 0)):
         if getattr(args, name) < least:
             raise InputError(f"--{name} {getattr(args, name)}: at least {least} was expected")
+    if not 0 <= args.guidance < math.inf:
+        raise InputError(f"--guidance {args.guidance}: 0 (no expression) or more was expected; 1 is as trained")
     cfg = load_config(GANSettings, args.config, args)
     device = pick_device(cfg.device)
     gan = open_gan(args.checkpoint, device)
@@ -80,6 +83,7 @@ def main(args: argparse.Namespace) -> int | None:
     held_out = {tissue: independent(patients, tissue) for tissue, patients in held_out.items()}
     refuse_few(held_out, args.split, ", ".join(cfg.path_csv))
     train, _ = open_patients(gan, cfg, args.vae_checkpoint, "train", cfg.seed, REAL_TILES, TRAIN_TILES)
+    out = make_folder(args.out or Path("conditioning", gan.run))
     shifts = {Path(path).stem.removeprefix("shift_"): read_shift(path, profiles) for path in args.shift}
     ruler = Ruler(extractor_of(args, gan, device))
 
@@ -106,7 +110,6 @@ def main(args: argparse.Namespace) -> int | None:
     line = f"{gan.run}: " + " | ".join(
         (f"{tissue}: " if len(tissues) > 1 else "") + m["verdict"]["text"] for tissue, m in tissues.items()
     )
-    out = Path(args.out or Path("conditioning", gan.run))
     write_json(out / "metrics.json", {**about, "summary": line, **first, "tissues": tissues})
     write_text(out / "report.html", evaluation_page(gan.run, line, about, tissues, pictures))
     print(line)
