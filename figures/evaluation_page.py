@@ -15,8 +15,8 @@ from metrics.morphology import UNITS
 Blocks = Mapping[str, Any]
 HEADERS = ["number", "value", "sd", "chance", "ceiling", "of the ceiling", "re-paired 99 %", "p", "n"]
 COLUMNS_SAY = (
-    "Mean and sd over sampling seeds. Ceiling: real tiles against real tiles of the same patients, fewer than the "
-    "number itself has (see Real and generated tiles). Of the ceiling: 0 at chance, 1 at the ceiling. Re-paired: the "
+    "Mean and sd over sampling seeds. Ceiling: real tiles against real tiles of the same patients, how many is said "
+    "under Real and generated tiles. Of the ceiling: 0 at chance, 1 at the ceiling. Re-paired: the "
     "bound that 99 % of random pairings stay below; p: one-sided, of them."
 )
 
@@ -98,7 +98,7 @@ def ceiling_says(m: Blocks) -> str:
     side, real = (f"{low}" if low == high else f"{low} to {high}" for low, high in (n["each_side"], n["real"]))
     return (
         f"Ceiling: {m['ceiling']}, {side} on each side; generated tiles, {n['generated']} per patient, are held "
-        f"against all {real} real ones. Fewer tiles are noisier, so that a share of the ceiling flatters and may "
+        f"against all {real} real ones. Where these are more, and less noisy, a share of the ceiling flatters and may "
         "exceed 1. The round trip's ceiling has all real tiles."
     )
 
