@@ -1,6 +1,6 @@
 """The report's section on whether tiles match the patient: what evaluate_conditioning.py found, tissue by tissue."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from figures.page import Cell, Section, note, table
@@ -25,18 +25,45 @@ def matching_section(found: Mapping[str, dict[str, Any]]) -> Section:
             rows.append(_row(tissue, f"r, {measure.replace('_', ' ')}", block, plain))
     first = next(iter(found.values()))
     extractor = first["extractor"]
-    seeds, pairings = len(first["sampling_seeds"]), first["re_pairings"]
+    seeds = len(first["sampling_seeds"])
     caption = (
         f"{first['tiles']} generated tiles per held-out patient, mean of {seeds} sampling seeds, seed {first['seed']}. "
-        f"Re-paired: 99 % quantile over {pairings} random pairings of patients, p its one-sided share. Without "
-        f"expression: {first['control']}. Real tiles: {first['ceiling']}, fewer tiles than generated. Ridge: "
-        f"from {first['ridge_components']} components of the expression to the measure, without any tile. "
+        f"Re-paired: 99 % quantile over {_each(found, _nulls)}; p is their one-sided share. Without expression: "
+        f"{_each(found, _control)}. Real tiles: {_each(found, _ceiling)}. Ridge: from {_each(found, _components)} of "
+        "the expression to the measure, without any tile. "
         f"Extractor {extractor['name']}, weights {short(extractor['weights_digest'])}. GANs: "
         + ", ".join(f"{m['gan']['run']} {short(m['gan']['digest'])}" for m in found.values())
         + ". More, with pictures: report.html beside each metrics.json."
     )
     text = "Held-out donors, within the tissue. A match must beat both chance and a generator without expression."
     return Section("match", "Do the tiles match the patient?", text, [*notes, table(HEADERS, rows, caption)])
+
+
+def _each(found: Mapping[str, dict[str, Any]], say: Callable[[dict[str, Any]], str]) -> str:
+    """What `say` says of each tissue; once, where it is the same for all."""
+    said = {tissue: say(m) for tissue, m in found.items()}
+    same = len(set(said.values())) == 1
+    return next(iter(said.values())) if same else "; ".join(f"{tissue}: {words}" for tissue, words in said.items())
+
+
+def _nulls(m: dict[str, Any]) -> str:
+    return m["nulls"]
+
+
+def _control(m: dict[str, Any]) -> str:
+    return m["control"]
+
+
+def _components(m: dict[str, Any]) -> str:
+    return f"{m['ridge_components']} components" if "ridge_components" in m else "components"
+
+
+def _ceiling(m: dict[str, Any]) -> str:
+    if "ceiling_tiles" not in m:
+        return m["ceiling"]
+    n = m["ceiling_tiles"]
+    side, real = (f"{low}" if low == high else f"{low} to {high}" for low, high in (n["each_side"], n["real"]))
+    return f"{m['ceiling']}, {side} on each side (generated tiles are held against all {real})"
 
 
 def _row(tissue: str, label: str, block: dict[str, Any], without: float | None) -> list[Cell | str]:

@@ -313,3 +313,44 @@ def test_a_folder_without_configs_is_refused(tmp_path, capsys):
     assert command(f"paper_figures.py report --demo {tmp_path}") == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert "configs" in error[-1] and "prepare_data.py demo" in error[-1]
+
+
+# ---- Do the tiles match? ----
+
+
+def test_the_matching_section_says_what_was_done_and_survives_what_is_undefined(tmp_path):
+    number = {"value": 0.5, "null_q99": 0.2, "p_value": None, "ceiling": None, "n": 9}
+    blocks = {
+        "retrieval": {"plain": {"top1": number}, "centred": {"mrr": number}},
+        "morphology": {"nuclear_density": number | {"pearson": None, "ridge": None}},
+    }
+    found = blocks | {
+        "verdict": {},
+        "summary": "a line",
+        "controls": {"unconditional": blocks},
+        "control": "gan_lung",
+        "ceiling": "random halves",
+        "ceiling_tiles": {"each_side": [5, 6], "generated": 8, "real": [10, 12]},
+        "nulls": "199 torus shifts",
+        "ridge_components": 7,
+        "extractor": {"name": "some", "weights_digest": None},
+        "gan": {"run": "rna-gan", "digest": "0" * 64},
+        "sampling_seeds": [1],
+        "re_pairings": 199,
+        "tiles": 8,
+        "seed": 99,
+    }
+    for tissue, control in (("brain", "gan_brain"), ("lung", "gan_lung")):
+        (tmp_path / tissue).mkdir()
+        (tmp_path / tissue / "metrics.json").write_text(json.dumps(found | {"control": control}))
+    facts = []
+    section = paper_figures.matching_part(tmp_path, facts)
+    assert facts[0] == ("–", "r of nuclear density, RNA-GAN with real, brain")
+    html = page.render("t", "", facts, [section], "")
+    for words in (
+        "brain: gan_brain; lung: gan_lung",
+        "random halves, 5 to 6 on each side (generated tiles are held against all 10 to 12)",
+        "over 199 torus shifts",
+        "from 7 components",
+    ):
+        assert words in html
