@@ -1,28 +1,37 @@
 """Which step makes the tiles match the patient? Each row trained for the same minutes, judged on held-out patients.
 
-    python benchmarks/conditioning.py --demo demo --her2st her2st --minutes 6 \\
-        --rows published projection+mismatched residual --seeds 99
+    make demo
+    python benchmarks/conditioning.py --demo demo --data ../shared/data --seeds 1 2 3 \\
+        --rows published projection+mismatched residual
+    python benchmarks/conditioning.py --data data --img_size 256 --device cuda --minutes 10 --seeds 1 --rows residual
 
-Sets: `demo`, the lungs of a finished `make demo`; `her2st`, spots of two sections, judged on the third. Each run is
-trained by histopathology_gan.py, stopped by the clock, and judged by evaluate_conditioning.py and fid.py. One line per
-(row, set, seed) is appended to --out as soon as it is known; lines that are there are not run again.
-Nothing else should run: the clock decides how far a row gets.
+Sets: `demo`, the lungs of a finished `make demo`; `her2st`, the spots of two sections, judged on the third, made here from
+--data (her2st/ and the mapping of its symbols). Each run is trained by histopathology_gan.py, stopped by the clock,
+and judged by evaluate_conditioning.py and fid.py. The clock counts processor time of the one training thread, start-up
+included, so that other work beside it does not cost a row its steps; with --device cuda it is the wall's.
+A line of JSON per (row, set, seed) is appended to --results as soon as it is known; what is there is not run again.
+After each the tables between the marks of --out are drawn anew: mean and sd over the seeds.
 """
 
 import argparse
+import fcntl
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from common.checkpoint import load_checkpoint  # noqa: E402
+from common.files import write_text  # noqa: E402
 
-TRAIN = {"batch_size": 8, "num_epochs": 10**6, "cache": "ram", "ema_images": 2000, "log_interval": 100, "device": "cpu"}
+TRAIN = {"batch_size": 8, "num_epochs": 10**6, "cache": "ram", "ema_images": 2000, "log_interval": 100}
 DCGAN = TRAIN | {
     "gan_type": "dcgan",
     "encoding_dims": 64,
@@ -60,57 +69,90 @@ ROWS: dict[str, dict[str, Any]] = {
     "published": PUBLISHED,
     "latent kept": DCGAN | {"loss_type": "wganvae"},
     "projection": SEES | {"mismatched_weight": 0.0},
-    "projection+mismatched, added": SEES | {"condition": "add"},
     "projection+mismatched": SEES,
+    "projection+mismatched, added": SEES | {"condition": "add"},
     "residual": RESIDUAL,
     "residual+dropout": RESIDUAL | {"cond_dropout": 0.1},
     "residual+dropout, guidance 1.5": RESIDUAL | {"cond_dropout": 0.1},  # the model of the row above, sampled otherwise
 }
 GUIDANCE = {"residual+dropout, guidance 1.5": "1.5"}
-MEASURES = ("nuclear_density", "haematoxylin_od", "eosin_od", "white_space")
-HEAD = (
-    "| row | set | seed | steps | KID | FID | grey levels | top-1 (chance, real) | MRR centred (chance, real) | "
-    + " | ".join(f"r {m} (ridge)" for m in MEASURES)
-    + " | largest mean shuffled r | largest p of these | spread | top-1 without expression | digest |"
-)
+LARGE = {"dcgan": {"step_channels": 64}, "residual": {"step_channels": 32, "batch_size": 32}}  # from 128 px, on a GPU
+HER2ST_VAE = {
+    "path_csv": ["data/her2st.h5ad"],
+    "save_dir": "checkpoints/betavae_her2st",
+    "encoder_sizes": [256],
+    "latent_dim": 32,
+    "decoder_sizes": [256],
+    "input_dropout": 0.5,
+    "beta": 5e-4,
+    "lr": 1e-3,
+    "num_epochs": 60,
+    "batch_size": 32,
+}
+MEASURES = ("nuclear_density", "haematoxylin_od", "eosin_od", "white_space", "nuclear_size")
+CONTROLS = {"unconditional": "without expression", "greyscale": "greyscale", "colour_histogram": "colours alone"}
 
 
 def main() -> None:
-    """Make the configs, run what is missing, append the lines."""
+    """Make the configs, run what is missing, append the lines, draw the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", help="folder of a finished make demo")
-    parser.add_argument("--her2st", help="a folder with data/her2st.h5ad, tiles/her2st, checkpoints/betavae_her2st")
+    parser.add_argument("--data", help="folder with her2st/ and expression/tissueenrich_human_gene_mapping.csv.gz")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--minutes", type=float, default=6.0, help="of training per run")
+    parser.add_argument("--img_size", type=int, default=64)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--work", default="benchmarks/runs", help="folder of the runs")
+    parser.add_argument("--results", default="benchmarks/conditioning.jsonl")
     parser.add_argument("--out", default="benchmarks/CONDITIONING.md")
     args = parser.parse_args()
-    sets = {name: folder for name in ("demo", "her2st") if (folder := getattr(args, name))}
-    out = Path(args.out)
+    work, results = Path(args.work).resolve(), Path(args.results)
+    sets = {"demo": Path(args.demo).resolve()} if args.demo else {}
+    if args.data:
+        sets["her2st"] = work / f"her2st_{args.img_size}"
+        prepare_her2st(sets["her2st"], Path(args.data).resolve(), args.img_size)
     for seed in args.seeds:
         for row in args.rows:
             for name, folder in sets.items():
-                key = f"| {row} | {name} | {seed} |"
-                if out.exists() and key in out.read_text():
+                key = {"row": row, "set": name, "seed": seed, "img_size": args.img_size}
+                if any(key.items() <= line.items() for line in read(results)):
                     print(f"{key} is there")
                     continue
-                line = measure(row, name, Path(folder).resolve(), seed, args.minutes, Path(args.work).resolve())
-                head = f"\n{HEAD}\n|{' --- |' * (HEAD.count('|') - 1)}\n"
-                with open(out, "a") as file:  # one write, at the end: two calls may share the file
-                    file.write(f"{'' if HEAD in out.read_text() else head}{key} {line}\n")
-                print(f"{key} {line}", flush=True)
+                line = key | measure(row, name, folder, seed, args)
+                with open(results, "a") as file:  # one write, at the end: two calls may share the file
+                    file.write(json.dumps(line) + "\n")
+                draw(results, Path(args.out))
+    draw(results, Path(args.out))
 
 
-def measure(row: str, name: str, folder: Path, seed: int, minutes: float, work: Path) -> str:
-    """Train, judge, and return the rest of the table's line."""
+def prepare_her2st(folder: Path, data: Path, img_size: int) -> None:
+    """Make the spots' table and stores and the beta-VAE of sections C2 and C3, where they are not there yet."""
+    if (folder / "done").exists():
+        return
+    (folder / "configs").mkdir(parents=True, exist_ok=True)
+    mapping = data / "expression/tissueenrich_human_gene_mapping.csv.gz"
+    spots = ["spots", "--input", data / "her2st", "--pitch", "200", "--mapping", mapping, "--top_genes", "1000"]
+    spots += ["--test", "C4", "--img_size", img_size, "--out", "data/her2st.h5ad", "--tiles", "tiles/her2st"]
+    command(folder, "prepare_data.py", [*map(str, spots)])
+    (folder / "configs/betavae.json").write_text(json.dumps(HER2ST_VAE))
+    command(folder, "betaVAE_training.py", ["--config", "configs/betavae.json"])
+    (folder / "done").touch()
+
+
+def measure(row: str, name: str, folder: Path, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Train, judge, and return what the tables are made of."""
     trained = row.removesuffix(", guidance 1.5")
-    run = work / f"{name}-{trained}-{seed}".replace(" ", "_").replace(",", "")
+    size = "" if args.img_size == 64 else f"-{args.img_size}"
+    run = Path(args.work).resolve() / f"{name}-{trained}-{seed}{size}".replace(" ", "_").replace(",", "")
     run.mkdir(parents=True, exist_ok=True)
-    config = run / "settings.json"
-    config.write_text(json.dumps(data_of(name, folder) | ROWS[trained] | {"seed": seed, "save_dir": str(run / "gan")}))
+    config, settings = run / "settings.json", ROWS[trained]
+    if args.img_size > 64:
+        settings = settings | LARGE[settings["gan_type"]]
+    own = {"img_size": args.img_size, "device": args.device, "seed": seed, "save_dir": str(run / "gan")}
+    config.write_text(json.dumps(data_of(name) | settings | own))
     if not (run / "trained").exists():  # a run that was cut is trained afresh: each has the same minutes
-        train(folder, ["--config", str(config), "--restart"], minutes * 60)
+        train(folder, ["--config", str(config), "--restart"], args.minutes * 60, wall=args.device != "cpu")
         (run / "trained").touch()
     judged = run / f"conditioning{GUIDANCE.get(row, '')}"
     flags = ["--checkpoint", str(run / "gan"), "--config", str(config)]
@@ -121,51 +163,145 @@ def measure(row: str, name: str, folder: Path, seed: int, minutes: float, work: 
     command(folder, "fid.py", [*flags, *sizes, *guidance, "--out", str(judged / "fid")])
     m = json.loads((judged / "metrics.json").read_text())
     fid = json.loads((judged / "fid" / "metrics.json").read_text())
-    steps = load_checkpoint(run / "gan" / "last.pt", "gan_training")[0]["step"]
-    live = m["liveness"]["pixel_difference"]["value"]
-    top, mrr = m["retrieval"]["plain"]["top1"], m["retrieval"]["centred"]["mrr"]
-    cells = [steps, f"{fid['kid']['mean']:.1f}", f"{fid['fid']['mean']:.0f}", f"{live:.3g}", trio(top), trio(mrr)]
-    shown = [m["morphology"][k] for k in MEASURES]
-    cells += [f"{number(v['pearson'])} ({number(v['ridge'])})" for v in shown]
-    cells.append(number(max((v["shuffled_pearson"] or 0) for v in shown)))
-    cells.append(f"{max((1.0 if v['p_value'] is None else v['p_value']) for v in shown):.3f}")
-    without = m["controls"]["unconditional"]["retrieval"]["plain"]["top1"]
-    cells += [number((m["diversity"] or {}).get("value")), number(without["value"])]
-    return " | ".join(map(str, [*cells, m["gan"]["digest"][:8]])) + " |"
+    shown = ("pearson", "shuffled_pearson", "p_value", "null_q99", "ridge", "ceiling")
+    kept = ("value", "chance", "ceiling", "p_value")
+    retrieval = {"top1": m["retrieval"]["plain"]["top1"], "mrr_centred": m["retrieval"]["centred"]["mrr"]}
+    return {
+        "minutes": args.minutes,
+        "steps": load_checkpoint(run / "gan" / "last.pt", "gan_training")[0]["step"],
+        "kid": fid["kid"]["mean"],
+        "fid": fid["fid"]["mean"],
+        "grey_levels": m["liveness"]["pixel_difference"]["value"],
+        "retrieval": {k: {key: v[key] for key in kept} for k, v in retrieval.items()},
+        "morphology": {k: {key: m["morphology"][k][key] for key in shown} for k in MEASURES},
+        "spread": (m["diversity"] or {}).get("value"),
+        "memorised": m["memorisation"]["value"],
+        "top1_of_controls": {k: m["controls"][k]["retrieval"]["plain"]["top1"]["value"] for k in CONTROLS},
+        "largest_r_without_expression": max(
+            abs(v["pearson"] or 0) for v in m["controls"]["unconditional"]["morphology"].values()
+        ),
+        "digest": m["gan"]["digest"][:8],
+        "extractor": m["extractor"],
+    }
 
 
-def data_of(name: str, folder: Path) -> dict[str, Any]:
-    """Return a set's settings. her2st: <folder>/data/her2st.h5ad, tiles/her2st, checkpoints/betavae_her2st."""
+def data_of(name: str) -> dict[str, Any]:
+    """Return a set's settings, with paths from the folder in which its commands run."""
     if name == "her2st":
         paths = {"path_csv": ["data/her2st.h5ad"], "patch_data_path": ["tiles/her2st"]}
-        return paths | {"img_size": 64, "vae_checkpoint": "checkpoints/betavae_her2st"}
+        return paths | {"vae_checkpoint": "checkpoints/betavae_her2st"}
     paths = {"path_csv": ["demo/data/lung.csv"], "patch_data_path": ["demo/tiles/lung"], "tissues": ["lung"]}
-    return paths | {"img_size": 64, "max_patch_per_wsi": 40, "vae_checkpoint": "demo/checkpoints/betavae_tissues.pt"}
+    return paths | {"max_patch_per_wsi": 40, "vae_checkpoint": "demo/checkpoints/betavae_tissues.pt"}
 
 
-def train(folder: Path, flags: list[str], seconds: float) -> None:
+def train(folder: Path, flags: list[str], seconds: float, wall: bool) -> None:
     """Run histopathology_gan.py until the clock stops it (status 75: saved)."""
     words = [sys.executable, str(ROOT / "histopathology_gan.py"), *flags]
-    process = subprocess.Popen(words, cwd=folder.parent if folder.name == "demo" else folder)
-    time.sleep(1)
+    started = time.monotonic()
+    process = subprocess.Popen(words, cwd=of(folder), env=os.environ | {} if wall else one_thread())
+    while process.poll() is None:
+        used = time.monotonic() - started if wall else processor_seconds(process.pid)
+        if used >= seconds:
+            process.terminate()
+            process.wait(120)
+        time.sleep(0.5)
+    if process.returncode not in (0, 75):
+        raise SystemExit(f"histopathology_gan.py {' '.join(flags)}: status {process.returncode}")
+
+
+def processor_seconds(pid: int) -> float:
+    """Return the processor time that a process has used, 0 where it is gone (Linux)."""
     try:
-        status = process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        status = process.wait(120)
-    if status not in (0, 75):
-        raise SystemExit(f"histopathology_gan.py {' '.join(flags)}: status {status}")
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def command(folder: Path, script: str, flags: list[str]) -> None:
     """Run one of the toolkit's commands."""
-    words = [sys.executable, str(ROOT / script), *flags]
-    subprocess.run(words, cwd=folder.parent if folder.name == "demo" else folder, check=True)
+    subprocess.run([sys.executable, str(ROOT / script), *flags], cwd=of(folder), check=True, env=one_thread())
 
 
-def trio(block: dict[str, Any]) -> str:
-    """Return value (chance, ceiling)."""
-    return f"{number(block['value'])} ({number(block['chance'])}, {number(block['ceiling'])})"
+def of(folder: Path) -> Path:
+    """Return where a set's commands run: the demo's paths begin with demo/."""
+    return folder.parent if folder.name == "demo" else folder
+
+
+def one_thread() -> dict[str, str]:
+    """Return the environment with one thread: networks of this size gain little from a second."""
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+# ---- The tables ----
+
+
+def read(results: Path) -> list[dict[str, Any]]:
+    """Return the lines of the results."""
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
+def draw(results: Path, out: Path) -> None:
+    """Put the tables between the marks of `out`, one call at a time."""
+    begin, end = "<!-- tables of conditioning.py -->", "<!-- end -->"
+    with open(results, "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before, _, rest = out.read_text().partition(begin)
+        after = rest.partition(end)[2]
+        lines, found = read(results), []
+        for name, size in sorted({(line["set"], line["img_size"]) for line in lines}):
+            ours = [line for line in lines if (line["set"], line["img_size"]) == (name, size)]
+            found += [f"### {name}, {size} px", *tables(ours)]
+        write_text(out, before + begin + "\n\n" + "\n\n".join(found) + "\n\n" + end + after)
+
+
+def tables(lines: list[dict[str, Any]]) -> list[str]:
+    """Return a set's tables as text: how good and how alive, and how the tiles match."""
+    heads = ["row", "seeds", "steps", "KID", "FID", "grey levels", "spread", "memorised", "top-1", "MRR centred"]
+    heads += [f"top-1, {words}" for words in CONTROLS.values()]
+    first, second = [], []
+    for row in ROWS:
+        of_row = [line for line in lines if line["row"] == row]
+        if not of_row:
+            first.append([row, "not run"] + [""] * (len(heads) - 2))
+            continue
+        plain = [[line[key] for line in of_row] for key in ("kid", "fid", "grey_levels", "spread", "memorised")]
+        plain += [[line["retrieval"][key]["value"] for line in of_row] for key in ("top1", "mrr_centred")]
+        plain += [[line["top1_of_controls"][key] for line in of_row] for key in CONTROLS]
+        steps = f"{np.mean([line['steps'] for line in of_row]):.0f}"
+        first.append([row, ", ".join(str(line["seed"]) for line in of_row), steps, *map(mean_sd, plain)])
+        match = [[line["morphology"][m] for line in of_row] for m in MEASURES]
+        cells = [mean_sd([v["pearson"] for v in of_measure]) for of_measure in match]
+        shuffled = max(v["shuffled_pearson"] or 0 for of_measure in match for v in of_measure)
+        p = [max(1.0 if v["p_value"] is None else v["p_value"] for v in of_measure) for of_measure in match]
+        without = mean_sd([line["largest_r_without_expression"] for line in of_row])
+        second.append([row, *cells, ", ".join(f"{x:.3f}" for x in p), f"{shuffled:.2f}", without])
+    last = lines[-1]
+    chance = [f"{v['chance']:.2f}; {v['ceiling']:.2f}" for v in last["retrieval"].values()]
+    first.append(["chance; real tiles", "", "", "", "", "0", "1", "0.5", *chance, "", "", ""])
+    for key, words in (("ridge", "ridge on the expression"), ("ceiling", "real tiles"), ("null_q99", "re-paired, 99 %")):
+        second.append([words, *(number(last["morphology"][m][key]) for m in MEASURES), "", "", ""])
+    names = [f"r {m.replace('_', ' ').replace(' od', '')}" for m in MEASURES]
+    return [
+        table(heads, first),
+        table(["row", *names, "largest p of each", "largest mean abs(r), re-paired", "abs(r) without expression"], second),
+    ]
+
+
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    """Return a table in Markdown."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *rows])
+
+
+def mean_sd(values: list[float | None]) -> str:
+    """Return mean and, of several, sd; a dash where there is none."""
+    known = [v for v in values if v is not None]
+    if not known:
+        return "-"
+    digits = 2 if abs(np.mean(known)) < 10 else 1 if abs(np.mean(known)) < 100 else 0
+    if 0 < abs(np.mean(known)) < 1e-3:
+        return f"{np.mean(known):.1e}"
+    return f"{np.mean(known):.{digits}f}" + (f" ± {np.std(known, ddof=1):.{digits}f}" if len(known) > 1 else "")
 
 
 def number(value: float | None) -> str:
