@@ -39,6 +39,7 @@ from datasets.cohort import Cohort, open_cohort, patient_batches, write_left_out
 from datasets.expression import read_cohort_tables
 from datasets.feed import tile_batches
 from datasets.tiles import to_model, to_uint8
+from models.augment import TURNS, turned
 from models.average import average_decay, calibrate_batch_norm, calibration_inputs, update_average
 from models.conditioning import CONDITIONS, CRITIC_CONDITIONS, InputRule
 from models.gan_losses import LOSSES, NOTHING_SHOWN, Shown, critic_step, generator_step, is_conditional
@@ -199,6 +200,8 @@ def fit(
         for turn in range(cfg.critic_steps):
             indices, images = next(feed)
             real = to_model(images).contiguous().to(device)  # (n, 3, H, W)
+            if cfg.turns:
+                real = turned(real, torch.randint(TURNS, (len(real),), generator=generator_for(cfg.seed, "turns", step, turn)))
             shown = NOTHING_SHOWN if conditions is None else show(cohort, conditions, indices, cfg, step, turn, device)
             noise = generator.draw(len(real), generator_for(cfg.seed, "noise", step, turn)).to(device)
             epsilon = torch.rand(len(real), generator=generator_for(cfg.seed, "epsilon", step, turn)).to(device)

@@ -116,6 +116,7 @@ class GANSettings(DataSettings):
     critic_steps: int = 1  # critic steps per generator step
     ema_images: int = 10000  # half-life of the generator's moving average, in images shown
     shuffle: str = "patients"  # patients: balanced and shuffled; slides: slide by slide (published)
+    turns: bool = False  # each tile is shown turned and mirrored at random: 8 times as many, where none has an up
     cache: str = "none"  # none: tiles are read when needed; ram: all kept decoded in memory
     precision: str = "fp32"  # fp32 | bf16 (autocast; penalties stay fp32)
     num_grid: int = 32  # tiles in each sample grid

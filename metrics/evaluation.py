@@ -120,10 +120,6 @@ def liveness(
     between = np.mean([np.linalg.norm(features[i] - features[j], axis=1).mean() for i, j in pairs])
     noises = [(i, j) for i in range(k) for j in range(i)]
     within = np.mean([np.linalg.norm(features[:, i] - features[:, j], axis=1).mean() for i, j in noises])
-    explained = [variance_explained(g.features) for g in generated]
-    ceiling = variance_explained(real.features) if max(map(len, real.features)) > 1 else None
-    null = _label_null(generated[0].features, min(count, LABELLINGS), seed)
-    sizes = sum(map(len, generated[0].features))
     return {
         "pixel_difference": {
             "value": float(per_noise.mean()),
@@ -134,8 +130,17 @@ def liveness(
             "noises": k,
         },
         "feature_difference": {"value": float(between / within) if within > 0 else None, "patients": a, "noises": k},
-        "variance_explained": block(explained, [null_of(explained[0], null)], 0.0, ceiling, sizes) | {"relative": None},
+        "variance_explained": explained_block(generated, real, count, seed),
     }
+
+
+def explained_block(generated: Sequence[Measured], real: Measured, count: int, seed: int) -> Block:
+    """Return the block of omega squared of features by patient; its null deals tiles to patients at random."""
+    explained = [variance_explained(g.features) for g in generated]
+    ceiling = variance_explained(real.features) if max(map(len, real.features)) > 1 else None
+    null = _label_null(generated[0].features, min(count, LABELLINGS), seed)
+    sizes = sum(map(len, generated[0].features))
+    return block(explained, [null_of(explained[0], null)], 0.0, ceiling, sizes) | {"relative": None}
 
 
 def _label_null(features: Sequence[np.ndarray], count: int, seed: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from sources.profiles import Profiles
 LEAST = 5  # held-out patients; with fewer, 1 in 24 or more of all pairings is the true one
 LEAST_TILES = 4  # real tiles of a patient, where most have them: each half has a spread then
 REAL_TILES = 64  # of a patient that are looked at, at most (or --tiles, where that is more)
-TRAIN_TILES = 800  # of all training patients together, about: features, for the round trip and memorisation
+TRAIN_TILES = 4000  # of all training patients together, about: features, for the round trip and memorisation
 BATCH = 64
 
 
@@ -165,14 +165,21 @@ class Ruler:
         """Return the left and the right halves of tiles, measured: morphology of the half, features of the half beside
         its mirror image, so that the extractor sees a tile of the usual shape and scale."""
         found = []
-        for half in (lambda x: x[:, :, : x.shape[2] // 2], lambda x: x[:, :, -(x.shape[2] // 2) :]):
-            halves = [half(x) for x in images]
-            whole = [np.concatenate([x, x[:, :, ::-1]], axis=2) for x in halves]
+        for halves, whole in zip(sides_of(images), sides_of(images, mirror=True), strict=True):
             ends = np.cumsum([len(x) for x in images])[:-1]
-            values = self.morphology(np.ascontiguousarray(np.concatenate(halves)), mpp)
+            values = self.morphology(np.concatenate(halves), mpp)
             features = np.split(self.features(np.concatenate(whole)), ends)
             found.append(Measured(features, {k: np.split(values[k], ends) for k in MEASURES}))
         return found[0], found[1]
+
+
+def sides_of(images: Sequence[np.ndarray], mirror: bool = False) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return the left and the right halves of tiles (n_p, H, W, 3), with `mirror` beside their mirror images."""
+    found = []
+    for half in (lambda x: x[:, :, : x.shape[2] // 2], lambda x: x[:, :, -(x.shape[2] // 2) :]):
+        halves = [np.ascontiguousarray(half(x)) for x in images]
+        found.append([np.concatenate([x, x[:, :, ::-1]], axis=2) for x in halves] if mirror else halves)
+    return found[0], found[1]
 
 
 @dataclass

@@ -17,12 +17,13 @@ from metrics.evaluation import Comparison, Measured
 from metrics.morphology import MEASURES
 from metrics.pairing import re_pairings, torus_shifts
 from metrics.verdict import verdict
-from sources.evaluation import Generated, Patients, Ruler, seeds_of
+from sources.evaluation import Generated, Patients, Ruler, seeds_of, sides_of
 from sources.gan import GAN
-from sources.readers import Readers
+from sources.readers import Look, Readers
 
 HALVINGS = 10
 CONTROL_TILES = 24  # of a patient, at most, for the controls
+LOOK_TILES = 800  # training tiles, about, that greyscale and colours alone are fitted on
 LIVE_PATIENTS, LIVE_NOISES = 8, 8
 DOSE_PATIENTS, DOSE_NOISES = 5, 4
 ALPHAS = (-2.0, -1.0, 0.0, 1.0, 2.0)  # sd of training patients
@@ -63,17 +64,19 @@ class Job:
             compared = Comparison(real, halves, nulls, self.chosen())
             bar.update()
             readers = Readers.fit(self.train, self.ruler, self.mpp)
+            look = readers.look(self.ruler.features)
             bar.update()
             generated = []
             for seed in self.seeds:
                 generated.append(self.source.measure(seed, self.ruler, self.gan.state["mpp"]))
                 bar.update()
             live, strip = self.liveness(generated, real)
-            blocks, matrix = self.judge(compared, generated, readers)
+            ridge = readers.predicted_morphology(self.patients.c)
+            blocks, matrix = self.judge(compared, generated, readers, look, ridge)
             bar.update()
             doses, dose_strip = self.doses(readers)
             bar.update()
-            controls = self.controls(compared, readers, real_tiles, splits, halves)
+            controls = self.controls(compared, readers, look, real_tiles, splits)
             bar.update()
         found = {
             "patients": self.n,
@@ -81,7 +84,7 @@ class Job:
             "patients_compared": len(compared.chosen),
             "real_tiles": sum(map(len, real.features)),
             "training_patients": len(self.train.rows),
-            "training_tiles": len(readers.train),
+            "training_tiles": len(readers.train_tiles),
             "training_tiles_morphology": sum(map(len, self.train.tiles)),
             "ridge_components": len(readers.axes),
             "mpp": self.mpp,
@@ -108,7 +111,7 @@ class Job:
             "matrix": matrix,
             "morphology": {m: (real.mean_of(m), np.mean([g.mean_of(m) for g in generated], 0)) for m in MEASURES},
             "dose": dose_strip,
-            "pairs": self.pairs(generated[0], readers),
+            "pairs": self.pairs(generated[0], readers, look),
         }
         return found, pictures
 
@@ -168,12 +171,22 @@ class Job:
         count = self.args.re_pairings
         return evaluation.liveness(tiles, features, generated, real, count, seed_for(self.seed, "labels")), tiles
 
-    def judge(self, c: Comparison, generated: list[Measured], readers: Readers) -> tuple[dict[str, Any], np.ndarray]:
-        """Return the blocks that hold generated against real tiles, and the matrix of distances."""
+    def judge(
+        self,
+        c: Comparison,
+        generated: list[Measured],
+        readers: Readers,
+        look: Look,
+        ridge: dict[str, np.ndarray] | None = None,
+    ) -> tuple[dict[str, Any], np.ndarray]:
+        """Return the blocks that hold generated against real tiles, as `look` sees both, and the matrix of distances.
+
+        `ridge`: measure -> (P,), what expression alone says of the real tiles' morphology.
+        """
         distance, matrix, kind = evaluation.distance_blocks(c, generated)
-        k = readers.from_tiles.coef.shape[1]
+        k = look.to_components.coef.shape[1]
         truth = readers.components(self.patients.c)[:, :k]
-        read = [readers.from_tiles.predict(g.means) for g in (*generated, c.real)]
+        read = [look.to_components.predict(g.means) for g in (*generated, c.real)]
         spread = evaluation.diversity_block(c, generated)
         blocks = {
             "retrieval": {
@@ -182,9 +195,9 @@ class Job:
             },
             "distance": {"kind": kind, **distance},
             "round_trip": evaluation.round_trip_block(truth, read[:-1], read[-1], c.nulls),
-            "morphology": evaluation.morphology_blocks(c, generated, readers.predicted_morphology(self.patients.c)),
+            "morphology": evaluation.morphology_blocks(c, generated, ridge),
             "diversity": spread,
-            "memorisation": evaluation.memorisation_block(c, generated, readers.train, self.seed, self.train.available),
+            "memorisation": evaluation.memorisation_block(c, generated, look.train, self.seed, self.train.available),
         }
         return blocks, matrix
 
@@ -217,41 +230,37 @@ class Job:
         return blocks, drawn
 
     def controls(
-        self, c: Comparison, readers: Readers, real_tiles: list[np.ndarray], splits: Any, halves: list[Any]
+        self, c: Comparison, readers: Readers, look: Look, real_tiles: list[np.ndarray], splits: Any
     ) -> dict[str, Any]:
-        """Return part 8, on one sampling seed and at most CONTROL_TILES tiles a patient."""
-        each = min(self.args.tiles, CONTROL_TILES)
-        plain = self._generated(self.control, None, each).measure(self.seeds[0], self.ruler, self.control.state["mpp"])
-        found = {"unconditional": self.judge(c, [plain], readers)[0] | {"tiles": each}}
-        tiles = self._generated(self.gan, self.patients.c, each).tiles(self.seeds[0])
-        for name, look in (("greyscale", self._grey), ("colour_histogram", colour_histogram)):
-            measured = [Measured(_by_patient(look, images)) for images in (real_tiles, tiles)]
+        """Return part 8, on one sampling seed and at most CONTROL_TILES tiles a patient.
+
+        Greyscale and colours alone are judged as everything is, but that morphology is what a ridge, fitted on
+        training tiles, reads off what they see; their ceiling reads it off half of the real tiles, against the other.
+        """
+        each, seed, count = min(self.args.tiles, CONTROL_TILES), self.seeds[0], self.args.re_pairings
+        plain = self._generated(self.control, None, each).measure(seed, self.ruler, self.control.state["mpp"])
+        found = {"unconditional": self.judge(c, [plain], readers, look)[0]}
+        explained = {"unconditional": ([plain], c.real)}
+        tiles = self._generated(self.gan, self.patients.c, each).tiles(seed)
+        for name, view in (("greyscale", self._grey), ("colour_histogram", colour_histogram)):
+            seen = readers.look(view, LOOK_TILES)
+            real, made = Measured(_by_patient(view, real_tiles), c.real.morphology), _seen(seen, tiles)
             if splits is None:
-                sides = [
-                    [x[:, :, : x.shape[2] // 2] for x in real_tiles],
-                    [x[:, :, x.shape[2] // 2 :] for x in real_tiles],
-                ]
-                if name == "greyscale":
-                    sides = [[np.concatenate([x, x[:, :, ::-1]], 2) for x in side] for side in sides]
-                own = [tuple(Measured(_by_patient(look, [np.ascontiguousarray(x) for x in side])) for side in sides)]
+                sides = sides_of(real_tiles, mirror=name == "greyscale")
+                halves = [(_seen(seen, sides[0]), Measured(_by_patient(view, sides[1]), c.halves[0][1].morphology))]
             else:
-                own = [(measured[0].take(a), measured[0].take(b)) for a, b in splits]
-            seen = Comparison(measured[0], own, c.nulls, c.chosen)
-            distance, _, kind = evaluation.distance_blocks(seen, measured[1:])
-            found[name] = {
-                "retrieval": {
-                    "plain": evaluation.retrieval_blocks(seen, measured[1:], False),
-                    "centred": evaluation.retrieval_blocks(seen, measured[1:], True),
-                },
-                "distance": {"kind": kind, **distance},
-                "tiles": each,
-            }
+                halves = [(_read(seen, real.take(a)), real.take(b)) for a, b in splits]
+            found[name] = self.judge(Comparison(real, halves, c.nulls, c.chosen), [made], readers, seen)[0]
+            explained[name] = ([made], real)
+        for name, (generated, real) in explained.items():
+            block = evaluation.explained_block(generated, real, count, seed_for(self.seed, "labels"))
+            found[name] |= {"variance_explained": block, "tiles": each}
         return found
 
-    def pairs(self, generated: Measured, readers: Readers) -> list[tuple[np.ndarray, np.ndarray, float, str]]:
+    def pairs(self, generated: Measured, readers: Readers, look: Look) -> list[tuple[np.ndarray, np.ndarray, float, str]]:
         """Return the nearest (generated tile, training tile, distance, whose) of the first sampling seed."""
         found = []
-        for i, j, distance in nearest_pairs(np.concatenate(generated.features), readers.train, PAIRS):
+        for i, j, distance in nearest_pairs(np.concatenate(generated.features), look.train, PAIRS):
             tile = self.source.tile(self.seeds[0], i)
             number = int(readers.train_tiles[j])
             cohort = self.train.cohort
@@ -264,6 +273,18 @@ class Job:
 
     def _grey(self, tiles: np.ndarray) -> np.ndarray:
         return self.ruler.features(greyscale(tiles))
+
+
+def _seen(look: Look, images: list[np.ndarray]) -> Measured:
+    """What `look` sees of each patient's tiles, and reads off it."""
+    return _read(look, Measured(_by_patient(look.view, images)))
+
+
+def _read(look: Look, measured: Measured) -> Measured:
+    """The same features, with the morphology that `look` reads off them."""
+    ends = np.cumsum([len(x) for x in measured.features])[:-1]
+    values = look.morphology(np.concatenate(measured.features))
+    return Measured(measured.features, {name: np.split(v, ends) for name, v in values.items()})
 
 
 def _by_patient(look: Any, images: list[np.ndarray]) -> list[np.ndarray]:

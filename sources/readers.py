@@ -1,6 +1,6 @@
 """What expression says of tiles, and tiles of expression: components, ridges, directions, shifts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,25 +16,46 @@ from sources.profiles import Profiles
 
 COMPONENTS, PREDICTORS = 16, 32  # principal components of c: read back from tiles; used to predict morphology
 STRIP = 512  # tiles in memory at a time
+View = Callable[[np.ndarray], np.ndarray]  # uint8 (n, H, W, 3) -> features (n, d)
+
+
+@dataclass
+class Look:
+    """A way to look at tiles, and what ridges fitted on training tiles read off what it sees.
+
+    train: its features (m, d) of Readers.train_tiles; to_components: features -> the first COMPONENTS of expression;
+    to_morphology: features -> the MEASURES of the same tile.
+    """
+
+    view: View
+    train: np.ndarray
+    to_components: RidgeModel
+    to_morphology: RidgeModel
+
+    def morphology(self, features: np.ndarray) -> dict[str, np.ndarray]:
+        """Return measure -> (n,) as the ridge reads it off features (n, d)."""
+        values = self.to_morphology.predict(features)
+        return {name: values[:, k] for k, name in enumerate(MEASURES)}
 
 
 @dataclass
 class Readers:
-    """Fitted on training patients of a tissue: expression components, ridges between them and tiles, directions.
+    """Fitted on training patients of a tissue: expression components, ridges from them to tiles, directions.
 
-    `axes` (k, z) and `spread` (k,): principal components of c and their sd; from_tiles: features -> the first
-    COMPONENTS of them; to_morphology: components -> a patient's mean MEASURES, over all of patients.tiles. train:
-    features (m, d) of patients.featured, train_tiles (m,) their numbers in cohort.tiles.
+    `axes` (k, z) and `spread` (k,): principal components of c and their sd; scores (rows, k): the patients' components;
+    to_morphology: components -> a patient's mean MEASURES, over all of patients.tiles. train_tiles (m,): the numbers
+    of patients.featured in cohort.tiles, tile_morphology (m, measures) of each, the mean where a tile has none.
     """
 
     patients: Patients
     centre: np.ndarray
     axes: np.ndarray
     spread: np.ndarray
-    from_tiles: RidgeModel
+    scores: np.ndarray
+    groups: np.ndarray
     to_morphology: RidgeModel
-    train: np.ndarray
     train_tiles: np.ndarray
+    tile_morphology: np.ndarray
 
     @classmethod
     def fit(cls, patients: Patients, ruler: Ruler, mpp: float) -> "Readers":
@@ -52,18 +73,26 @@ class Readers:
             raise InputError(f"{patients.cohort.table.source}: all training patients have the same expression")
         axes, scores = axes[:kept], (c - centre) @ axes[:kept].T
         groups = _groups(patients)
-        numbers = np.concatenate(patients.featured)
-        whose = np.repeat(np.arange(len(c)), [len(x) for x in patients.featured])
-        features = np.concatenate([ruler.features(images) for images in _strips(patients, numbers)])
-        parts = [ruler.morphology(images, mpp) for images in _strips(patients, np.concatenate(patients.tiles))]
+        numbers = np.concatenate(patients.tiles)
+        parts = [ruler.morphology(images, mpp) for images in _strips(patients, numbers)]
+        values = {name: np.concatenate([part[name] for part in parts]) for name in MEASURES}
         ends = np.cumsum([len(x) for x in patients.tiles])[:-1]
-        each = {name: np.split(np.concatenate([part[name] for part in parts]), ends) for name in MEASURES}
-        means = np.stack([Measured([], each).mean_of(name) for name in MEASURES], 1)  # (rows, measures)
-        fine = np.isfinite(means)
-        means = np.where(fine, means, np.where(fine, means, 0).sum(0) / np.maximum(fine.sum(0), 1))
-        from_tiles = fit_ridge(features, scores[whose][:, :COMPONENTS], groups[whose])
+        each = Measured([], {name: np.split(v, ends) for name, v in values.items()})
+        means = _filled(np.stack([each.mean_of(name) for name in MEASURES], 1))  # (rows, measures)
+        featured = np.concatenate(patients.featured)
+        order = np.argsort(numbers)
+        of_tile = _filled(np.stack(list(values.values()), 1)[order[np.searchsorted(numbers[order], featured)]])
         to_morphology = fit_ridge(scores, means, groups)
-        return cls(patients, centre, axes, scores.std(0), from_tiles, to_morphology, features, numbers)
+        return cls(patients, centre, axes, scores.std(0), scores, groups, to_morphology, featured, of_tile)
+
+    def look(self, view: View, most: int | None = None) -> Look:
+        """Return `view` of the training tiles, of at most about `most`, evenly spaced, and its ridges."""
+        rows = np.arange(len(self.train_tiles))[:: max(1, -(-len(self.train_tiles) // (most or len(self.train_tiles))))]
+        train = np.concatenate([view(images) for images in _strips(self.patients, self.train_tiles[rows])])
+        whose = np.repeat(np.arange(len(self.scores)), [len(x) for x in self.patients.featured])[rows]
+        groups = self.groups[whose]
+        to_components = fit_ridge(train, self.scores[whose][:, :COMPONENTS], groups)
+        return Look(view, train, to_components, fit_ridge(train, self.tile_morphology[rows], groups))
 
     def components(self, c: torch.Tensor) -> np.ndarray:
         """Return the principal components (n, k) of c (n, z)."""
@@ -122,6 +151,12 @@ def _strips(patients: Patients, numbers: np.ndarray) -> Iterator[np.ndarray]:
     """Yield the tiles of these numbers, uint8 (at most STRIP, H, W, 3)."""
     for start in range(0, len(numbers), STRIP):
         yield patients.cohort.tiles.read(numbers[start : start + STRIP])
+
+
+def _filled(values: np.ndarray) -> np.ndarray:
+    """Return values (n, k) with the column's mean in place of what is not finite."""
+    fine = np.isfinite(values)
+    return np.where(fine, values, np.where(fine, values, 0).sum(0) / np.maximum(fine.sum(0), 1))
 
 
 def _groups(patients: Patients) -> np.ndarray:

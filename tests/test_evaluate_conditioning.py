@@ -116,7 +116,12 @@ def test_an_obedient_generator_matches(cohort, monkeypatch, capsys):
     assert found["retrieval"]["plain"]["top1"]["value"] > 3 * found["retrieval"]["plain"]["top1"]["chance"]
     assert found["distance"]["auc"]["value"] > 0.8 and found["distance"]["kind"] == "kernel distance"
     assert found["diversity"]["value"] == pytest.approx(1, abs=0.2)
-    assert control["morphology"]["white_space"]["p_value"] > 0.01
+    assert control["morphology"]["white_space"]["p_value"] > 0.01 and control["variance_explained"]["p_value"] > 0.01
+    for name in ("greyscale", "colour_histogram"):  # white space is seen without colour, and by colour alone
+        seen = found["controls"][name]
+        assert seen["morphology"]["white_space"]["pearson"] > 0.8 and seen["morphology"]["white_space"]["ceiling"] > 0.7
+        assert seen["variance_explained"]["p_value"] < 0.01 and seen["round_trip"]["p_value"] < 0.01
+        assert seen["diversity"]["value"] == pytest.approx(1, abs=0.3) and 0 <= seen["memorisation"]["value"] <= 1
     dose = found["dose_response"]["white_space"]["white_space"]
     assert dose["spearman"] > 0.8 and dose["p_value"] < 0.01
     assert line.startswith("rna-gan_lung: tiles depend on the expression") and "\n" not in line
