@@ -201,7 +201,8 @@ def fit(
             indices, images = next(feed)
             real = to_model(images).contiguous().to(device)  # (n, 3, H, W)
             if cfg.turns:
-                real = turned(real, torch.randint(TURNS, (len(real),), generator=generator_for(cfg.seed, "turns", step, turn)))
+                which = torch.randint(TURNS, (len(real),), generator=generator_for(cfg.seed, "turns", step, turn))
+                real = turned(real, which)
             shown = NOTHING_SHOWN if conditions is None else show(cohort, conditions, indices, cfg, step, turn, device)
             noise = generator.draw(len(real), generator_for(cfg.seed, "noise", step, turn)).to(device)
             epsilon = torch.rand(len(real), generator=generator_for(cfg.seed, "epsilon", step, turn)).to(device)

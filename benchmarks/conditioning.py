@@ -279,12 +279,18 @@ def tables(lines: list[dict[str, Any]]) -> list[str]:
     last = lines[-1]
     chance = [f"{v['chance']:.2f}; {v['ceiling']:.2f}" for v in last["retrieval"].values()]
     first.append(["chance; real tiles", "", "", "", "", "0", "1", "0.5", *chance, "", "", ""])
-    for key, words in (("ridge", "ridge on the expression"), ("ceiling", "real tiles"), ("null_q99", "re-paired, 99 %")):
+    for key, words in (
+        ("ridge", "ridge on the expression"),
+        ("ceiling", "real tiles"),
+        ("null_q99", "re-paired, 99 %"),
+    ):
         second.append([words, *(number(last["morphology"][m][key]) for m in MEASURES), "", "", ""])
     names = [f"r {m.replace('_', ' ').replace(' od', '')}" for m in MEASURES]
     return [
         table(heads, first),
-        table(["row", *names, "largest p of each", "largest mean abs(r), re-paired", "abs(r) without expression"], second),
+        table(
+            ["row", *names, "largest p of each", "largest mean abs(r), re-paired", "abs(r) without expression"], second
+        ),
     ]
 
 

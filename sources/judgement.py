@@ -257,7 +257,9 @@ class Job:
             found[name] |= {"variance_explained": block, "tiles": each}
         return found
 
-    def pairs(self, generated: Measured, readers: Readers, look: Look) -> list[tuple[np.ndarray, np.ndarray, float, str]]:
+    def pairs(
+        self, generated: Measured, readers: Readers, look: Look
+    ) -> list[tuple[np.ndarray, np.ndarray, float, str]]:
         """Return the nearest (generated tile, training tile, distance, whose) of the first sampling seed."""
         found = []
         for i, j, distance in nearest_pairs(np.concatenate(generated.features), look.train, PAIRS):

@@ -15,6 +15,7 @@ from sources.evaluation import LEAST, Patients, Ruler
 from sources.profiles import Profiles
 
 COMPONENTS, PREDICTORS = 16, 32  # principal components of c: read back from tiles; used to predict morphology
+BANDS = 5  # that a lone section is cut into, across its longer side
 STRIP = 512  # tiles in memory at a time
 View = Callable[[np.ndarray], np.ndarray]  # uint8 (n, H, W, 3) -> features (n, d)
 
@@ -160,10 +161,14 @@ def _filled(values: np.ndarray) -> np.ndarray:
 
 
 def _groups(patients: Patients) -> np.ndarray:
-    """What cross-validation keeps apart: donors; sections where there are too few donors; else rows. (P,)"""
+    """What cross-validation keeps apart (P,): donors; where there is one only, sections; else bands of one section's
+    array, because neighbouring spots are alike; else rows."""
     donors = patients.cohort.slides["donor"].astype(str).to_numpy()[patients.rows]
     sections = patients.column("section")
     for words in (donors, sections):
         if words is not None and len(set(words)) > 1:
             return np.unique(words, return_inverse=True)[1]
+    if (xy := patients.array_xy()) is not None:
+        along = xy[:, np.ptp(xy, axis=0).argmax()]
+        return (along - along.min()) * BANDS // (np.ptp(along) + 1)
     return np.arange(len(patients.rows))

@@ -3,9 +3,11 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import gan_toy
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -17,6 +19,7 @@ from metrics.evaluation import Comparison, Measured, dose_block, halve, liveness
 from metrics.pairing import re_pairings
 from metrics.verdict import verdict
 from models.conditioning import InputRule
+from sources import readers
 from sources.gan import open_gan
 from sources.profiles import Profiles
 
@@ -150,6 +153,33 @@ def test_a_contrary_generator_is_alive_and_does_not_match(cohort, monkeypatch, c
     assert found["verdict"]["word"] == "no match" and found["morphology"]["white_space"]["pearson"] < -0.9
     assert found["control"] == "gan_lung" and found["patients_compared"] == 6 and "left half" in found["ceiling"]
     assert "but do not match it" in capsys.readouterr().out
+
+
+def test_a_gan_of_two_tissues_is_judged_tissue_by_tissue(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gan_toy, "N_DONORS", 100)
+    gan_toy.make_cohort(tmp_path)
+    assert (
+        gan_toy.run(histopathology_gan, "--config both.json --model_dir both --loss_type rpganvae --max_steps 2") == 0
+    )
+    words = "--checkpoint both --config both.json --tiles 4 --sampling_seeds 1 --re_pairings 99 --device cpu"
+    assert gan_toy.run(command, words) == 0
+    found = metrics("conditioning/both")
+    assert list(found["tissues"]) == ["lung", "brain"] and found["morphology"] == found["tissues"]["lung"]["morphology"]
+    assert found["summary"].count("tiles ") >= 2 and " | brain: " in found["summary"]
+    assert found["tissues"]["lung"]["retrieval"] != found["tissues"]["brain"]["retrieval"]
+
+
+def test_ridges_keep_neighbouring_spots_of_a_lone_section_together():
+    patients = SimpleNamespace(
+        rows=np.arange(12),
+        cohort=SimpleNamespace(slides=pd.DataFrame({"donor": ["one"] * 12})),
+        column=lambda name: np.array(["A"] * 12),
+        array_xy=lambda: np.array([[x, y] for x in range(6) for y in range(2)]) + 7,
+    )
+    assert readers._groups(patients).tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    patients.array_xy = lambda: None
+    assert readers._groups(patients).tolist() == list(range(12))
 
 
 def test_spots_have_one_tile_each_and_their_array_is_shifted(cohort, monkeypatch, capsys):

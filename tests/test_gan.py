@@ -6,6 +6,7 @@ from torch import nn
 
 from common.errors import InputError
 from models import resampling
+from models.augment import turned
 from models.average import average_decay, calibrate_batch_norm, calibration_inputs, update_average
 from models.conditioning import ConditionedCritic, ConditionedGenerator, InputRule
 from models.dcgan import DCGANDiscriminator, DCGANGenerator
@@ -244,3 +245,18 @@ def test_the_matrix_form_of_the_convolutions_equals_torchs(side, monkeypatch):
     assert torch.allclose(down(x, w, b), peer)
     v, c = w.transpose(0, 1).contiguous(), b
     assert torch.allclose(up(x, v, c), nn.functional.conv_transpose2d(x, v, c, stride=2, padding=1))
+
+
+# ---- Turned tiles ----
+
+
+def test_turns_are_the_eight_symmetries_of_a_square_and_move_pixels_only():
+    image = torch.arange(2 * 9.0).reshape(1, 2, 3, 3)
+    found = turned(image.expand(8, -1, -1, -1), torch.arange(8))
+    assert torch.equal(found[0], image[0])
+    assert torch.equal(found[1, 0], torch.tensor([[2.0, 5, 8], [1, 4, 7], [0, 3, 6]]))  # counter-clockwise
+    assert torch.equal(found[4, 0], torch.tensor([[2.0, 1, 0], [5, 4, 3], [8, 7, 6]]))  # mirrored
+    assert len({tuple(x.flatten().tolist()) for x in found}) == 8
+    assert torch.equal(found.flatten(2).sort(2).values, image.flatten(2).expand(8, -1, -1))
+    which = torch.tensor([5, 0, 5])
+    assert torch.equal(turned(image.expand(3, -1, -1, -1), which), found[which])

@@ -59,8 +59,9 @@ def same(a, b):
     return a == b
 
 
-@pytest.mark.parametrize("loss", ["wgan", "wganvae"])
+@pytest.mark.parametrize("loss", ["wgan", "wganvae", "rpganvae --gan_type residual"])
 def test_eight_steps_equal_three_and_five_to_the_bit(cohort, loss):
+    gan_toy.write_config(Path("lung.json"), ["lung"], turns="residual" in loss)
     assert train(f"--model_dir whole --loss_type {loss} --max_steps 8") == 0
     assert train(f"--model_dir parts --loss_type {loss} --max_steps 3") == 0
     assert train(f"--model_dir parts --loss_type {loss} --max_steps 8") == 0
@@ -70,6 +71,15 @@ def test_eight_steps_equal_three_and_five_to_the_bit(cohort, loss):
     last = [log_of(run)[-1] for run in ("whole", "parts")]
     assert [line.pop("seconds") > 0 for line in last] == [True, True]
     assert last[0] == last[1] and last[0]["step"] == 8
+
+
+def test_turned_tiles_train_another_network(cohort):
+    found = []
+    for turns in (False, True):
+        gan_toy.write_config(Path("lung.json"), ["lung"], turns=turns)
+        assert train(f"--model_dir turns_{turns} --loss_type wgan --max_steps 2") == 0
+        found.append(weights(f"turns_{turns}"))
+    assert found[0]["step"] == found[1]["step"] and not same(found[0]["critic"], found[1]["critic"])
 
 
 def test_workers_and_cache_change_nothing(cohort):
