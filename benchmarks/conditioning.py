@@ -5,8 +5,8 @@
         --rows published projection+mismatched residual
     python benchmarks/conditioning.py --data data --img_size 256 --device cuda --minutes 10 --seeds 1 --rows residual
 
-Sets: `demo`, the lungs of a finished `make demo`; `her2st`, the spots of two sections, judged on the third, made here from
---data (her2st/ and the mapping of its symbols). Each run is trained by histopathology_gan.py, stopped by the clock,
+Sets: `demo`, the lungs of a finished `make demo`; `her2st`, the spots of two sections, judged on the third, made here
+from --data (her2st/ and the mapping of its symbols). Each run is trained by histopathology_gan.py, stopped by the clock,
 and judged by evaluate_conditioning.py and fid.py. The clock counts processor time of the one training thread, start-up
 included, so that other work beside it does not cost a row its steps; with --device cuda it is the wall's.
 A line of JSON per (row, set, seed) is appended to --results as soon as it is known; what is there is not run again.
@@ -279,19 +279,12 @@ def tables(lines: list[dict[str, Any]]) -> list[str]:
     last = lines[-1]
     chance = [f"{v['chance']:.2f}; {v['ceiling']:.2f}" for v in last["retrieval"].values()]
     first.append(["chance; real tiles", "", "", "", "", "0", "1", "0.5", *chance, "", "", ""])
-    for key, words in (
-        ("ridge", "ridge on the expression"),
-        ("ceiling", "real tiles"),
-        ("null_q99", "re-paired, 99 %"),
-    ):
+    bounds = {"ridge": "ridge on the expression", "ceiling": "real tiles", "null_q99": "re-paired, 99 %"}
+    for key, words in bounds.items():
         second.append([words, *(number(last["morphology"][m][key]) for m in MEASURES), "", "", ""])
     names = [f"r {m.replace('_', ' ').replace(' od', '')}" for m in MEASURES]
-    return [
-        table(heads, first),
-        table(
-            ["row", *names, "largest p of each", "largest mean abs(r), re-paired", "abs(r) without expression"], second
-        ),
-    ]
+    names += ["largest p of each", "largest mean abs(r), re-paired", "abs(r) without expression"]
+    return [table(heads, first), table(["row", *names], second)]
 
 
 def table(heads: list[str], rows: list[list[str]]) -> str:

@@ -266,8 +266,8 @@ def controls(m: Blocks, about: Blocks) -> Section:
         rows.append(["spread within a patient", *(_cell(c["diversity"]) for c in columns)])
     rows.append(["share nearer to a training tile", *(_cell(c["memorisation"]) for c in columns)])
     caption = (
-        "Value; in brackets what real tiles reach and, under re-paired patients, p. Greyscale and colours: morphology is "
-        "what a ridge, fitted on training tiles, reads off them, held against the measured real tiles. Without "
+        "Value; in brackets what real tiles reach and, under re-paired patients, p. Greyscale and colours: morphology "
+        "is what a ridge, fitted on training tiles, reads off them, held against the measured real tiles. Without "
         "expression tiles at the same noise are equal: its pixel difference and dose-response are 0."
     )
     text = (
