@@ -6,9 +6,9 @@
     python benchmarks/conditioning.py --data data --img_size 256 --device cuda --minutes 10 --seeds 1 --rows residual
 
 Sets: `demo`, the lungs of a finished `make demo`; `her2st`, the spots of two sections, judged on the third, made here
-from --data (her2st/ and the mapping of its symbols). Each run is trained by histopathology_gan.py, stopped by the clock,
-and judged by evaluate_conditioning.py and fid.py. The clock counts processor time of the one training thread, start-up
-included, so that other work beside it does not cost a row its steps; with --device cuda it is the wall's.
+from --data (her2st/ and the mapping of its symbols). Each run is trained by histopathology_gan.py, stopped by the
+clock, and judged by evaluate_conditioning.py and fid.py. The clock counts processor time of the one training thread,
+start-up included, so that other work beside it does not cost a row its steps; with --device cuda it is the wall's.
 A line of JSON per (row, set, seed) is appended to --results as soon as it is known; what is there is not run again.
 After each the tables between the marks of --out are drawn anew: mean and sd over the seeds.
 """
