@@ -63,7 +63,8 @@ RESIDUAL = SEES | {
     "lr_generator": 1e-3,
     "lr_critic": 1e-3,
     "adam_beta2": 0.99,
-    "gamma": 0.3,
+    "gamma": 1.0,
+    "turns": True,
 }
 ROWS: dict[str, dict[str, Any]] = {
     "published": PUBLISHED,

@@ -24,7 +24,7 @@ HALF = 0.5**0.5  # keeps the variance of a sum of two branches; Karras et al. 20
 MAPPED = 128  # width of the mapped input
 SMALLEST = 4  # px, the side at which drawing starts
 WIDEST = 16  # channels at 4 px, in those at full size
-PIXEL_NOISE = 0.1  # its strength at the start; learned per channel
+PIXEL_NOISE = 1.0  # its strength at the start, learned per channel; with 0.1 noise hardly moved a nucleus
 
 
 def sides_of(out_size: int) -> list[int]:
