@@ -27,7 +27,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -35,17 +34,18 @@ from common.checkpoint import NonFiniteError, content_digest, load_checkpoint, r
 from common.config import GANSettings, load_config, settings_dict
 from common.errors import InputError, command_parser, run_command, warn
 from common.run import FREE_TO_CHANGE, Run, generator_for, pick_device, seed_for
-from datasets.cohort import Cohort, open_cohort, patient_batches, write_left_out
+from datasets.cohort import Cohort, open_cohort, write_left_out
 from datasets.expression import read_cohort_tables
-from datasets.feed import tile_batches
-from datasets.tiles import to_model, to_uint8
-from models.augment import TURNS, turned
+from datasets.tiles import to_uint8
+from models.augment import augmented
 from models.average import average_decay, calibrate_batch_norm, calibration_inputs, update_average
 from models.conditioning import CONDITIONS, CRITIC_CONDITIONS, InputRule
-from models.gan_losses import LOSSES, NOTHING_SHOWN, Shown, critic_step, generator_step, is_conditional
-from models.gan_settings import OPTIMIZERS, check_gan_settings, resolve_gan_settings
+from models.gan_losses import LOSSES, critic_step, generator_step, is_conditional
+from models.gan_settings import CACHES, OPTIMIZERS, check_gan_settings, resolve_gan_settings
 from models.generate import sample_tiles
 from models.networks import GAN_TYPES, build_critic, build_generator, generator_args
+from models.schedules import eased
+from sources.batches import Batches
 from sources.pictures import grid_of, write_png
 from sources.profiles import Profiles
 
@@ -74,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--mismatched_weight", type=float, help="of real tiles with another patient's expression")
     parser.add_argument("--vae_checkpoint", help="the beta-VAE of an RNA-GAN: a file or its run folder")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="bf16: autocast; penalties stay fp32")
+    parser.add_argument("--cache", choices=CACHES, help="where decoded tiles are kept; auto: on the GPU where they fit")
     parser.add_argument("--n_workers", type=int, help="threads that read tiles ahead")
     parser.add_argument("--seed", type=int, help="of weights, batches and noise; never moves a donor (split_seed does)")
     parser.add_argument("--device", help="cpu, cuda, cuda:N, or a GPU's index with the CPU as fallback")
@@ -163,8 +164,8 @@ def fit(
     last = min(cfg.num_epochs * epoch_steps, cfg.max_steps or sys.maxsize)
     loss = LOSSES[cfg.loss_type]
     autocast = torch.autocast(device.type, torch.bfloat16) if cfg.precision == "bf16" else nullcontext()
-    options = ("penalty_weight", "penalty_per", "gamma", "mismatched_weight", "clip")
-    options = {key: getattr(cfg, key) for key in options}
+    options = ("penalty_weight", "penalty_per", "mismatched_weight", "clip")
+    options: dict[str, Any] = {key: getattr(cfg, key) for key in options}
     if done:
         print(f"{run.folder}: going on after step {done} of {last}", flush=True)
 
@@ -190,24 +191,27 @@ def fit(
     model = run.folder / f"{run.name}.model"
     if done >= last and not (model.exists() and load_checkpoint(model)[0]["images_seen"] == done * per_step):
         save(done, model=True)  # last.pt is written first: the model may be missing after a crash
-    indices_of = partial(batch_indices, cohort, cfg)
-    feed = tile_batches(cohort.tiles, indices_of, done * cfg.critic_steps, last * cfg.critic_steps, cfg.n_workers)
+    batches = Batches(cohort, conditions, cfg, device, done, last)
     saved_at = reported_at = time.monotonic()
     unchecked: list[tuple[int, torch.Tensor]] = []
     bar = tqdm(initial=done, total=max(last, done), unit="step", desc=run.name, mininterval=1, disable=None)
     for step in range(done + 1, last + 1):
+        # What the images shown so far ask for.
+        images = (step - 1) * per_step
+        options["gamma"] = eased(cfg.gamma, cfg.gamma_final, images, cfg.schedule_images)
+        for optimizer, rate in ((optimizer_g, cfg.lr_generator), (optimizer_c, cfg.lr_critic)):
+            optimizer.param_groups[0]["lr"] = eased(rate, rate * cfg.lr_final, images, cfg.schedule_images)
+
         # Update the critic.
         for turn in range(cfg.critic_steps):
-            indices, images = next(feed)
-            real = to_model(images).contiguous().to(device)  # (n, 3, H, W)
-            if cfg.turns:
-                which = torch.randint(TURNS, (len(real),), generator=generator_for(cfg.seed, "turns", step, turn))
-                real = turned(real, which)
-            shown = NOTHING_SHOWN if conditions is None else show(cohort, conditions, indices, cfg, step, turn, device)
-            noise = generator.draw(len(real), generator_for(cfg.seed, "noise", step, turn)).to(device)
+            real, shown = batches.take(step, turn)
+            noise = generator.draw(len(real), generator_for(cfg.seed, "noise", step, turn), device)
             epsilon = torch.rand(len(real), generator=generator_for(cfg.seed, "epsilon", step, turn)).to(device)
             with autocast:
                 fake = generator(noise, shown.c, shown.keep).float()
+            if strength := eased(0.0, cfg.augment, images, cfg.augment_images):
+                real = augmented(real, strength, generator_for(cfg.seed, "augment real", step, turn))
+                fake = augmented(fake, strength, generator_for(cfg.seed, "augment fake", step, turn))
             penalise = cfg.penalty_every if step % cfg.penalty_every == 0 else 0
             losses |= critic_step(
                 critic, optimizer_c, loss, real, fake, epsilon, shown, penalise=penalise, autocast=autocast, **options
@@ -270,34 +274,6 @@ def cohort_digest(cohort: Cohort) -> str:
     pixels = [store.digest for store in cohort.tiles.stores]
     profiles = None if cohort.table is None else [cohort.table.genes, torch.from_numpy(cohort.table.values)]
     return content_digest([cohort.slides["slide"].tolist(), pixels, cohort.tiles.tile_index.tolist(), profiles])
-
-
-def batch_indices(cohort: Cohort, cfg: GANSettings, batch: int) -> np.ndarray:
-    """Return the tiles of a batch by its number: patient-balanced and shuffled, or slide by slide (published)."""
-    if cfg.shuffle == "slides":
-        return np.arange(batch * cfg.batch_size, (batch + 1) * cfg.batch_size) % len(cohort.tiles)
-    return patient_batches(cohort.patient_of_tile, cfg.batch_size, cfg.seed, batch)
-
-
-def show(
-    cohort: Cohort,
-    conditions: torch.Tensor,
-    indices: np.ndarray,
-    cfg: GANSettings,
-    step: int,
-    turn: int,
-    device: torch.device,
-) -> Shown:
-    """Return the expression that a batch's tiles are drawn and judged with: jittered, and some of it left out."""
-    c = conditions[cohort.row_of_tile[indices]]  # (n, z)
-    if cfg.cond_jitter:
-        jitter = torch.randn(c.shape, generator=generator_for(cfg.seed, "jitter", step, turn))
-        c = c + cfg.cond_jitter * jitter * conditions.ne(0).any(0)  # inactive dimensions stay 0
-    keep = None
-    if cfg.cond_dropout:
-        chance = torch.rand(len(c), generator=generator_for(cfg.seed, "dropout", step, turn))
-        keep = (chance >= cfg.cond_dropout).to(device)
-    return Shown(c.to(device), keep, torch.from_numpy(cohort.patient_of_tile[indices]).to(device))
 
 
 def refuse_non_finite(run: Run, unchecked: list[tuple[int, torch.Tensor]]) -> None:

@@ -117,7 +117,12 @@ class GANSettings(DataSettings):
     ema_images: int = 10000  # half-life of the generator's moving average, in images shown
     shuffle: str = "patients"  # patients: balanced and shuffled; slides: slide by slide (published)
     turns: bool = False  # each tile is shown turned and mirrored at random: 8 times as many, where none has an up
-    cache: str = "none"  # none: tiles are read when needed; ram: all kept decoded in memory
+    augment: float = 0.0  # probability that a tile is shown turned, moved, cut out (each); for little data
+    augment_images: int = 0  # images over which it rises from 0; 0: from the beginning
+    schedule_images: int = 0  # images over which the next two are reached, along half a cosine; 0: rates stay constant
+    lr_final: float = 1.0  # share of both learning rates that is left then
+    gamma_final: float | None = None  # what gamma is then; None: what it was
+    cache: str = "auto"  # where decoded tiles are kept: gpu | ram | none (read when needed) | auto: where they fit
     precision: str = "fp32"  # fp32 | bf16 (autocast; penalties stay fp32)
     num_grid: int = 32  # tiles in each sample grid
     feature_side: int = 0  # pixels at which an extractor sees the tiles; 0: its own side

@@ -221,7 +221,6 @@ def _keep_splits(
         settings.img_size,
         settings.max_patch_per_wsi,
         settings.seed,
-        getattr(settings, "cache", "none"),
     )
     slides["n_tiles"] = np.bincount(tiles.slide_index, minlength=len(slides))
     return Cohort(table, tiles, tiles.slide_index, slides, left_out)

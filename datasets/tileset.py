@@ -16,8 +16,7 @@ class TileSet:
     """Tiles 0..N-1 of several stores, resized to `img_size`.
 
     `stores` are in the order given; `slide_index` (N,) says of which store tile i is, `tile_index` (N,) which of its
-    tiles; `mpp` is the effective micrometres per pixel after resizing. With `cache="ram"` tiles are kept resized,
-    as uint8, once read (N x img_size x img_size x 3 bytes).
+    tiles; `mpp` is the effective micrometres per pixel after resizing.
     """
 
     def __init__(
@@ -26,7 +25,6 @@ class TileSet:
         img_size: int,
         max_per_slide: int = 0,
         seed: int = 99,
-        cache: str = "none",
     ) -> None:
         """Take at most `max_per_slide` tiles of each store (0: all), the same ones for the same (seed, slide)."""
         self.stores: Sequence[TileStore] = list(stores.values()) if isinstance(stores, dict) else list(stores)
@@ -35,13 +33,16 @@ class TileSet:
         self.tile_index = np.concatenate(chosen) if chosen else np.zeros(0, np.int64)  # (N,)
         self.slide_index = np.repeat(np.arange(len(chosen)), [len(c) for c in chosen])  # (N,)
         self.mpp = self._effective_mpp()
-        if cache not in ("none", "ram"):
-            raise InputError(f"cache {cache!r} is unknown; expected none or ram")
         self._cached = np.zeros(len(self), bool)
-        self._cache = np.empty((len(self) if cache == "ram" else 0, img_size, img_size, 3), np.uint8)
+        self._cache = np.empty((0, img_size, img_size, 3), np.uint8)
 
     def __len__(self) -> int:
         return len(self.tile_index)
+
+    def keep(self) -> None:
+        """From now on keep tiles in memory once read, resized, as uint8 (N x img_size x img_size x 3 bytes)."""
+        if not len(self._cache):
+            self._cache = np.empty((len(self), self.img_size, self.img_size, 3), np.uint8)
 
     def read(self, indices: Iterable[int]) -> np.ndarray:
         """Return the tiles `indices` as uint8 RGB (n, img_size, img_size, 3), in that order."""

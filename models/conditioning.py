@@ -61,10 +61,10 @@ def published_infuse(noise: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
 
 
 def draw_noise(n: int, dims: int, generator: torch.Generator, kind: str = "normal") -> torch.Tensor:
-    """Return noise (n, dims): N(0, 1), or uniform in [-0.3, 0.3] where `kind` is "uniform"."""
+    """Return noise (n, dims) on the generator's device: N(0, 1), or uniform in [-0.3, 0.3] for `kind` "uniform"."""
     if kind == "uniform":
-        return (torch.rand(n, dims, generator=generator) * 2 - 1) * NOISE_RANGE
-    return torch.randn(n, dims, generator=generator)
+        return (torch.rand(n, dims, generator=generator, device=generator.device) * 2 - 1) * NOISE_RANGE
+    return torch.randn(n, dims, generator=generator, device=generator.device)
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,19 @@ class ConditionedGenerator(nn.Module):
         """Whether it takes expression."""
         return hasattr(self, "null")
 
-    def draw(self, n: int, generator: torch.Generator) -> torch.Tensor:
-        """Return the noise (n, noise_dims) of `n` tiles."""
-        return draw_noise(n, self.noise_dims, generator, self.rule.noise)
+    def draw(self, n: int, generator: torch.Generator, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Return the noise (n, noise_dims) of `n` tiles, by a CPU generator.
+
+        On another `device` it draws only the seed of the per-pixel noise there, of which a step takes millions: the
+        same on every resume, not the same as on the CPU.
+        """
+        if torch.device(device).type == "cpu":
+            return draw_noise(n, self.noise_dims, generator, self.rule.noise)
+        noise = draw_noise(n, self.encoding_dims, generator, self.rule.noise).to(device)
+        seed = int(torch.randint(2**62, (1,), generator=generator))
+        there = torch.Generator(device).manual_seed(seed)
+        pixels = self.noise_dims - self.encoding_dims
+        return torch.cat([noise, draw_noise(n, pixels, there, self.rule.noise)], 1)
 
     def enter(
         self, noise: torch.Tensor, c: torch.Tensor | None, keep: torch.Tensor | None = None, guidance: float = 1.0

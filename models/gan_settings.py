@@ -12,6 +12,7 @@ from models.dcgan import CRITIC_NORMS, CRITIC_OUTPUTS
 from models.gan_losses import LOSSES, PENALTY_PER, is_conditional
 from models.networks import GAN_TYPES
 
+CACHES = ("auto", "gpu", "ram", "none")
 OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 
 
@@ -20,6 +21,8 @@ def resolve_gan_settings(cfg: GANSettings) -> None:
     sees = cfg.loss_type in LOSSES and LOSSES[cfg.loss_type].sees
     if cfg.critic_condition == "none" and cfg.mismatched_weight is None:
         cfg.mismatched_weight = 0.0  # it is the critic's
+    if cfg.gamma_final is None:
+        cfg.gamma_final = cfg.gamma
     if cfg.condition is None:
         cfg.condition = "concat" if sees else "add"
     for key, value in (SEEING if sees else BLIND).items():
@@ -37,7 +40,7 @@ def check_gan_settings(cfg: GANSettings, config: str) -> None:
         "optimizer": OPTIMIZERS,
         "shuffle": ("patients", "slides"),
         "precision": ("fp32", "bf16"),
-        "cache": ("none", "ram"),
+        "cache": CACHES,
         "critic_norm": CRITIC_NORMS,
         "critic_output": CRITIC_OUTPUTS,
         "penalty_per": PENALTY_PER,
@@ -49,15 +52,16 @@ def check_gan_settings(cfg: GANSettings, config: str) -> None:
             raise InputError(f"{config}: {key} = {getattr(cfg, key)!r}: expected {', '.join(values)}")
     counts = ("num_epochs", "batch_size", "critic_steps", "step_channels", "encoding_dims", "log_interval")
     counts += ("max_patch_per_wsi", "ema_images", "num_grid", "depth", "cond_dim", "penalty_every")
-    weights = ("penalty_weight", "gamma", "mismatched_weight")
+    schedules = ("augment_images", "schedule_images")
+    weights = ("penalty_weight", "gamma", "gamma_final", "mismatched_weight")
     expected: dict[str, tuple[Sequence[str], Callable[[float], bool]]] = {
         "1 or more": (counts, lambda x: x >= 1),
         "0 or more": (
-            (*weights, "n_workers", "max_steps", "save_every", "weights_decay", "cond_jitter"),
+            (*weights, "n_workers", "max_steps", "save_every", "weights_decay", "cond_jitter", *schedules),
             lambda x: 0 <= x < math.inf,
         ),
-        "more than 0": (("lr_generator", "lr_critic", "clip"), lambda x: 0 < x < math.inf),
-        "0 or more, under 1": (("adam_beta1", "adam_beta2", "cond_dropout"), lambda x: 0 <= x < 1),
+        "more than 0": (("lr_generator", "lr_critic", "clip", "lr_final"), lambda x: 0 < x < math.inf),
+        "0 or more, under 1": (("adam_beta1", "adam_beta2", "cond_dropout", "augment"), lambda x: 0 <= x < 1),
         "0 (noise only) to 1 (expression only)": (("condition_share",), lambda x: 0 <= x <= 1),
     }
     for words, (keys, good) in expected.items():

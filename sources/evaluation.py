@@ -83,7 +83,7 @@ def open_patients(
     seen = gan.state["split_seed"]
     if cfg.split_seed != seen:
         warn(f"split_seed = {cfg.split_seed} in the config; {gan.run} was trained under {seen}: that is used")
-    cohort = open_cohort(replace(cfg, split_seed=seen, img_size=gan.state["img_size"], cache="none"), (split,))
+    cohort = open_cohort(replace(cfg, split_seed=seen, img_size=gan.state["img_size"]), (split,))
     profiles = gan.profiles(vae_path, cohort.table)
     c = profiles.conditions()
     found = {}

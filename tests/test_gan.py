@@ -6,7 +6,7 @@ from torch import nn
 
 from common.errors import InputError
 from models import resampling
-from models.augment import turned
+from models.augment import augmented, cut_out, moved, turned
 from models.average import average_decay, calibrate_batch_norm, calibration_inputs, update_average
 from models.conditioning import ConditionedCritic, ConditionedGenerator, InputRule
 from models.dcgan import DCGANDiscriminator, DCGANGenerator
@@ -21,6 +21,7 @@ from models.gan_losses import (
     zero_penalty,
 )
 from models.resampling import down, up
+from models.schedules import eased
 
 
 @pytest.mark.parametrize(("side", "channels", "dims"), [(16, 8, 10), (32, 8, 10), (128, 2, 5)])
@@ -254,9 +255,44 @@ def test_turns_are_the_eight_symmetries_of_a_square_and_move_pixels_only():
     image = torch.arange(2 * 9.0).reshape(1, 2, 3, 3)
     found = turned(image.expand(8, -1, -1, -1), torch.arange(8))
     assert torch.equal(found[0], image[0])
-    assert torch.equal(found[1, 0], torch.tensor([[2.0, 5, 8], [1, 4, 7], [0, 3, 6]]))  # counter-clockwise
-    assert torch.equal(found[4, 0], torch.tensor([[2.0, 1, 0], [5, 4, 3], [8, 7, 6]]))  # mirrored
+    assert torch.equal(found[1, 0], torch.tensor([[2.0, 1, 0], [5, 4, 3], [8, 7, 6]]))
+    assert torch.equal(found[2, 0], torch.tensor([[6.0, 7, 8], [3, 4, 5], [0, 1, 2]]))
+    assert torch.equal(found[4, 0], torch.tensor([[0.0, 3, 6], [1, 4, 7], [2, 5, 8]]))
     assert len({tuple(x.flatten().tolist()) for x in found}) == 8
     assert torch.equal(found.flatten(2).sort(2).values, image.flatten(2).expand(8, -1, -1))
     which = torch.tensor([5, 0, 5])
     assert torch.equal(turned(image.expand(3, -1, -1, -1), which), found[which])
+
+
+def test_moved_tiles_are_reflected_at_the_edge_and_cut_out_tiles_have_a_grey_quarter():
+    image = torch.arange(16.0).reshape(1, 1, 4, 4).expand(3, -1, -1, -1)
+    found = moved(image, torch.tensor([[0, 0], [1, 0], [0, -2]]))
+    assert torch.equal(found[0], image[0])
+    assert torch.equal(found[1, 0], image[0, 0][[1, 0, 1, 2]])
+    assert torch.equal(found[2, 0], image[0, 0][:, [2, 3, 2, 1]])
+    holed = cut_out(torch.ones(2, 1, 4, 4), torch.tensor([[0.5, 0.5], [0.0, 0.25]]))
+    assert holed[0, 0].tolist() == [[1, 1, 1, 1], [1, 0, 0, 1], [1, 0, 0, 1], [1, 1, 1, 1]]
+    assert holed[1, 0].tolist() == [[0, 0, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
+
+
+def test_augmentation_has_the_asked_for_strength_and_two_derivatives():
+    images = torch.rand(400, 1, 8, 8, dtype=torch.float64, requires_grad=True)
+    source = torch.Generator().manual_seed(0)
+    assert torch.equal(augmented(images, 0.0, source), images)
+    found = augmented(images, 0.3, source)
+    untouched = (found == images).flatten(1).all(1).double().mean()
+    assert untouched == pytest.approx(0.7**3, abs=0.08)  # or a little more: some turns and shifts are none
+    assert torch.equal(*(augmented(images, 0.5, torch.Generator().manual_seed(1)) for _ in range(2)))
+
+    def shown(x):
+        return augmented(x, 0.5, torch.Generator().manual_seed(2)).pow(3)
+
+    few = images[:4].detach().requires_grad_(True)
+    assert torch.autograd.gradcheck(shown, few) and torch.autograd.gradgradcheck(shown, few)
+
+
+@pytest.mark.parametrize(("images", "value"), [(0, 4.0), (50, 3.0), (100, 2.0), (500, 2.0)])
+def test_settings_ease_from_start_to_end_along_half_a_cosine(images, value):
+    assert eased(4.0, 2.0, images, 100) == pytest.approx(value)
+    assert eased(4.0, 2.0, images, 0) == 2.0
+    assert eased(4.0, 2.0, 25, 100) == pytest.approx(3 + 0.5**0.5)

@@ -19,6 +19,7 @@ from datasets.cohort import open_cohort
 from datasets.expression import read_cohort_tables
 from datasets.feed import tile_batches
 from datasets.keys import split_of
+from sources.batches import Batches
 from sources.gan import open_gan
 from sources.profiles import Profiles
 
@@ -61,7 +62,9 @@ def same(a, b):
 
 @pytest.mark.parametrize("loss", ["wgan", "wganvae", "rpganvae --gan_type residual"])
 def test_eight_steps_equal_three_and_five_to_the_bit(cohort, loss):
-    gan_toy.write_config(Path("lung.json"), ["lung"], turns="residual" in loss)
+    if "residual" in loss:
+        more = {"turns": True, "augment": 0.5, "augment_images": 20, "schedule_images": 24, "lr_final": 0.1}
+        gan_toy.write_config(Path("lung.json"), ["lung"], gamma_final=0.2, **more)
     assert train(f"--model_dir whole --loss_type {loss} --max_steps 8") == 0
     assert train(f"--model_dir parts --loss_type {loss} --max_steps 3") == 0
     assert train(f"--model_dir parts --loss_type {loss} --max_steps 8") == 0
@@ -82,12 +85,24 @@ def test_turned_tiles_train_another_network(cohort):
     assert found[0]["step"] == found[1]["step"] and not same(found[0]["critic"], found[1]["critic"])
 
 
+def test_rates_follow_the_images_shown_and_end_where_the_schedule_says(cohort):
+    gan_toy.write_config(
+        Path("lung.json"), ["lung"], schedule_images=16, lr_final=0.1, lr_generator=0.01, lr_critic=0.1
+    )
+    for steps, share in ((1, 1.0), (3, 0.55), (5, 0.1), (7, 0.1)):  # 4 images a step
+        assert train(f"--model_dir run --loss_type rpgan --max_steps {steps}") == 0
+        state = weights("run")
+        rates = [state[key]["param_groups"][0]["lr"] for key in ("optimizer_g", "optimizer_c")]
+        assert rates == pytest.approx([0.01 * share, 0.1 * share])
+
+
 def test_workers_and_cache_change_nothing(cohort):
     assert train("--model_dir plain --loss_type wgan --max_steps 6") == 0
     assert train("--model_dir workers --loss_type wgan --max_steps 6 --n_workers 2") == 0
-    gan_toy.write_config(cohort / "ram.json", ["lung"], cache="ram")
-    assert train("--model_dir ram --loss_type wgan --max_steps 6", "ram.json") == 0
-    assert same(weights("plain"), weights("workers")) and same(weights("plain"), weights("ram"))
+    for cache in ("none", "ram"):
+        assert train(f"--model_dir {cache} --loss_type wgan --max_steps 6 --cache {cache}") == 0
+        assert same(weights("plain"), weights(cache))
+    assert same(weights("plain"), weights("workers"))
 
 
 def test_a_run_leaves_a_usable_model_a_grid_per_epoch_and_a_log(cohort, capsys):
@@ -119,7 +134,8 @@ def test_only_training_donors_are_shown_to_a_gan(cohort):
     settings = command.load_config(command.GANSettings, "lung.json")
     found = open_cohort(settings, ("train",))
     for batch in range(40):
-        seen |= set(found.slides["donor"].iloc[found.tiles.slide_index[command.batch_indices(found, settings, batch)]])
+        tiles = Batches(found, None, settings, torch.device("cpu"), 0, 0).indices(batch)
+        seen |= set(found.slides["donor"].iloc[found.tiles.slide_index[tiles]])
     assert {split_of(donor, 99) for donor in seen} == {"train"} and len(seen) == len(found.slides)
 
 

@@ -1,0 +1,68 @@
+"""Where the tiles of a training lie: the same batches from the disk, from memory, from a device."""
+
+import gan_toy
+import pytest
+import torch
+
+from common.config import GANSettings, load_config
+from common.errors import InputError
+from datasets.cohort import open_cohort
+from models.gan_settings import resolve_gan_settings
+from sources import batches
+from sources.batches import Batches, place_of
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def test_batches_are_the_same_wherever_the_tiles_lie(tmp_path, monkeypatch):
+    gan_toy.make_cohort(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    for where in ("none", "ram", "gpu"):
+        monkeypatch.setattr(batches, "place_of", lambda *_, where=where: where)
+        cfg = load_config(GANSettings, "lung.json", turns=True, loss_type="wgangpvae")
+        resolve_gan_settings(cfg)
+        cohort = open_cohort(cfg, ("train",))
+        conditions = torch.randn(len(cohort.slides), 12, generator=torch.Generator().manual_seed(0))
+        source = Batches(cohort, conditions, cfg, CPU, 2, 6)  # steps 3 to 6
+        found[where] = [source.take(step, 0) for step in range(3, 7)]
+        if where == "ram":  # read once, then without the file
+            assert (cohort.tiles._cached[source.indices(5)]).all()
+        with pytest.raises(StopIteration):
+            source.take(7, 0)
+    for where in ("ram", "gpu"):
+        for (a, x), (b, y) in zip(found["none"], found[where], strict=True):
+            assert torch.equal(a, b) and a.is_contiguous() == b.is_contiguous()
+            assert torch.equal(x.c, y.c) and torch.equal(x.keep, y.keep) and torch.equal(x.patients, y.patients)
+    (a, _), (b, _) = found["none"][:2]
+    assert not torch.equal(a, b) and a.min() >= -1 and a.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("cache", "device", "gpu", "ram", "where"),
+    [
+        ("auto", GPU, 100, 100, "gpu"),
+        ("auto", GPU, 20, 100, "ram"),
+        ("auto", GPU, 20, 20, "none"),
+        ("auto", CPU, 0, 100, "ram"),
+        ("gpu", GPU, 20, 20, "gpu"),
+        ("none", GPU, 100, 100, "none"),
+        ("ram", CPU, 0, 1, "ram"),
+    ],
+)
+def test_tiles_are_kept_where_they_fit(monkeypatch, cache, device, gpu, ram, where):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (gpu * 3 * 64, 0))
+    monkeypatch.setattr(batches, "free_memory", lambda: ram * 3 * 64.0)
+    assert place_of(cache, 15, 8, device) == where  # of 20: 40 % are 8, half are 10
+
+
+def test_tiles_that_do_not_fit_a_gpu_are_refused_with_their_size(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10**9, 0))
+    with pytest.raises(InputError, match=r"10000 tiles of 256 px take 2.0 GB.*1.0 GB are free; use cache = auto"):
+        place_of("gpu", 10000, 256, GPU)
+    with pytest.raises(InputError, match="cache = gpu, but the run is on cpu"):
+        place_of("gpu", 10, 8, CPU)
+
+
+def test_free_memory_is_that_of_this_machine():
+    assert 1e8 < batches.free_memory() < 1e14
