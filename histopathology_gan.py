@@ -165,7 +165,7 @@ def fit(
     loss = LOSSES[cfg.loss_type]
     autocast = torch.autocast(device.type, torch.bfloat16) if cfg.precision == "bf16" else nullcontext()
     options = ("penalty_weight", "penalty_per", "mismatched_weight", "clip")
-    options: dict[str, Any] = {key: getattr(cfg, key) for key in options}
+    options: dict[str, Any] = {key: getattr(cfg, key) for key in options} | {"autocast": autocast}
     if done:
         print(f"{run.folder}: going on after step {done} of {last}", flush=True)
 
@@ -212,10 +212,12 @@ def fit(
             if strength := eased(0.0, cfg.augment, images, cfg.augment_images):
                 real = augmented(real, strength, generator_for(cfg.seed, "augment real", step, turn))
                 fake = augmented(fake, strength, generator_for(cfg.seed, "augment fake", step, turn))
-            penalise = cfg.penalty_every if step % cfg.penalty_every == 0 else 0
-            losses |= critic_step(
-                critic, optimizer_c, loss, real, fake, epsilon, shown, penalise=penalise, autocast=autocast, **options
-            )
+            options["penalise"] = cfg.penalty_every if step % cfg.penalty_every == 0 else 0
+            options["signs"] = None
+            if cfg.penalty_form == "difference" and options["penalise"]:
+                source = generator_for(cfg.seed, "signs", step, turn)
+                options["signs"] = torch.randint(2, (2, *real.shape), generator=source).to(device) * 2.0 - 1.0
+            losses |= critic_step(critic, optimizer_c, loss, real, fake, epsilon, shown, **options)
 
         # Update the generator, and its moving average.
         losses |= generator_step(critic, optimizer_g, loss, fake, shown, real, autocast=autocast)

@@ -111,6 +111,7 @@ class GANSettings(DataSettings):
     penalty_every: int = (
         8  # steps; rpgan's penalties are computed in one of so many. Karras et al. 2020, section 3.1: 16
     )
+    penalty_form: str = "exact"  # rpgan's: exact | difference (along random signs: no second derivative)
     penalty_per: str = "image"  # image | batch (published: one norm and one epsilon for the whole batch)
     clip: float = 0.01  # weight clipping of loss `wgan`; Arjovsky et al. 2017, algorithm 1
     critic_steps: int = 1  # critic steps per generator step

@@ -9,7 +9,7 @@ from common.config import BLIND, SEEING, GANSettings, settings_dict
 from common.errors import InputError
 from models.conditioning import CONDITIONS, CRITIC_CONDITIONS, NOISES, STANDARDISE, InputRule
 from models.dcgan import CRITIC_NORMS, CRITIC_OUTPUTS
-from models.gan_losses import LOSSES, PENALTY_PER, is_conditional
+from models.gan_losses import LOSSES, PENALTY_FORMS, PENALTY_PER, is_conditional
 from models.networks import GAN_TYPES
 
 CACHES = ("auto", "gpu", "ram", "none")
@@ -44,6 +44,7 @@ def check_gan_settings(cfg: GANSettings, config: str) -> None:
         "critic_norm": CRITIC_NORMS,
         "critic_output": CRITIC_OUTPUTS,
         "penalty_per": PENALTY_PER,
+        "penalty_form": PENALTY_FORMS,
         "standardise": STANDARDISE,
         "noise": NOISES,
     }

@@ -160,6 +160,20 @@ def test_under_batch_norm_the_slope_is_autograds():
         critic.slope(torch.randn(4, 3, 16, 16))
 
 
+def test_the_difference_estimates_the_zero_centred_penalty():
+    torch.manual_seed(0)
+    weight = torch.randn(3 * 8 * 8)
+
+    def linear(x, *_, **__):  # its slope is `weight` everywhere, so one sign vector gives (v . w)^2
+        return x.flatten(1) @ weight
+
+    images = torch.rand(2, 3, 8, 8)
+    assert float(zero_penalty(linear, images)) == pytest.approx(float(weight.square().sum()) / 2, rel=1e-5)
+    draws = torch.randint(2, (4000, 3, 8, 8)) * 2.0 - 1.0
+    estimate = float(zero_penalty(linear, images[:1].expand(4000, -1, -1, -1), signs=draws))
+    assert estimate == pytest.approx(float(weight.square().sum()) / 2, rel=0.1)  # 3 sd of its mean: 0.067
+
+
 def test_mismatched_pairs_ask_the_critic_to_tell_a_tiles_own_profile_from_other_patients():
     torch.manual_seed(0)
     critic = ConditionedCritic(DCGANDiscriminator(16, 4), latent_dim=3)

@@ -64,7 +64,7 @@ def same(a, b):
 def test_eight_steps_equal_three_and_five_to_the_bit(cohort, loss):
     if "residual" in loss:
         more = {"turns": True, "augment": 0.5, "augment_images": 20, "schedule_images": 24, "lr_final": 0.1}
-        gan_toy.write_config(Path("lung.json"), ["lung"], gamma_final=0.2, **more)
+        gan_toy.write_config(Path("lung.json"), ["lung"], gamma_final=0.2, penalty_form="difference", **more)
     assert train(f"--model_dir whole --loss_type {loss} --max_steps 8") == 0
     assert train(f"--model_dir parts --loss_type {loss} --max_steps 3") == 0
     assert train(f"--model_dir parts --loss_type {loss} --max_steps 8") == 0
