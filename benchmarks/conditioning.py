@@ -72,6 +72,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "projection": SEES | {"mismatched_weight": 0.0},
     "projection+mismatched": SEES,
     "projection+mismatched, added": SEES | {"condition": "add"},
+    "projection+mismatched, turned": SEES | {"turns": True},
     "residual": RESIDUAL,
     "residual+dropout": RESIDUAL | {"cond_dropout": 0.1},
     "residual+dropout, guidance 1.5": RESIDUAL | {"cond_dropout": 0.1},  # the model of the row above, sampled otherwise
