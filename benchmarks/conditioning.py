@@ -15,6 +15,7 @@ After each the tables between the marks of --out are drawn anew: mean and sd ove
 
 import argparse
 import fcntl
+import hashlib
 import json
 import os
 import subprocess
@@ -117,11 +118,11 @@ def main() -> None:
     for seed in args.seeds:
         for row in args.rows:
             for name, folder in sets.items():
-                key = {"row": row, "set": name, "seed": seed, "img_size": args.img_size}
+                key = key_of(row, name, seed, args)
                 if any(key.items() <= line.items() for line in read(results)):
                     print(f"{key} is there")
                     continue
-                line = key | measure(row, name, folder, seed, args)
+                line = key | judge(row, name, folder, trained_run(row, name, folder, seed, args), args)
                 with open(results, "a") as file:  # one write, at the end: two calls may share the file
                     file.write(json.dumps(line) + "\n")
                 draw(results, Path(args.out))
@@ -142,40 +143,52 @@ def prepare_her2st(folder: Path, data: Path, img_size: int) -> None:
     (folder / "done").touch()
 
 
-def measure(row: str, name: str, folder: Path, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Train, judge, and return what the tables are made of."""
-    trained = row.removesuffix(", guidance 1.5")
-    size = "" if args.img_size == 64 else f"-{args.img_size}"
-    run = Path(args.work).resolve() / f"{name}-{trained}-{seed}{size}".replace(" ", "_").replace(",", "")
+def key_of(row: str, name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Return what tells one line of the results from another: what was trained, and for how long, and on what."""
+    settings = ROWS[row] | (LARGE[ROWS[row]["gan_type"]] if args.img_size > 64 else {})
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    about = {"img_size": args.img_size, "minutes": args.minutes, "device": args.device, "settings": digest}
+    return {"row": row, "set": name, "seed": seed} | about
+
+
+def trained_run(row: str, name: str, folder: Path, seed: int, args: argparse.Namespace) -> Path:
+    """Return the folder of the trained run, trained where it is not there yet: gan/, settings.json."""
+    key = key_of(row, name, seed, args)
+    words = [name, row.partition(",")[0], seed, *list(key.values())[3:]]
+    run = Path(args.work).resolve() / "-".join(map(str, words)).replace(" ", "_")
     run.mkdir(parents=True, exist_ok=True)
-    config, settings = run / "settings.json", ROWS[trained]
-    if args.img_size > 64:
-        settings = settings | LARGE[settings["gan_type"]]
+    settings = ROWS[row] | (LARGE[ROWS[row]["gan_type"]] if args.img_size > 64 else {})
     own = {"img_size": args.img_size, "device": args.device, "seed": seed, "save_dir": str(run / "gan")}
+    config = run / "settings.json"
     config.write_text(json.dumps(data_of(name) | settings | own))
     if not (run / "trained").exists():  # a run that was cut is trained afresh: each has the same minutes
         train(folder, ["--config", str(config), "--restart"], args.minutes * 60, wall=args.device != "cpu")
         (run / "trained").touch()
+    return run
+
+
+def judge(row: str, name: str, folder: Path, run: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Return what the tables are made of. Distances are to tiles of held-out patients alone."""
     judged = run / f"conditioning{GUIDANCE.get(row, '')}"
-    flags = ["--checkpoint", str(run / "gan"), "--config", str(config)]
+    flags = ["--checkpoint", str(run / "gan"), "--config", str(run / "settings.json")]
     spots = ["--tiles", "8", "--patients", "30", "--ceiling", "sides", "--nulls", "torus"] if name == "her2st" else []
     guidance = ["--guidance", GUIDANCE[row]] if row in GUIDANCE else []
     command(folder, "evaluate_conditioning.py", [*flags, *spots, *guidance, "--out", str(judged)])
-    sizes = ["--sample_size", "180", "--iterations", "3", "--extractor_side", "tiles"]
+    sizes = ["--sample_size", "180", "--iterations", "3", "--extractor_side", "tiles", "--split", "test"]
     command(folder, "fid.py", [*flags, *sizes, *guidance, "--out", str(judged / "fid")])
     m = json.loads((judged / "metrics.json").read_text())
     fid = json.loads((judged / "fid" / "metrics.json").read_text())
-    shown = ("pearson", "shuffled_pearson", "p_value", "null_q99", "ridge", "ceiling")
+    shown = ("pearson", "low", "high", "shuffled_pearson", "p_value", "null_q99", "ridge", "ceiling")
     kept = ("value", "chance", "ceiling", "p_value")
     retrieval = {"top1": m["retrieval"]["plain"]["top1"], "mrr_centred": m["retrieval"]["centred"]["mrr"]}
     return {
-        "minutes": args.minutes,
         "steps": load_checkpoint(run / "gan" / "last.pt", "gan_training")[0]["step"],
         "kid": fid["kid"]["mean"],
         "fid": fid["fid"]["mean"],
         "grey_levels": m["liveness"]["pixel_difference"]["value"],
         "retrieval": {k: {key: v[key] for key in kept} for k, v in retrieval.items()},
         "morphology": {k: {key: m["morphology"][k][key] for key in shown} for k in MEASURES},
+        "round_trip": {key: m["round_trip"][key] for key in kept},
         "spread": (m["diversity"] or {}).get("value"),
         "memorised": m["memorisation"]["value"],
         "top1_of_controls": {k: m["controls"][k]["retrieval"]["plain"]["top1"]["value"] for k in CONTROLS},
