@@ -31,7 +31,7 @@ from common.errors import InputError, command_parser, run_command, shorten
 from common.files import read_json, write_json
 from common.run import FREE_TO_CHANGE, Run, generator_for, pick_device, seed_for
 from datasets.expression import ExpressionTable, read_cohort_tables
-from datasets.fingerprint import differences, fingerprints
+from datasets.fingerprint import differences, fingerprints, marks
 from metrics.expression import reconstruction_report, write_gene_errors
 from models.betavae import BetaVAE, TrainedVAE, beta_vae_loss, finished_state
 from models.expression_scaler import MISSING, TRANSFORMS, ExpressionScaler
@@ -74,7 +74,7 @@ def main(args: argparse.Namespace) -> int | None:
     table = read_cohort_tables(cfg)
     check_splits(table, cfg)
     part = {s: table.rows((table.obs["split"] == s).to_numpy()) for s in FEWEST_DONORS}
-    with Run(cfg.save_dir, settings_dict(cfg), args.restart) as run:
+    with Run(cfg.save_dir, settings_dict(cfg), args.restart, settings_dict(BetaVAESettings())) as run:
         if args.log:
             run.start_wandb(settings_dict(cfg))
         counts = ", ".join(f"{s} {len(p)} profiles of {p.obs['donor'].nunique()} donors" for s, p in part.items())
@@ -144,6 +144,7 @@ def fit(
             "min_gene_coverage": cfg.min_gene_coverage,
             "missing_genes": cfg.missing_genes,
             "settings": {k: v for k, v in settings_dict(cfg).items() if k not in FREE_TO_CHANGE | {"num_epochs"}},
+            "trained_on": marks(part["train"].obs.index),
             "epoch": epoch,
             "validation": validation,
         }

@@ -53,6 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
     sides.add_argument("--matrix", nargs="+", metavar="NAME=SOURCE", help="all pairs of these sources in one table")
     how = parser.add_argument_group("how")
     how.add_argument("--guidance", type=float, default=1.0, help="strength of an RNA-GAN's expression (default 1)")
+    how.add_argument(
+        "--split", choices=("all", "train", "val", "test"), default="all", help="whose real tiles (default all slides)"
+    )
     how.add_argument("--sample_size", type=int, default=600, help="tiles of each side in each draw (default 600)")
     how.add_argument("--iterations", type=int, default=5, help="draws (default 5)")
     how.add_argument(

@@ -36,6 +36,7 @@ from common.errors import InputError, command_parser, run_command, warn
 from common.run import FREE_TO_CHANGE, Run, generator_for, pick_device, seed_for
 from datasets.cohort import Cohort, open_cohort, write_left_out
 from datasets.expression import read_cohort_tables
+from datasets.fingerprint import marks
 from datasets.tiles import to_uint8
 from models.augment import augmented
 from models.average import average_decay, calibrate_batch_norm, calibration_inputs, update_average
@@ -112,7 +113,7 @@ def main(args: argparse.Namespace) -> int | None:
         del profiles  # the VAE is not needed any more, and large
 
     digests = {"vae_digest": vae["digest"], "cohort_digest": cohort_digest(cohort)}
-    with Run(cfg.save_dir, settings_dict(cfg) | digests, args.restart) as run:
+    with Run(cfg.save_dir, settings_dict(cfg) | digests, args.restart, settings_dict(GANSettings())) as run:
         if args.log:
             run.start_wandb(settings_dict(cfg))
         write_left_out(cohort, run.folder)
@@ -198,7 +199,8 @@ def fit(
     for step in range(done + 1, last + 1):
         # What the images shown so far ask for.
         images = (step - 1) * per_step
-        options["gamma"] = eased(cfg.gamma, cfg.gamma_final, images, cfg.schedule_images)
+        gamma_final = cfg.gamma if cfg.gamma_final is None else cfg.gamma_final
+        options["gamma"] = eased(cfg.gamma, gamma_final, images, cfg.schedule_images)
         for optimizer, rate in ((optimizer_g, cfg.lr_generator), (optimizer_c, cfg.lr_critic)):
             optimizer.param_groups[0]["lr"] = eased(rate, rate * cfg.lr_final, images, cfg.schedule_images)
 
@@ -303,6 +305,7 @@ def describe_model(
         "gene_coverage": vae["coverage"],
         "tissues": sorted(cohort.slides["tissue"].astype(str).unique()),
         "donors": int(cohort.slides["donor"].nunique()),
+        "trained_on": marks(cohort.slides["slide"]),
         "tiles": len(cohort.tiles),
         "img_size": cfg.img_size,
         "mpp": cohort.tiles.mpp,

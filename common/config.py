@@ -120,7 +120,7 @@ class GANSettings(DataSettings):
     turns: bool = False  # each tile is shown turned and mirrored at random: 8 times as many, where none has an up
     augment: float = 0.0  # probability that a tile is shown turned, moved, cut out (each); for little data
     augment_images: int = 0  # images over which it rises from 0; 0: from the beginning
-    schedule_images: int = 0  # images over which the next two are reached, along half a cosine; 0: rates stay constant
+    schedule_images: int = 0  # images over which the next two are reached, along half a cosine; 0: neither changes
     lr_final: float = 1.0  # share of both learning rates that is left then
     gamma_final: float | None = None  # what gamma is then; None: what it was
     cache: str = "auto"  # where decoded tiles are kept: gpu | ram | none (read when needed) | auto: where they fit

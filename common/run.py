@@ -39,8 +39,18 @@ class Run:
     signal leaves at once. The loop asks `should_stop()` after each step, saves, and calls `stop()`.
     """
 
-    def __init__(self, folder: str | Path, settings: dict[str, Any], restart: bool = False) -> None:
-        """Create or re-open `folder`. InputError where it holds another run's settings (`restart` moves it aside)."""
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: dict[str, Any],
+        restart: bool = False,
+        defaults: dict[str, Any] | None = None,
+    ) -> None:
+        """Create or re-open `folder`. InputError where it holds another run's settings (`restart` moves it aside).
+
+        `defaults`: what settings that an older run's config.json does not have were in effect.
+        """
+        self._defaults = defaults or {}
         if not str(folder):
             raise InputError("no run folder: set save_dir in the config or name one with --save_dir / --model_dir")
         self.folder = Path(folder)
@@ -128,7 +138,7 @@ class Run:
         path = self.folder / "config.json"
         if not path.exists():
             return
-        before = read_json(path)
+        before = {**self._defaults, **read_json(path)}  # a run from before a setting was there had its default
         changed = {k for k in set(before) | set(settings) if before.get(k) != settings.get(k)} - FREE_TO_CHANGE
         if settings.get("num_epochs", 0) > before.get("num_epochs", 0):
             changed -= {"num_epochs"}  # it may grow

@@ -24,15 +24,21 @@ def retrieval(distance: np.ndarray) -> dict[str, float]:
     r <= 5; mrr, the mean of 1 / r; median_percentile, the median of 1 - (r - 1) / (P - 1): 1 best, 0.5 chance, 0
     worst. A tie at the border is a miss. InputError for another shape, P < 2, NaN or infinity.
     """
+    return summary_of(retrieval_rows(distance))
+
+
+def retrieval_rows(distance: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what each row contributes to the numbers of `retrieval`, (P,) each."""
     distance = _square(distance)
     own = distance.diagonal()[:, None]
     rank = 1 + (distance < own).sum(1) + ((distance == own).sum(1) - 1) / 2
-    return {
-        "top1": float((rank <= 1).mean()),
-        "top5": float((rank <= 5).mean()),
-        "mrr": float((1 / rank).mean()),
-        "median_percentile": float(np.median(1 - (rank - 1) / (len(distance) - 1))),
-    }
+    percentile = 1 - (rank - 1) / (len(distance) - 1)
+    return {"top1": rank <= 1, "top5": rank <= 5, "mrr": 1 / rank, "median_percentile": percentile}
+
+
+def summary_of(rows: dict[str, np.ndarray]) -> dict[str, float]:
+    """Return the mean of each entry's rows; the median of one named so."""
+    return {k: float(np.median(v) if k.startswith("median") else np.mean(v)) for k, v in rows.items()}
 
 
 def retrieval_chance(patients: int) -> dict[str, float]:
@@ -84,12 +90,17 @@ def diagonal_dominance(distance: np.ndarray) -> dict[str, float]:
     rows: share of rows whose least entry is the diagonal (a tie of k entries counts 1 / k; chance 1 / P). auc:
     probability that the diagonal entry is smaller than another of its row, ties half, averaged over rows (chance 0.5).
     """
+    return summary_of(diagonal_rows(distance))
+
+
+def diagonal_rows(distance: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what each row contributes to the numbers of `diagonal_dominance`, (P,) each."""
     distance = _square(distance)
     own = distance.diagonal()[:, None]
     less, ties = (distance < own).sum(1), (distance == own).sum(1)  # ties with itself: at least 1
     others = len(distance) - 1
     auc = ((distance > own).sum(1) + (ties - 1) / 2) / others
-    return {"rows": float(np.where(less == 0, 1 / ties, 0).mean()), "auc": float(auc.mean())}
+    return {"rows": np.where(less == 0, 1 / ties, 0), "auc": auc}
 
 
 def _square(distance: Any) -> np.ndarray:

@@ -1,8 +1,9 @@
 """The numbers of a conditional generator on held-out patients, part by part: features in, blocks of numbers out.
 
-A block says how a number stands: value and sd over sampling seeds, chance, ceiling (what real tiles reach against
-themselves), relative (0 at chance, 1 at the ceiling), null_q99 and p_value under re-paired patients, n. Where there are
-several seeds p_value and null_q99 are the worst of them. What cannot be computed is None.
+A block says how a number stands: value and sd over sampling seeds, low and high (95 % bootstrap over patients), chance,
+ceiling (what real tiles reach against themselves), relative (0 at chance, 1 at the ceiling), null_q99 and
+p_value under re-paired patients, n. Where there are several seeds p_value and null_q99 are the worst of them. What
+cannot be computed is None; so are low and high of spots, whose neighbours are alike.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,14 +13,23 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
+from common.run import seed_for
 from metrics.agreement import agreement, correlations, dose_response
-from metrics.conditioning import diagonal_dominance, feature_distances, relative, retrieval, retrieval_chance
+from metrics.conditioning import (
+    diagonal_rows,
+    feature_distances,
+    relative,
+    retrieval_chance,
+    retrieval_rows,
+    summary_of,
+)
 from metrics.diversity import memorisation, spread_ratio, variance_explained
 from metrics.kernel import kid_matrix
 from metrics.pairing import null_of
 from metrics.prediction import round_trip
 
 KID_HALVINGS = 3
+BOOTSTRAPS = 999
 LABELLINGS = 199  # at most: each takes a pass over all features
 Block = dict[str, Any]
 
@@ -52,13 +62,25 @@ class Comparison:
     """What generated tiles are held against: the same patients' real tiles, their halves, and random pairings.
 
     halves: pairs of disjoint parts of `real`; nulls (count, P): entry p names whose generated tiles are judged against
-    p's real ones; chosen (Q,): the patients among whom retrieval and distances look.
+    p's real ones; chosen (Q,): the patients among whom retrieval and distances look; independent: False where patients
+    are spots, whose neighbours are alike.
     """
 
     real: Measured
     halves: list[tuple[Measured, Measured]]
     nulls: np.ndarray
     chosen: np.ndarray
+    independent: bool = True
+
+    def interval(self, n: int, statistic: Callable[[np.ndarray], float]) -> tuple[float, float] | None:
+        """Return the 95 % percentile interval of `statistic` of n resampled patients' rows (n,); None for spots."""
+        if not self.independent:
+            return None
+        rng = np.random.default_rng(seed_for(0, "bootstrap", n))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found = np.array([statistic(rng.integers(n, size=n)) for _ in range(BOOTSTRAPS)])
+        found = found[np.isfinite(found)]
+        return tuple(np.quantile(found, (0.025, 0.975)).tolist()) if len(found) > BOOTSTRAPS // 2 else None
 
 
 def halve(sizes: Sequence[int], times: int, seed: int) -> list[tuple[list[np.ndarray], list[np.ndarray]]]:
@@ -77,6 +99,7 @@ def block(
     chance: float | None = None,
     ceiling: float | None = None,
     n: int | None = None,
+    interval: tuple[float, float] | None = None,
 ) -> Block:
     """Return a block of a number's values, one per sampling seed, and of null_of of each."""
     known = [v for v in per_seed if v is not None and np.isfinite(v)]
@@ -85,6 +108,8 @@ def block(
     return {
         "value": value,
         "sd": (float(np.std(known, ddof=1)) if len(known) > 1 else 0.0) if whole else None,
+        "low": interval[0] if interval and whole else None,
+        "high": interval[1] if interval and whole else None,
         "per_seed": [None if v is None or not np.isfinite(v) else float(v) for v in per_seed],
         "chance": chance,
         "ceiling": None if ceiling is None or not np.isfinite(ceiling) else float(ceiling),
@@ -167,7 +192,7 @@ def retrieval_blocks(c: Comparison, generated: Sequence[Measured], centre: bool)
     real = c.real.means[c.chosen]
     matrices = [feature_distances(g.means, real, centre) for g in generated]
     ceilings = [feature_distances(a.means[c.chosen], b.means[c.chosen], centre) for a, b in c.halves]  # (Q, Q) each
-    return matrix_blocks(matrices, c, retrieval, retrieval_chance(len(c.chosen)), ceilings)
+    return matrix_blocks(matrices, c, retrieval_rows, retrieval_chance(len(c.chosen)), ceilings)
 
 
 def distance_blocks(c: Comparison, generated: Sequence[Measured]) -> tuple[dict[str, Block], np.ndarray, str]:
@@ -188,26 +213,29 @@ def distance_blocks(c: Comparison, generated: Sequence[Measured]) -> tuple[dict[
         matrices = [feature_distances(g.means, c.real.means[c.chosen], True) for g in generated]
         ceilings = [feature_distances(a.means[c.chosen], b.means[c.chosen], True) for a, b in c.halves]
     chance = {"rows": 1 / len(c.chosen), "auc": 0.5}
-    blocks = matrix_blocks(matrices, c, diagonal_dominance, chance, ceilings)
+    blocks = matrix_blocks(matrices, c, diagonal_rows, chance, ceilings)
     return blocks, np.mean(matrices, 0)[c.chosen], kind
 
 
 def matrix_blocks(
     matrices: Sequence[np.ndarray],
     c: Comparison,
-    statistic: Callable[[np.ndarray], dict[str, float]],
+    rows_of: Callable[[np.ndarray], dict[str, np.ndarray]],
     chance: Mapping[str, float],
     ceilings: Sequence[np.ndarray],
 ) -> dict[str, Block]:
-    """Return a block of each number of `statistic`; matrices: a (P, Q) per seed, ceilings: (Q, Q) of real halves."""
-    values = [statistic(m[c.chosen]) for m in matrices]
-    nulls = [[statistic(m[p]) for p in c.nulls[:, c.chosen]] for m in matrices]
-    tops = [statistic(m) for m in ceilings]
+    """Return a block of each number of `rows_of`; matrices: a (P, Q) per seed, ceilings: (Q, Q) of real halves."""
+    rows = [rows_of(m[c.chosen]) for m in matrices]
+    values = [summary_of(r) for r in rows]
+    nulls = [[summary_of(rows_of(m[p])) for p in c.nulls[:, c.chosen]] for m in matrices]
+    tops = [summary_of(rows_of(m)) for m in ceilings]
     found = {}
     for key in values[0]:
         tests = [null_of(v[key], [one[key] for one in null]) for v, null in zip(values, nulls, strict=True)]
         ceiling = float(np.mean([top[key] for top in tops])) if tops else None
-        found[key] = block([v[key] for v in values], tests, chance[key], ceiling, len(c.chosen))
+        each = np.mean([r[key] for r in rows], 0)  # (Q,), over seeds
+        interval = c.interval(len(each), lambda p, key=key, each=each: summary_of({key: each[p]})[key])
+        found[key] = block([v[key] for v in values], tests, chance[key], ceiling, len(c.chosen), interval)
     return found
 
 
@@ -215,12 +243,16 @@ def matrix_blocks(
 
 
 def round_trip_block(
-    truth: np.ndarray, from_generated: Sequence[np.ndarray], from_real: np.ndarray, nulls: np.ndarray
+    c: Comparison, truth: np.ndarray, from_generated: Sequence[np.ndarray], from_real: np.ndarray
 ) -> Block:
     """Return the block of r_generated (see metrics.prediction.round_trip), its ceiling r_real; tables (P, k)."""
-    trips = [round_trip(truth, g, from_real, nulls) for g in from_generated]
-    first = trips[0]
-    found = block([t["r_generated"] for t in trips], trips, 0.0, first["r_real"], len(truth))
+    trips = [round_trip(truth, g, from_real, c.nulls) for g in from_generated]
+    first, interval = trips[0], None
+    if first["kept"]:
+        kept, read = np.array(first["per_component"]["kept"]), np.mean(from_generated, 0)
+        t, g = truth[:, kept], read[:, kept]
+        interval = c.interval(len(t), lambda p: float(np.nan_to_num(correlations(t[p], g[p])).mean()))
+    found = block([t["r_generated"] for t in trips], trips, 0.0, first["r_real"], len(truth), interval)
     components = [t["per_component"]["generated"] for t in trips]
     return found | {
         "components": first["components"],
@@ -237,13 +269,19 @@ def morphology_blocks(
     """Return for each measure how generated tiles follow real ones: the block of pearson, and what else there is.
 
     from_expression: measure -> (P,), a ridge's predictions from expression alone; `ridge` is their r with real tiles.
+    ceiling is r of two halves of the real tiles, attainable what r with all of them a faultless reading of the truth
+    could then have, sqrt(2 r / (1 + r)) (Spearman-Brown); `relative` is held against that.
     """
     found = {}
     for name in c.real.morphology:
         real = c.real.mean_of(name)
         each = [agreement(real, g.mean_of(name), c.nulls) for g in generated]
         ceiling = np.mean([_r(a.mean_of(name), b.mean_of(name)) for a, b in c.halves]) if c.halves else None
-        own = block([e["pearson"] for e in each], each, 0.0, ceiling, each[0]["n"])
+        mean = np.mean([g.mean_of(name) for g in generated], 0)
+        interval = c.interval(len(real), lambda p, mean=mean, real=real: _r(mean[p], real[p]))
+        own = block([e["pearson"] for e in each], each, 0.0, ceiling, each[0]["n"], interval)
+        top = float(np.sqrt(2 * ceiling / (1 + ceiling))) if ceiling is not None and ceiling > 0 else None
+        own |= {"attainable": top, "relative": relative(own["value"], 0.0, top)}
         ridge = _r(from_expression[name], real) if from_expression else np.nan
         found[name] = {
             "pearson": own.pop("value"),
@@ -297,7 +335,10 @@ def diversity_block(c: Comparison, generated: Sequence[Measured]) -> Block | Non
     ratios = [spread_ratio(g.features, c.real.features) for g in generated]
     large = [(a, b) for a, b in c.halves if min(len(x) for m in (a, b) for x in m.features) > 1]
     halves = [spread_ratio(a.features, b.features)["median"] for a, b in large]
-    found = block([r["median"] for r in ratios], (), None, _mean_of(halves), ratios[0]["n"])
+    each = np.array([r["ratios"] for r in ratios], np.float64).mean(0)
+    each = each[np.isfinite(each)]
+    interval = c.interval(len(each), lambda p: float(np.median(each[p]))) if len(each) else None
+    found = block([r["median"] for r in ratios], (), None, _mean_of(halves), ratios[0]["n"], interval)
     return found | {
         "lowest": _mean_of([r["lowest"] for r in ratios]),
         "highest": _mean_of([r["highest"] for r in ratios]),
@@ -310,12 +351,12 @@ def memorisation_block(
     """Return the share of generated tiles nearer to a training (m, d) than to a held-out tile; 0.5 is ideal.
 
     `available` >= m: the training tiles that there are; copies of those not looked at go unseen.
-    ceiling: the same of one half of the real held-out tiles, the other half standing for them.
+    ceiling: the same of a random half of the real held-out tiles, the other half standing for them.
     """
     held_out = np.concatenate(c.real.features)
     shares = [memorisation(np.concatenate(g.features), train, held_out, seed) for g in generated]
-    a, b = (np.concatenate(m.features) for m in c.halves[0])
-    ceiling = memorisation(a, train, b, seed)["mean"]
+    a, b = np.array_split(np.random.default_rng(seed_for(seed, "memorised halves")).permutation(len(held_out)), 2)
+    ceiling = memorisation(held_out[a], train, held_out[b], seed)["mean"]
     found = block([s["mean"] for s in shares], (), 0.5, ceiling, sum(map(len, generated[0].features)))
     return found | {
         "relative": None,

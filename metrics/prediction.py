@@ -13,12 +13,17 @@ from metrics.pairing import null_of
 
 ALPHAS = tuple(np.logspace(-1, 6, 15))
 FOLDS = 5
+FAR = 5.0  # sd of the training rows beyond which a feature is taken as that far; ours
 FLOOR = 0.2  # r on real tiles below which a component is not predicted: chance (1 sd) for 25 patients
 
 
 @dataclass
 class RidgeModel:
-    """A fitted ridge, one penalty per target: prediction = (x - mean) / scale @ coef + intercept."""
+    """A fitted ridge, one penalty per target: prediction = z @ coef + intercept, z = (x - mean) / scale within +-FAR.
+
+    Without that bound a feature that hardly varies in training (a colour few tiles have) would decide alone wherever a
+    generator leaves its narrow range.
+    """
 
     mean: np.ndarray  # (d,)
     scale: np.ndarray  # (d,), infinite for a constant feature
@@ -32,7 +37,7 @@ class RidgeModel:
         x = np.asarray(x, dtype=np.float64)
         if x.ndim != 2 or x.shape[1] != len(self.mean):
             raise InputError(f"ridge: fitted on {len(self.mean)} features, found a table of shape {x.shape}")
-        return (x - self.mean) / self.scale @ self.coef + self.intercept
+        return _scaled(x, self.mean, self.scale) @ self.coef + self.intercept
 
 
 def fit_ridge(x: Any, y: Any, groups: Any, alphas: Any = ALPHAS) -> RidgeModel:
@@ -102,6 +107,10 @@ def round_trip(
     }
 
 
+def _scaled(x: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    return np.clip((x - mean) / scale, -FAR, FAR)
+
+
 class _Decomposed:
     """Standardised features by their principal axes: coef(alpha) = axes @ diag(1 / (s^2 + alpha)) @ projections."""
 
@@ -110,7 +119,7 @@ class _Decomposed:
         self.mean, sd = x.mean(0), x.std(0)
         self.scale = np.where(sd > 1e-7 * np.abs(x).max(0, initial=0), sd, np.inf)  # a constant counts for nothing
         self.intercept = y.mean(0)
-        z = (x - self.mean) / self.scale
+        z = _scaled(x, self.mean, self.scale)
         wide = len(z) < z.shape[1]
         values, vectors = np.linalg.eigh(z @ z.T if wide else z.T @ z)
         used = values > 1e-10 * max(values[-1], 0.0)
@@ -120,7 +129,7 @@ class _Decomposed:
 
     def rotate(self, x: np.ndarray) -> np.ndarray:
         """Features (n, d) -> coordinates on the axes (n, r)."""
-        return (x - self.mean) / self.scale @ self.axes
+        return _scaled(x, self.mean, self.scale) @ self.axes
 
     def shrunk(self, alpha: float | np.ndarray) -> np.ndarray:
         """Coefficients on the axes (r, k), for one penalty or one per target (k,)."""

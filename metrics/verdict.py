@@ -20,10 +20,10 @@ def verdict(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
     word is "dead" (the tiles do not depend on the expression), "no match", "undecided", "partial" or "match". The
     tests are those of retrieval (mean reciprocal rank), the round trip and each measure that expression predicts at
-    all (`ridge` at least 0.3, or unknown). match: each has p < 0.01; partial: at least one has, and p <= 0.05 / number
-    of tests, so that luck with one of many does not count. A number at or below chance (r <= 0) never passes.
-    undecided: no test could have passed, because its least p, the larger of 1 / (1 + pairings) and 1 / n! of n
-    patients, is not below that bound.
+    all (`ridge` at least 0.3, or unknown). match: each has p < 0.01, one besides retrieval among them; partial: at
+    least one has, and p <= 0.05 / number of tests, so that luck with one of many does not count. A number at or below
+    chance (r <= 0) never passes. undecided: no test could have passed, because its least p, the larger of
+    1 / (1 + pairings) and 1 / n! of n patients, is not below that bound.
     """
     grey, tests = metrics["liveness"]["pixel_difference"]["value"], _tests(metrics)
     passed = [name for name, b in tests.items() if _above_chance(b) and b["p_value"] < LEVEL]
@@ -34,7 +34,7 @@ def verdict(metrics: Mapping[str, Any]) -> dict[str, Any]:
     elif not sure:
         word = "no match" if able else "undecided"
     else:
-        word = "match" if len(passed) == len(tests) else "partial"
+        word = "match" if len(passed) == len(tests) > 1 else "partial"
     return {
         "word": word,
         "text": _text(metrics, word, grey, tests, passed),
@@ -45,7 +45,10 @@ def verdict(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def share(metrics: Mapping[str, Any]) -> float | None:
-    """Return the mean of value over ceiling (above chance) over the tests of `verdict`; None where none is known."""
+    """Return the mean of `relative` over the tests of `verdict`; None where none is known.
+
+    0 is chance, 1 is where real tiles would be: at their ceiling, or for morphology at the r that it allows.
+    """
     morphology = metrics["morphology"]
     values = [metrics["retrieval"]["centred"]["mrr"]["relative"], metrics["round_trip"]["relative"]]
     values += [morphology[name]["relative"] for name in _judged(morphology)]
@@ -94,7 +97,7 @@ def _needed(tests: Mapping[str, Mapping[str, Any]]) -> str:
 def _text(metrics: Mapping[str, Any], word: str, grey: float, tests: Mapping[str, Any], passed: list[str]) -> str:
     changed = f"({grey:.2g} grey levels between patients at the same noise)"
     of_ceiling = share(metrics)
-    reach = f" at {of_ceiling:.0%} of the ceiling of real tiles" if of_ceiling is not None else ""
+    reach = f" at {of_ceiling:.0%} of what real tiles allow" if of_ceiling is not None else ""
     heads = {
         "dead": f"tiles do not depend on the expression {changed} and do not match it",
         "no match": f"tiles depend on the expression {changed} but do not match it",
@@ -112,7 +115,9 @@ def _text(metrics: Mapping[str, Any], word: str, grey: float, tests: Mapping[str
 def _measure(name: str, b: Mapping[str, Any]) -> str:
     p = "no p" if b["p_value"] is None else f"p {b['p_value']:.3f}"
     floor = f"re-paired {_n(b['shuffled_pearson'])}, {p}"
-    return f"{name} r {_n(b['pearson'])} (real against real {_n(b['ceiling'])}, {floor})"
+    low, high = b.get("low"), b.get("high")
+    interval = "" if low is None else f" [{_n(low)}, {_n(high)}]"
+    return f"{name} r {_n(b['pearson'])}{interval} (n {b['n']}; real against real {_n(b['ceiling'])}, {floor})"
 
 
 def _n(value: float | None) -> str:

@@ -105,8 +105,9 @@ class InputRule:
 class ConditionedGenerator(nn.Module):
     """A network that draws tiles, and before it the line where expression meets noise.
 
-    `network(x (n, d), pixels (n, p))` -> (n, 3, H, W) in [-1, 1]; p = network.pixel_noise numbers of noise that are
-    added to single pixels, none in a DCGAN. Of noise (n, noise_dims) the first `encoding_dims` meet the expression.
+    `network(x (n, d), pixels (n, p))` -> (n, 3, H, W), meant for [-1, 1]; p = network.pixel_noise numbers of
+    noise that are added to single pixels, none in a DCGAN. Of noise (n, noise_dims) the first `encoding_dims` meet the
+    expression.
     """
 
     def __init__(
@@ -155,7 +156,9 @@ class ConditionedGenerator(nn.Module):
         if not self.conditional:
             return noise
         if self.rule.standardise == "batch":
-            return noise if c is None else published_infuse(noise, c)
+            if guidance != 1:
+                raise InputError("guidance: standardise = batch (published) has no null to move from; leave it at 1")
+            return published_infuse(noise, torch.zeros_like(noise) if c is None else c)
         null = self.null.expand(len(noise), -1)
         if c is None:
             e = null
@@ -174,7 +177,7 @@ class ConditionedGenerator(nn.Module):
         keep: torch.Tensor | None = None,
         guidance: float = 1.0,
     ) -> torch.Tensor:
-        """Return tiles (n, 3, H, W) in [-1, 1] from noise (n, noise_dims) and c, as `enter` takes them."""
+        """Return tiles (n, 3, H, W), meant for [-1, 1], from noise (n, noise_dims) and c, as `enter` takes them."""
         noise, pixels = noise[:, : self.encoding_dims], noise[:, self.encoding_dims :]
         return self.network(self.enter(noise, c, keep, guidance), pixels)
 

@@ -21,8 +21,6 @@ def resolve_gan_settings(cfg: GANSettings) -> None:
     sees = cfg.loss_type in LOSSES and LOSSES[cfg.loss_type].sees
     if cfg.critic_condition == "none" and cfg.mismatched_weight is None:
         cfg.mismatched_weight = 0.0  # it is the critic's
-    if cfg.gamma_final is None:
-        cfg.gamma_final = cfg.gamma
     if cfg.condition is None:
         cfg.condition = "concat" if sees else "add"
     for key, value in (SEEING if sees else BLIND).items():
@@ -54,7 +52,7 @@ def check_gan_settings(cfg: GANSettings, config: str) -> None:
     counts = ("num_epochs", "batch_size", "critic_steps", "step_channels", "encoding_dims", "log_interval")
     counts += ("max_patch_per_wsi", "ema_images", "num_grid", "depth", "cond_dim", "penalty_every")
     schedules = ("augment_images", "schedule_images")
-    weights = ("penalty_weight", "gamma", "gamma_final", "mismatched_weight")
+    weights = ("penalty_weight", "gamma", "mismatched_weight")
     expected: dict[str, tuple[Sequence[str], Callable[[float], bool]]] = {
         "1 or more": (counts, lambda x: x >= 1),
         "0 or more": (
@@ -69,8 +67,14 @@ def check_gan_settings(cfg: GANSettings, config: str) -> None:
         for key in keys:
             if not good(getattr(cfg, key)):
                 raise InputError(f"{config}: {key} = {getattr(cfg, key)}: expected {words}")
+    if cfg.gamma_final is not None and not 0 <= cfg.gamma_final < math.inf:
+        raise InputError(f"{config}: gamma_final = {cfg.gamma_final}: expected 0 or more")
     if cfg.img_size < 16 or cfg.img_size & (cfg.img_size - 1):
         raise InputError(f"{config}: img_size = {cfg.img_size}: expected a power of two, 16 or more")
+    if not cfg.schedule_images and (cfg.lr_final != 1 or cfg.gamma_final is not None):
+        raise InputError(f"{config}: lr_final and gamma_final need schedule_images, the images until they are reached")
+    if cfg.standardise == "batch" and cfg.cond_dropout:
+        raise InputError(f"{config}: cond_dropout = {cfg.cond_dropout} needs standardise = train: batch has no null")
     InputRule.of(settings_dict(cfg))
     if cfg.mismatched_weight and cfg.critic_condition == "none":
         raise InputError(f"{config}: mismatched_weight = {cfg.mismatched_weight} needs critic_condition = projection")

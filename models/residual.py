@@ -125,7 +125,10 @@ class DrawingBlock(nn.Module):
 
 
 class ResidualGenerator(nn.Module):
-    """Noise with or without expression (n, encoding_dims), per-pixel noise (n, pixel_noise) -> tiles in [-1, 1]."""
+    """Noise with or without expression (n, encoding_dims), per-pixel noise (n, pixel_noise) -> tiles.
+
+    Tiles are meant to lie in [-1, 1]; nothing bounds them (a tanh would slow what is near white), saving clips them.
+    """
 
     def __init__(self, encoding_dims: int = 128, out_size: int = 64, step_channels: int = 20, depth: int = 1) -> None:
         super().__init__()

@@ -1,15 +1,17 @@
 """What evaluate_conditioning.py looks at: held-out patients of a tissue, their real and generated tiles, measured."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from common.config import GANSettings
-from common.errors import InputError, warn
+from common.errors import InputError, shorten, warn
 from common.run import generator_for, seed_for
 from datasets.cohort import Cohort, open_cohort
+from datasets.fingerprint import seen_among
 from datasets.tiles import to_uint8
 from metrics.evaluation import Measured
 from metrics.morphology import MEASURES, morphology
@@ -24,6 +26,8 @@ LEAST_TILES = 4  # real tiles of a patient, where most have them: each half has 
 REAL_TILES = 64  # of a patient that are looked at, at most (or --tiles, where that is more)
 TRAIN_TILES = 4000  # of all training patients together, about: features, for the round trip and memorisation
 BATCH = 64
+STRIP = 512  # tiles in memory at a time
+View = Callable[[np.ndarray], np.ndarray]  # uint8 (n, H, W, 3) -> (n, d)
 
 
 @dataclass
@@ -83,8 +87,14 @@ def open_patients(
     seen = gan.state["split_seed"]
     if cfg.split_seed != seen:
         warn(f"split_seed = {cfg.split_seed} in the config; {gan.run} was trained under {seen}: that is used")
-    cohort = open_cohort(replace(cfg, split_seed=seen, img_size=gan.state["img_size"]), (split,))
+    theirs = {"split_seed": seen, "img_size": gan.state["img_size"]}
+    if split == "train":  # the tiles that it was shown
+        theirs |= {key: gan.state["settings"][key] for key in ("seed", "max_patch_per_wsi")}
+    cohort = open_cohort(replace(cfg, **theirs), (split,))
     profiles = gan.profiles(vae_path, cohort.table)
+    if split != "train":
+        refuse_seen(gan.path, cohort.slides["slide"], gan.state.get("trained_on"), split)
+        refuse_seen(profiles.path, cohort.table.obs.index, profiles.vae.trained_on, split)
     c = profiles.conditions()
     found = {}
     for tissue, slides in cohort.slides[cohort.slides["n_tiles"] > 0].groupby("tissue", sort=False):
@@ -97,6 +107,17 @@ def open_patients(
         found[str(tissue)] = Patients(cohort, rows, c[torch.from_numpy(rows)], tiles, featured, sum(map(len, own)))
         gan.warn_of_tissue(f"{split} split", str(tissue))
     return found, profiles
+
+
+def refuse_seen(path: Path, names: Iterable[str], trained_on: list[str] | None, split: str) -> None:
+    """InputError where some of `names`, held out by the table at hand, trained the model at `path` (see marks)."""
+    if trained_on is None:
+        warn(f"{path}: does not say what it was trained on (an older file): that {split} is unseen rests on the table")
+    elif known := seen_among(names, trained_on):
+        raise InputError(
+            f"{path}: was trained on {len(known)} of what the table at hand has in split {split}: {shorten(known)}; "
+            "evaluate it with the table (assigned_split) that it was trained with, or train it again"
+        )
 
 
 def independent(patients: Patients, tissue: str) -> Patients:
@@ -155,31 +176,52 @@ class Ruler:
         parts = [morphology(images[i : i + BATCH], mpp) for i in range(0, len(images), BATCH)]
         return {name: np.concatenate([part[name] for part in parts]) for name in MEASURES}
 
-    def measure(self, images: Sequence[np.ndarray], mpp: float) -> Measured:
+    def measure(self, images: Iterable[np.ndarray], mpp: float) -> Measured:
         """Return Measured of each patient's tiles, uint8 (n_p, H, W, 3)."""
-        ends, flat = np.cumsum([len(x) for x in images])[:-1], np.concatenate(images)
-        values = self.morphology(flat, mpp)
-        return Measured(np.split(self.features(flat), ends), {k: np.split(v, ends) for k, v in values.items()})
+        views = {"features": self.features, "morphology": lambda x: self._table(x, mpp)}
+        return self._measured(viewed(views, images))
 
-    def sides(self, images: Sequence[np.ndarray], mpp: float) -> tuple[Measured, Measured]:
-        """Return the left and the right halves of tiles, measured: morphology of the half, features of the half beside
-        its mirror image, so that the extractor sees a tile of the usual shape and scale."""
-        found = []
-        for halves, whole in zip(sides_of(images), sides_of(images, mirror=True), strict=True):
-            ends = np.cumsum([len(x) for x in images])[:-1]
-            values = self.morphology(np.concatenate(halves), mpp)
-            features = np.split(self.features(np.concatenate(whole)), ends)
-            found.append(Measured(features, {k: np.split(values[k], ends) for k in MEASURES}))
-        return found[0], found[1]
+    def side(self, images: Iterable[np.ndarray], mpp: float, right: bool) -> Measured:
+        """Return the left or right halves of tiles, measured: morphology of the half, features of the half beside its
+        mirror image, so that the extractor sees a tile of the usual shape and scale."""
+        views = {
+            "features": lambda x: self.features(half_of(x, right, mirror=True)),
+            "morphology": lambda x: self._table(half_of(x, right), mpp),
+        }
+        return self._measured(viewed(views, images))
+
+    def _table(self, images: np.ndarray, mpp: float) -> np.ndarray:
+        return np.stack(list(self.morphology(images, mpp).values()), 1)  # (n, measures)
+
+    def _measured(self, found: dict[str, list[np.ndarray]]) -> Measured:
+        return Measured(found["features"], {m: [x[:, k] for x in found["morphology"]] for k, m in enumerate(MEASURES)})
 
 
-def sides_of(images: Sequence[np.ndarray], mirror: bool = False) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return the left and the right halves of tiles (n_p, H, W, 3), with `mirror` beside their mirror images."""
-    found = []
-    for half in (lambda x: x[:, :, : x.shape[2] // 2], lambda x: x[:, :, -(x.shape[2] // 2) :]):
-        halves = [np.ascontiguousarray(half(x)) for x in images]
-        found.append([np.concatenate([x, x[:, :, ::-1]], axis=2) for x in halves] if mirror else halves)
-    return found[0], found[1]
+def viewed(views: dict[str, View], images: Iterable[np.ndarray]) -> dict[str, list[np.ndarray]]:
+    """Return each view of each patient's tiles, uint8 (n_p, H, W, 3); about STRIP tiles are in memory at a time."""
+    found: dict[str, list[np.ndarray]] = {name: [] for name in views}
+    strip: list[np.ndarray] = []
+
+    def look() -> None:
+        ends = np.cumsum([len(x) for x in strip])[:-1]
+        for name, view in views.items():
+            found[name] += np.split(view(np.concatenate(strip)), ends)
+        strip.clear()
+
+    for tiles in images:
+        strip.append(tiles)
+        if sum(map(len, strip)) >= STRIP:
+            look()
+    if strip:
+        look()
+    return found
+
+
+def half_of(tiles: np.ndarray, right: bool, mirror: bool = False) -> np.ndarray:
+    """Return the left or right half of tiles (n, H, W, 3), with `mirror` beside its mirror image."""
+    width = tiles.shape[2] // 2
+    half = np.ascontiguousarray(tiles[:, :, -width:] if right else tiles[:, :, :width])
+    return np.concatenate([half, half[:, :, ::-1]], axis=2) if mirror else half
 
 
 @dataclass
@@ -210,9 +252,14 @@ class Generated:
         for tiles in generate_tiles(self.generator, n, seed, c, start=start, **options):
             yield to_uint8(tiles)
 
-    def tiles(self, seed: int) -> list[np.ndarray]:
-        """Return each patient's tiles, P of uint8 (each, H, W, 3)."""
-        return np.split(np.concatenate(list(self.batches(seed))), self.patients)
+    def tiles(self, seed: int) -> Iterator[np.ndarray]:
+        """Yield each patient's tiles, uint8 (each, H, W, 3)."""
+        held = np.empty((0, 0, 0, 3), np.uint8)
+        for batch in self.batches(seed):
+            held = np.concatenate([held, batch]) if len(held) else batch
+            while len(held) >= self.each:
+                yield held[: self.each]
+                held = held[self.each :]
 
     def tiles_of(self, seed: int, patients: Sequence[int], n: int) -> list[np.ndarray]:
         """Return the first n tiles of some patients."""
@@ -224,11 +271,7 @@ class Generated:
 
     def measure(self, seed: int, ruler: Ruler, mpp: float) -> Measured:
         """Return Measured of all patients' tiles, which are not kept."""
-        parts = [ruler.measure([batch], mpp) for batch in self.batches(seed)]
-        features = np.concatenate([part.features[0] for part in parts])
-        values = {name: np.concatenate([part.morphology[name][0] for part in parts]) for name in MEASURES}
-        split = [np.split(v, self.patients) for v in (features, *values.values())]
-        return Measured(split[0], dict(zip(values, split[1:], strict=True)))
+        return ruler.measure(self.tiles(seed), mpp)
 
     def same_noise(self, seed: int, c: torch.Tensor, noises: int) -> np.ndarray:
         """Return tiles of each input c (m, z) with the same `noises` noise vectors, uint8 (m, noises, H, W, 3)."""

@@ -1,7 +1,8 @@
 """One tissue's evaluation: tiles are drawn and measured once, then every number and picture is made of them."""
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from metrics.evaluation import Comparison, Measured
 from metrics.morphology import MEASURES
 from metrics.pairing import re_pairings, torus_shifts
 from metrics.verdict import verdict
-from sources.evaluation import Generated, Patients, Ruler, seeds_of, sides_of
+from sources.evaluation import Generated, Patients, Ruler, View, half_of, seeds_of, viewed
 from sources.gan import GAN
 from sources.readers import Look, Readers
 
@@ -56,12 +57,12 @@ class Job:
     def run(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the blocks and what the page draws."""
         with tqdm(total=5 + len(self.seeds), desc=self.tissue, unit="part", disable=None) as bar:
-            real_tiles = [self.patients.read(p) for p in range(self.n)]
-            real = self.ruler.measure(real_tiles, self.mpp)
-            ceiling, splits = self.splits(real_tiles)
-            halves = self.halved(real_tiles, splits, real)
+            real = self.ruler.measure(self.real(), self.mpp)
+            ceiling, splits = self.splits()
+            halves = self.halved(splits, real)
             nulls, kind = self.pairings()
-            compared = Comparison(real, halves, nulls, self.chosen())
+            spots = self.patients.array_xy() is not None
+            compared = Comparison(real, halves, nulls, self.chosen(), independent=not spots)
             bar.update()
             readers = Readers.fit(self.train, self.ruler, self.mpp)
             look = readers.look(self.ruler.features)
@@ -76,7 +77,7 @@ class Job:
             bar.update()
             doses, dose_strip = self.doses(readers)
             bar.update()
-            controls = self.controls(compared, readers, look, real_tiles, splits)
+            controls = self.controls(compared, readers, look, splits)
             bar.update()
         found = {
             "patients": self.n,
@@ -92,7 +93,7 @@ class Job:
             "ceiling_tiles": {
                 "each_side": _range(len(x) for pair in halves for side in pair for x in side.features),
                 "generated": self.args.tiles,
-                "real": _range(map(len, real_tiles)),
+                "real": _range(map(len, self.patients.tiles)),
             },
             "nulls": f"{len(nulls)} {kind}",
             "liveness": live,
@@ -105,7 +106,7 @@ class Job:
         first = self.source.tiles_of(self.seeds[0], shown, SHOWN_TILES)
         pictures = {
             "names": [self.patients.names[p] for p in shown],
-            "real": [real_tiles[p][:SHOWN_TILES] for p in shown],
+            "real": [self.patients.read(p, slice(SHOWN_TILES)) for p in shown],
             "generated": first,
             "live": strip,
             "matrix": matrix,
@@ -141,9 +142,13 @@ class Job:
         shifts = torus_shifts(xy, self.args.re_pairings, self.seed, groups, mirrored=True)
         return shifts, "torus shifts of the array of spots, mirrored ones among them"
 
-    def splits(self, tiles: list[np.ndarray]) -> tuple[str, list[tuple[list[np.ndarray], list[np.ndarray]]] | None]:
+    def real(self) -> Iterator[np.ndarray]:
+        """Yield each patient's real tiles, read anew."""
+        return (self.patients.read(p) for p in range(self.n))
+
+    def splits(self) -> tuple[str, list[tuple[list[np.ndarray], list[np.ndarray]]] | None]:
         """Return what the ceiling is, and how each patient's tiles are halved (None: each tile left from right)."""
-        sizes = [len(x) for x in tiles]
+        sizes = [len(x) for x in self.patients.tiles]
         wanted = self.args.ceiling or ("halves" if min(sizes) >= 2 else "sides")
         if wanted == "sides":
             return "left half of each real tile against its right half", None
@@ -153,10 +158,11 @@ class Job:
         splits = evaluation.halve(sizes, HALVINGS, seed_for(self.seed, "halves"))
         return f"random halves of each patient's {min(sizes)} to {max(sizes)} real tiles, {HALVINGS} times", splits
 
-    def halved(self, tiles: list[np.ndarray], splits: Any, measured: Measured) -> list[tuple[Measured, Measured]]:
+    def halved(self, splits: Any, measured: Measured) -> list[tuple[Measured, Measured]]:
         """Return the halves of real tiles (measured already, or each tile's sides)."""
         if splits is None:
-            return [self.ruler.sides(tiles, self.mpp)]
+            left, right = (self.ruler.side(self.real(), self.mpp, right) for right in (False, True))
+            return [(left, right)]
         return [(measured.take(a), measured.take(b)) for a, b in splits]
 
     # ---- The parts ----
@@ -194,7 +200,7 @@ class Job:
                 "centred": evaluation.retrieval_blocks(c, generated, True),
             },
             "distance": {"kind": kind, **distance},
-            "round_trip": evaluation.round_trip_block(truth, read[:-1], read[-1], c.nulls),
+            "round_trip": evaluation.round_trip_block(c, truth, read[:-1], read[-1]),
             "morphology": evaluation.morphology_blocks(c, generated, ridge),
             "diversity": spread,
             "memorisation": evaluation.memorisation_block(c, generated, look.train, self.seed, self.train.available),
@@ -229,9 +235,7 @@ class Job:
             drawn[name] = (np.array(alphas), values, tiles[:2, :, 0])
         return blocks, drawn
 
-    def controls(
-        self, c: Comparison, readers: Readers, look: Look, real_tiles: list[np.ndarray], splits: Any
-    ) -> dict[str, Any]:
+    def controls(self, c: Comparison, readers: Readers, look: Look, splits: Any) -> dict[str, Any]:
         """Return part 8, on one sampling seed and at most CONTROL_TILES tiles a patient.
 
         Greyscale and colours alone are judged as everything is, but that morphology is what a ridge, fitted on
@@ -241,16 +245,20 @@ class Job:
         plain = self._generated(self.control, None, each).measure(seed, self.ruler, self.control.state["mpp"])
         found = {"unconditional": self.judge(c, [plain], readers, look)[0]}
         explained = {"unconditional": ([plain], c.real)}
-        tiles = self._generated(self.gan, self.patients.c, each).tiles(seed)
-        for name, view in (("greyscale", self._grey), ("colour_histogram", colour_histogram)):
+        views = {"greyscale": self._grey, "colour_histogram": colour_histogram}
+        of_real = viewed(views, self.real())
+        of_made = viewed(views, self._generated(self.gan, self.patients.c, each).tiles(seed))
+        if splits is None:
+            sides = [viewed(self._halves(right), self.real()) for right in (False, True)]
+        for name, view in views.items():
             seen = readers.look(view, LOOK_TILES)
-            real, made = Measured(_by_patient(view, real_tiles), c.real.morphology), _seen(seen, tiles)
+            real, made = Measured(of_real[name], c.real.morphology), _read(seen, Measured(of_made[name]))
             if splits is None:
-                sides = sides_of(real_tiles, mirror=name == "greyscale")
-                halves = [(_seen(seen, sides[0]), Measured(_by_patient(view, sides[1]), c.halves[0][1].morphology))]
+                left, right = (Measured(side[name]) for side in sides)
+                halves = [(_read(seen, left), Measured(right.features, c.halves[0][1].morphology))]
             else:
                 halves = [(_read(seen, real.take(a)), real.take(b)) for a, b in splits]
-            found[name] = self.judge(Comparison(real, halves, c.nulls, c.chosen), [made], readers, seen)[0]
+            found[name] = self.judge(replace(c, real=real, halves=halves), [made], readers, seen)[0]
             explained[name] = ([made], real)
         for name, (generated, real) in explained.items():
             block = evaluation.explained_block(generated, real, count, seed_for(self.seed, "labels"))
@@ -273,13 +281,14 @@ class Job:
     def _generated(self, gan: GAN, c: torch.Tensor | None, each: int) -> Generated:
         return Generated(gan.generator, c, self.n, each, gan.device, self.args.guidance)
 
+    def _halves(self, right: bool) -> dict[str, View]:
+        return {
+            "greyscale": lambda x: self._grey(half_of(x, right, mirror=True)),
+            "colour_histogram": lambda x: colour_histogram(half_of(x, right)),
+        }
+
     def _grey(self, tiles: np.ndarray) -> np.ndarray:
         return self.ruler.features(greyscale(tiles))
-
-
-def _seen(look: Look, images: list[np.ndarray]) -> Measured:
-    """What `look` sees of each patient's tiles, and reads off it."""
-    return _read(look, Measured(_by_patient(look.view, images)))
 
 
 def _read(look: Look, measured: Measured) -> Measured:
@@ -287,11 +296,6 @@ def _read(look: Look, measured: Measured) -> Measured:
     ends = np.cumsum([len(x) for x in measured.features])[:-1]
     values = look.morphology(np.concatenate(measured.features))
     return Measured(measured.features, {name: np.split(v, ends) for name, v in values.items()})
-
-
-def _by_patient(look: Any, images: list[np.ndarray]) -> list[np.ndarray]:
-    """Features of each patient's tiles, computed in one go."""
-    return np.split(look(np.concatenate(images)), np.cumsum([len(x) for x in images])[:-1])
 
 
 def _range(sizes: Iterable[int]) -> list[int]:

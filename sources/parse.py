@@ -117,7 +117,11 @@ class Opener:
 
     def _real(self, spec: SourceSpec) -> RealSource:
         settings = replace(self.settings(spec.path), img_size=self.img_size)
-        cohort = open_cohort(settings, splits=None, need_expression=False)
+        wanted = getattr(self.args, "split", "all")
+        splits = None if wanted == "all" or spec.patient else (wanted,)
+        if splits and self._gans:  # the donors whom the first GAN was not, or was, trained on
+            settings = replace(settings, split_seed=next(iter(self._gans.values())).state["split_seed"])
+        cohort = open_cohort(settings, splits, need_expression=False)
         if cohort.left_out:
             warn(f"{spec.path}: {cohort.summary()}")
         return RealSource(cohort, spec.patient, Path(spec.path).stem)

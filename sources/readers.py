@@ -1,6 +1,6 @@
 """What expression says of tiles, and tiles of expression: components, ridges, directions, shifts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +11,11 @@ from common.errors import InputError
 from metrics.evaluation import Measured
 from metrics.morphology import MEASURES
 from metrics.prediction import RidgeModel, fit_ridge
-from sources.evaluation import LEAST, Patients, Ruler
+from sources.evaluation import LEAST, STRIP, Patients, Ruler, View
 from sources.profiles import Profiles
 
 COMPONENTS, PREDICTORS = 16, 32  # principal components of c: read back from tiles; used to predict morphology
 BANDS = 5  # that a lone section is cut into, across its longer side
-STRIP = 512  # tiles in memory at a time
-View = Callable[[np.ndarray], np.ndarray]  # uint8 (n, H, W, 3) -> features (n, d)
 
 
 @dataclass

@@ -55,7 +55,8 @@ class RealSource(NumberedSource):
             raise InputError(f"{patient or name}: no tiles; extract some with prepare_data.py tiles")
         tissues = "+".join(sorted(self.slides["tissue"].astype(str).unique()))
         if patient is None:
-            self.label = f"real {tissues} ({len(self.slides)} slides)"
+            splits = "+".join(sorted(set(self.slides["split"]))) if self.slides["split"].nunique() == 1 else ""
+            self.label = f"real {tissues} ({len(self.slides)} {splits + ' ' * bool(splits)}slides)"
         else:
             self.label = f"real {tissues} {'+'.join(self.slides['slide'])} ({'+'.join(self.slides['split'].unique())})"
         self.name = name

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,13 +14,25 @@ import torch
 
 import evaluate_conditioning as command
 import histopathology_gan
+from common.errors import InputError
 from datasets.expression import read_expression, write_expression
+from datasets.fingerprint import marks
 from datasets.tiles import write_store
-from metrics.evaluation import Comparison, Measured, dose_block, halve, liveness, matrix_blocks, retrieval_blocks
+from metrics.evaluation import (
+    Comparison,
+    Measured,
+    dose_block,
+    halve,
+    liveness,
+    matrix_blocks,
+    memorisation_block,
+    morphology_blocks,
+    retrieval_blocks,
+)
 from metrics.pairing import re_pairings
 from metrics.verdict import verdict
 from models.conditioning import InputRule
-from sources import readers
+from sources import evaluation, readers
 from sources.gan import open_gan
 from sources.profiles import Profiles
 
@@ -153,6 +166,27 @@ def test_a_contrary_generator_is_alive_and_does_not_match(cohort, monkeypatch, c
     assert found["verdict"]["word"] == "no match" and found["morphology"]["white_space"]["pearson"] < -0.9
     assert found["control"] == "gan_lung" and found["patients_compared"] == 6 and "left half" in found["ceiling"]
     assert "but do not match it" in capsys.readouterr().out
+
+
+def test_patients_who_trained_the_gan_or_the_vae_are_not_held_out_whatever_the_table_says(cohort, capsys):
+    table = read_expression("data/lung.csv")
+    swapped = {"test": "train", "train": "test", "val": "val"}
+    table.obs = table.obs.assign(assigned_split=[swapped[s] for s in table.obs["assigned_split"]])
+    write_expression(table, "data/lung.csv")
+    assert evaluate() == 2
+    said = capsys.readouterr().err
+    assert "rna-gan_lung.model: was trained on 40 of what the table at hand has in split test" in said
+    assert "assigned_split" in said and not Path("conditioning").exists()
+
+
+def test_a_vae_that_saw_them_is_refused_too_and_an_older_file_is_only_told_of(tmp_path, capsys):
+    seen = marks(["a", "b", "c"])
+    with pytest.raises(InputError, match=r"best.pt: was trained on 2 of what .* in split test: b, c;"):
+        evaluation.refuse_seen(Path("best.pt"), ["x", "b", "c"], seen, "test")
+    evaluation.refuse_seen(Path("best.pt"), ["x"], seen, "test")
+    assert not capsys.readouterr().err
+    evaluation.refuse_seen(Path("best.pt"), ["x"], None, "test")
+    assert "does not say what it was trained on" in capsys.readouterr().err
 
 
 def test_a_gan_of_two_tissues_is_judged_tissue_by_tissue(tmp_path, monkeypatch):
@@ -293,7 +327,7 @@ def blocks(grey=5.0, p=0.001, others=0.001, kept=4, pairings=999, n=20, r=0.9):
 @pytest.mark.parametrize(
     ("made", "word", "text"),
     [
-        (blocks(), "match", "and match it at 80% of the ceiling of real tiles:"),
+        (blocks(), "match", "and match it at 80% of what real tiles allow:"),
         (blocks(grey=0.2), "dead", "do not depend on the expression"),
         (blocks(p=0.5, others=0.2), "no match", "but do not match it"),
         (blocks(p=0.5, others=0.001), "partial", "match it in part (3 of 5 tests)"),
@@ -305,13 +339,20 @@ def blocks(grey=5.0, p=0.001, others=0.001, kept=4, pairings=999, n=20, r=0.9):
         (blocks(p=0.02, others=0.02, pairings=100), "no match", "but do not match it"),
         (blocks(p=0.042, others=0.042, n=4), "undecided", "with 999 pairings of 4 patients"),
         (blocks(grey=0.2, pairings=19), "dead", "do not depend on the expression"),
-        (blocks(kept=0), "match", "nuclear_density r 0.90 (real against real 0.60, re-paired 0.10, p 0.001)"),
+        (blocks(kept=0), "match", "nuclear_density r 0.90 (n 20; real against real 0.60, re-paired 0.10, p 0.001)"),
     ],
 )
 def test_verdict(made, word, text):
     found = verdict(made)
     assert found["word"] == word and text in found["text"]
     assert "texture" not in found["tests"]  # expression does not predict it: nothing to match
+
+
+def test_retrieval_alone_is_a_match_in_part_only():
+    made = blocks(kept=0)
+    for block in made["morphology"].values():
+        block["ridge"] = 0.1
+    assert verdict(made)["tests"] == {"retrieval": 0.001} and verdict(made)["word"] == "partial"
 
 
 # ---- The blocks ----
@@ -341,10 +382,61 @@ def test_retrieval_is_perfect_for_copies_and_at_chance_for_strangers():
 def test_a_matrix_block_pairs_rows_with_the_chosen_columns():
     c = Comparison(Measured([]), [], np.array([[1, 0, 2], [2, 1, 0]]), np.array([0, 2]))
     distance = np.array([[0.0, 1.0], [0.5, 2.0], [1.0, 0.0]])  # of 3 patients' tiles to patients 0 and 2
-    statistic = lambda m: {"trace": -float(np.trace(m))}  # noqa: E731
-    found = matrix_blocks([distance], c, statistic, {"trace": 0.0}, [])["trace"]
+    rows_of = lambda m: {"own": -np.diag(m)}  # noqa: E731
+    found = matrix_blocks([distance], c, rows_of, {"own": 0.0}, [])["own"]
     assert found["value"] == 0 and found["pairings"] == 2 and found["p_value"] == pytest.approx(1 / 3)
-    assert found["null_mean"] == pytest.approx(-(0.5 + 2.0) / 2)
+    assert found["null_mean"] == pytest.approx(-(0.5 + 2.0) / 4)
+
+
+def test_intervals_are_of_patients_and_not_given_for_spots():
+    rng = np.random.default_rng(0)
+    c = Comparison(Measured([]), [], np.zeros((0, 200), int), np.arange(200))
+    x = rng.normal(size=200)
+    low, high = c.interval(200, lambda p: x[p].mean())
+    assert low < x.mean() < high and high - low == pytest.approx(2 * 1.96 * x.std() / 200**0.5, rel=0.15)
+    y = 0.8 * x + 0.6 * rng.normal(size=200)
+    low, high = c.interval(200, lambda p: np.corrcoef(x[p], y[p])[0, 1])
+    assert high - low == pytest.approx(2 * 1.96 * (1 - 0.8**2) / 200**0.5, rel=0.3)  # sd of r: (1 - r^2) / sqrt(n)
+    assert replace(c, independent=False).interval(200, lambda p: x[p].mean()) is None
+    assert c.interval(200, lambda p: float("nan")) is None
+
+
+def test_the_share_of_morphology_is_of_the_r_that_the_ceiling_allows():
+    rng = np.random.default_rng(1)
+    truth = rng.normal(size=2000)
+    noisy = lambda: [np.array([v]) for v in truth + rng.normal(size=2000)]  # noqa: E731
+    a, b = noisy(), noisy()
+    whole = [np.concatenate(pair) for pair in zip(a, b, strict=True)]
+    one = lambda v: Measured([], {"m": v})  # noqa: E731
+    c = Comparison(one(whole), [(one(a), one(b))], re_pairings(2000, 19), np.arange(2000))
+    found = morphology_blocks(c, [one([np.array([v]) for v in truth])])["m"]  # a generator that knows the truth
+    assert found["ceiling"] == pytest.approx(0.5, abs=0.05) and found["attainable"] == pytest.approx(0.816, abs=0.03)
+    assert found["relative"] == pytest.approx(1, abs=0.05) and found["low"] < found["pearson"] < found["high"]
+
+
+def test_the_ceiling_of_memorisation_is_a_half_also_where_a_patient_has_one_tile():
+    rng = np.random.default_rng(2)
+    tiles = lambda n: Measured([rng.normal(size=(1, 3)) for _ in range(n)])  # noqa: E731
+    real = tiles(300)
+    c = Comparison(real, [(real, real)], np.zeros((0, 300), int), np.arange(300))
+    train = rng.normal(size=(300, 3))
+    found = memorisation_block(c, [tiles(300)], train, 0, 300)
+    assert found["value"] == pytest.approx(0.5, abs=0.1) and found["ceiling"] == pytest.approx(0.5, abs=0.1)
+    copies = memorisation_block(c, [Measured([row[None] for row in train])], train, 0, 300)
+    assert copies["value"] > 0.95
+
+
+def test_tiles_are_viewed_a_strip_at_a_time(monkeypatch):
+    monkeypatch.setattr(evaluation, "STRIP", 5)
+    sizes, seen = [3, 3, 1, 7, 2], []
+
+    def view(x):
+        seen.append(len(x))
+        return x[:, 0, 0, :1].astype(int)
+
+    images = (np.full((n, 4, 4, 3), k, np.uint8) for k, n in enumerate(sizes))
+    found = evaluation.viewed({"first": view}, images)["first"]
+    assert [x[:, 0].tolist() for x in found] == [[k] * n for k, n in enumerate(sizes)] and seen == [6, 8, 2]
 
 
 def test_liveness_of_tiles_that_do_and_do_not_change():

@@ -421,3 +421,19 @@ def test_colour_histogram_knows_colour_and_nothing_else():
     pixels = tiles.reshape(4, 256, 3)[:, np.random.default_rng(1).permutation(256)]
     np.testing.assert_array_equal(colour_histogram(pixels.reshape(tiles.shape)), histogram)
     assert colour_histogram(np.full((1, 2, 2, 3), [255, 0, 32], np.uint8))[0, 7 * 64 + 1] == 1
+
+
+def test_a_ridge_does_not_follow_a_feature_that_training_hardly_saw():
+    rng = np.random.default_rng(0)
+    x = np.column_stack([rng.normal(size=400), np.zeros(400)])
+    x[:2, 1] = 0.01  # a colour that two tiles have
+    y = x[:, :1] + 0.1 * rng.normal(size=(400, 1))
+    y[:2] += 1
+    ridge = fit_ridge(x, y, np.arange(400) // 8)
+    far = x.copy()
+    far[:, 1] = rng.random(400)  # of which the generator has plenty
+    assert correlations(ridge.predict(far), y)[0] > 0.95
+    assert np.allclose(
+        ridge.predict(far),
+        ridge.predict(np.column_stack([x[:, 0], np.minimum(far[:, 1], 5 * x[:, 1].std() + x[:, 1].mean())])),
+    )
