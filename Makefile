@@ -107,7 +107,7 @@ demo/.done/conditioning_%: demo/.done/shifts $(trained)
 
 demo/.done/fid: $(trained)
 	$(call begin,Distances: real; GAN; RNA-GAN; lung and brain)
-	$(PY) fid.py --seed $(SEED) --sample_size 200 --iterations 2 --extractor_side tiles --out demo/fid/matrix --matrix $(foreach t,lung brain,real_$(t)=real:demo/configs/gan_run_$(t).json gan_$(t)=demo/checkpoints/gan_$(t) rna-gan_$(t)=demo/checkpoints/rna-gan_$(t))
+	$(PY) fid.py --seed $(SEED) --split test --sample_size 200 --iterations 2 --extractor_side tiles --out demo/fid/matrix --matrix $(foreach t,lung brain,real_$(t)=real:demo/configs/gan_run_$(t).json gan_$(t)=demo/checkpoints/gan_$(t) rna-gan_$(t)=demo/checkpoints/rna-gan_$(t))
 	$(end)
 
 toy := --patch_data_path demo/images_form --seed $(SEED) --num_epochs 10

@@ -46,7 +46,7 @@ from models.gan_settings import CACHES, OPTIMIZERS, check_gan_settings, resolve_
 from models.generate import sample_tiles
 from models.networks import GAN_TYPES, build_critic, build_generator, generator_args
 from models.schedules import eased
-from sources.batches import Batches
+from sources.batches import Batches, place_of
 from sources.pictures import grid_of, write_png
 from sources.profiles import Profiles
 
@@ -107,6 +107,7 @@ def main(args: argparse.Namespace) -> int | None:
     cohort = open_cohort(cfg, ("train",), need_expression=is_conditional(cfg.loss_type))
     if len(cohort.tiles) < cfg.batch_size:
         raise InputError(f"{args.config}: batch_size {cfg.batch_size}, but only {len(cohort.tiles)} training tiles")
+    place_of(cfg.cache, len(cohort.tiles), cfg.img_size, device)  # what does not fit is refused here
     if is_conditional(cfg.loss_type):
         conditions = profiles.conditions([str(name) for name in cohort.table.obs.index])  # (rows, z)
         held_out = profiles.conditions(profiles.held_out("val", GRID_PROFILES))  # (8, z)

@@ -18,7 +18,7 @@ from datasets.tiles import to_model
 from models.augment import TURNS, turned
 from models.gan_losses import NOTHING_SHOWN, Shown
 
-GPU_SHARE, RAM_SHARE = 0.4, 0.5  # of the memory that is free: what tiles may take with cache = auto; ours
+GPU_SHARE, RAM_SHARE = 0.4, 0.25  # of the memory that is free: what tiles may take with cache = auto; ours
 STRIP = 512  # tiles that are read at a time on their way to the GPU
 
 

@@ -43,7 +43,7 @@ def test_batches_are_the_same_wherever_the_tiles_lie(tmp_path, monkeypatch):
     [
         ("auto", GPU, 100, 100, "gpu"),
         ("auto", GPU, 20, 100, "ram"),
-        ("auto", GPU, 20, 20, "none"),
+        ("auto", GPU, 20, 40, "none"),
         ("auto", CPU, 0, 100, "ram"),
         ("gpu", GPU, 20, 20, "gpu"),
         ("none", GPU, 100, 100, "none"),
@@ -53,7 +53,7 @@ def test_batches_are_the_same_wherever_the_tiles_lie(tmp_path, monkeypatch):
 def test_tiles_are_kept_where_they_fit(monkeypatch, cache, device, gpu, ram, where):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (gpu * 3 * 64, 0))
     monkeypatch.setattr(batches, "free_memory", lambda: ram * 3 * 64.0)
-    assert place_of(cache, 15, 8, device) == where  # of 20: 40 % are 8, half are 10
+    assert place_of(cache, 15, 8, device) == where  # of 20 on a GPU 40 % are 8; a quarter of 40 are 10
 
 
 def test_tiles_that_do_not_fit_a_gpu_are_refused_with_their_size(monkeypatch):

@@ -21,6 +21,15 @@ from models.residual import ResidualCritic, ResidualGenerator, _one_tent, enlarg
 DIMS, N = 24, 8
 
 
+class Echo(torch.nn.Module):
+    """A network that returns its input."""
+
+    pixel_noise = 0
+
+    def forward(self, x, pixels):
+        return x
+
+
 def two_patients(seed=0):
     """Latent means of 200 training donors, and of two patients."""
     source = torch.Generator().manual_seed(seed)
@@ -63,6 +72,16 @@ def test_the_published_form_sees_patients_only_where_they_share_a_batch():
     noise = torch.randn(N, DIMS)
     mixed = torch.stack([z_a, z_b] * (N // 2))
     assert not torch.allclose(published_infuse(noise, mixed), published_infuse(noise, z_a), atol=1e-3)
+
+
+def test_the_published_form_without_expression_is_what_it_is_with_any_single_one():
+    _, _, z_a, _ = two_patients()
+    network = ConditionedGenerator(Echo(), InputRule(standardise="batch", noise="uniform"), DIMS, DIMS)
+    noise = torch.randn(N, DIMS)
+    with_one, without = network.enter(noise, z_a.expand(N, -1)), network.enter(noise, None)
+    assert torch.allclose(with_one, without, atol=1e-4) and without.std(0).mean() == pytest.approx(1, abs=0.01)
+    with pytest.raises(InputError, match="no null to move from"):
+        network.enter(noise, z_a.expand(N, -1), guidance=2.0)
 
 
 def test_a_tile_does_not_depend_on_its_batch():

@@ -3,7 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+
+from datasets.keys import slide_key
+from datasets.tiles import open_stores
+from datasets.tileset import TileSet
+from metrics.morphology import morphology
 
 DEMO = Path(__file__).parents[1] / "demo"
 pytestmark = pytest.mark.skipif(
@@ -35,6 +42,24 @@ def test_the_distances_are_of_200_tiles_in_two_draws():
 def test_the_page_is_whole():
     html = (DEMO / "report.html").read_text()
     assert 'class="missing"' not in html and "http://" not in html.replace("http://www.w3.org", "")
+
+
+@pytest.mark.parametrize("tissue", ["lung", "brain"])
+def test_each_measure_of_real_tiles_is_its_own_factor_and_no_other(tissue):
+    truth = pd.read_csv(DEMO / "truth.csv")
+    truth = truth[truth["tissue"] == tissue].set_index("slide")
+    own = {"nuclear_density": 0.9, "nuclear_size": 0.7, "eosin_od": 0.9, "white_space": 0.9}
+    found = {}
+    for slide, store in open_stores(DEMO / "tiles" / tissue).items():
+        tiles = TileSet([store], 64)
+        m = morphology(tiles.read(range(len(tiles))), tiles.mpp)
+        found[slide] = {name: np.nanmean(m[name]) for name in own}
+    table = pd.DataFrame(found).T
+    factors = truth.set_index(truth.index.map(slide_key)).loc[table.index, list(own)]
+    r = pd.DataFrame({a: {b: np.corrcoef(table[a], factors[b])[0, 1] for b in own} for a in own})  # [factor, measure]
+    for measure, bar in own.items():
+        assert abs(r.loc[measure, measure]) >= bar, (measure, r)
+        assert r[measure].drop(measure).abs().max() <= 0.3, (measure, r)
 
 
 @pytest.mark.parametrize("tissue", ["lung", "brain"])

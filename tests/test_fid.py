@@ -141,6 +141,16 @@ def run(study, monkeypatch, capsys, tmp_path):
     return call
 
 
+def test_real_tiles_may_be_the_held_out_ones_alone(run):
+    line = f"--checkpoint {RNA_LUNG} --config {LUNG_CONFIG} {VAE}"
+    assert run(line)[1]["sources"]["B"]["splits"].keys() > {"test"}
+    status, m, _, errors = run(f"{line} --split test")
+    assert status == 0, errors
+    assert m["sources"]["B"]["splits"].keys() == {"test"} and "test slides" in m["sources"]["B"]["label"]
+    named = run(f"{line} --split test --patient1 {LUNG}")[1]["sources"]["B"]  # whom the user names is meant
+    assert named["patient"] == LUNG and named["slides"] == 1
+
+
 def test_rna_gan_against_the_patients_real_tiles(run):
     line = f"--checkpoint {RNA_LUNG} --config {LUNG_CONFIG} {VAE} --patient1 {LUNG}"
     status, m, text, errors = run(line, n=20)

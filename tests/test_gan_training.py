@@ -246,6 +246,20 @@ def test_other_settings_in_the_same_folder_are_refused_and_restart_moves_the_run
     assert len(list(cohort.glob("run.*"))) == 1
 
 
+def test_a_run_from_before_a_setting_was_there_goes_on_with_its_default(cohort, capsys):
+    assert train("--model_dir run --loss_type wgan --max_steps 1") == 0
+    config = json.loads(Path("run/config.json").read_text())
+    for key in ("turns", "augment", "gamma_final"):
+        del config[key]
+    Path("run/config.json").write_text(json.dumps(config))
+    assert train("--model_dir run --loss_type wgan --max_steps 2") == 0
+    del config["clip"]
+    Path("run/config.json").write_text(json.dumps(config))
+    gan_toy.write_config(cohort / "lung.json", ["lung"], clip=0.02)
+    assert train("--model_dir run --loss_type wgan --max_steps 3") == 2
+    assert "clip (0.01 there, 0.02 now)" in capsys.readouterr().err
+
+
 def test_tiles_changed_since_are_refused_by_name(cohort, capsys):
     assert train("--model_dir run --loss_type wgan --max_steps 1") == 0
     donor = open_cohort(command.load_config(command.GANSettings, "lung.json"), ("train",)).slides["slide"].iloc[0]
@@ -317,6 +331,12 @@ def test_a_vae_trained_again_since_is_refused(cohort, capsys):
         ("", {"num_grid": 0}, "bad.json: num_grid = 0: expected 1 or more"),
         ("", {"penalty_weight": -1.0}, "bad.json: penalty_weight = -1.0: expected 0 or more"),
         ("--condition_share 2", {}, "bad.json: condition_share = 2.0: expected 0"),
+        ("", {"lr_final": 0.1}, "bad.json: lr_final and gamma_final need schedule_images"),
+        ("", {"gamma_final": 0.1}, "bad.json: lr_final and gamma_final need schedule_images"),
+        ("", {"gamma_final": -1, "schedule_images": 8}, "bad.json: gamma_final = -1.0: expected 0 or more"),
+        ("", {"augment": 1.0}, "bad.json: augment = 1.0: expected 0 or more, under 1"),
+        ("--cache gpu", {}, "cache = gpu, but the run is on cpu"),
+        ("--loss_type wganvae --cond_dropout 0.1", {"standardise": "batch"}, "needs standardise = train"),
         ("", {"critic_nrom": "none"}, "nearest: critic_norm"),
         ("", {"patch_data_path": ["tiles/liver"]}, "tiles/liver: no such tile folder"),
     ],
