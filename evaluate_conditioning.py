@@ -1,20 +1,22 @@
 """Do the tiles of an RNA-GAN follow the expression they are made from? Held-out patients, floor and ceiling.
 
     python evaluate_conditioning.py --checkpoint checkpoints/rna-gan_lung.model --config configs/gan_run_lung.json
-    python evaluate_conditioning.py --checkpoint checkpoints/rna-gan_c.model --config configs/spots.json \\
+    python evaluate_conditioning.py --checkpoint checkpoints/rna-gan_spots --config configs/spots/rna-gan.json \\
         --tiles 8 --patients 30 --ceiling sides --nulls torus
 
 For patients that neither the VAE nor the GAN has seen (a row of the table with tiles, so with spots a spot), each
 tissue by itself: liveness (the same noise, two patients), retrieval, distances, the round trip from tiles to
-expression, morphology, dose-response along shifts, diversity and memorisation. Beside each number stand what chance
-reaches, what real tiles reach against themselves (random halves of a patient's tiles; --ceiling sides: the left half of
-a tile against the right), and the same number with patients paired at random (--nulls torus: the array of spots
-shifted, because neighbours are alike). Controls: the generator without expression, tiles without colour, colours
-without tiles.
+expression, morphology, dose-response along shifts, diversity and memorisation. Patients who trained either are refused.
+Beside a number stand its 95 % interval over patients, what chance reaches, what real tiles reach against themselves
+(random halves of a patient's tiles; --ceiling sides: the left half of a tile against the right), and its null.
+Nulls: retrieval, distances, round trip and morphology with patients paired at random (--nulls torus: the array of spots
+shifted, because neighbours are alike); the variance explained with tiles dealt to patients at random, 199 times;
+dose-response with steps shuffled. Pixel difference, diversity and memorisation have none.
+Controls, of one sampling seed: the generator without expression, tiles without colour, colours without tiles.
 
 Reads the checkpoint, its beta-VAE, the config's tables and tile stores.
-Writes into --out, by default conditioning/<run>/: metrics.json (each number with sd over sampling seeds, chance,
-ceiling, null_q99, p_value, n) and report.html with the pictures; prints one line that says it in words.
+Writes into --out, by default conditioning/<run>/: metrics.json (each number with sd over sampling seeds, low, high,
+chance, ceiling, null_q99, p_value, n) and report.html with the pictures; prints one line that says it in words.
 """
 
 import argparse

@@ -80,18 +80,6 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 GUIDANCE = {"residual+dropout, guidance 1.5": "1.5"}
 LARGE = {"dcgan": {"step_channels": 64}, "residual": {"step_channels": 32, "batch_size": 32}}  # from 128 px, on a GPU
-HER2ST_VAE = {
-    "path_csv": ["data/her2st.h5ad"],
-    "save_dir": "checkpoints/betavae_her2st",
-    "encoder_sizes": [256],
-    "latent_dim": 32,
-    "decoder_sizes": [256],
-    "input_dropout": 0.5,
-    "beta": 5e-4,
-    "lr": 1e-3,
-    "num_epochs": 60,
-    "batch_size": 32,
-}
 MEASURES = ("nuclear_density", "haematoxylin_od", "eosin_od", "white_space", "nuclear_size")
 CONTROLS = {"unconditional": "without expression", "greyscale": "greyscale", "colour_histogram": "colours alone"}
 
@@ -138,7 +126,9 @@ def prepare_her2st(folder: Path, data: Path, img_size: int) -> None:
     spots = ["spots", "--input", data / "her2st", "--pitch", "200", "--mapping", mapping, "--top_genes", "1000"]
     spots += ["--test", "C4", "--img_size", img_size, "--out", "data/her2st.h5ad", "--tiles", "tiles/her2st"]
     command(folder, "prepare_data.py", [*map(str, spots)])
-    (folder / "configs/betavae.json").write_text(json.dumps(HER2ST_VAE))
+    vae = json.loads((ROOT / "configs/spots/betavae.json").read_text()) | {"device": "cpu"}
+    vae |= {"path_csv": ["data/her2st.h5ad"], "save_dir": "checkpoints/betavae_her2st"}
+    (folder / "configs/betavae.json").write_text(json.dumps(vae))
     command(folder, "betaVAE_training.py", ["--config", "configs/betavae.json"])
     (folder / "done").touch()
 
