@@ -83,8 +83,8 @@ def grid(m: Blocks, p: Pictures) -> Section:
         rows += [(f"{name}\nreal", real), ("generated", made)]
     figure = plots.tile_rows(rows, tile_inches=0.9)
     about = (
-        f"{len(p.names)} of {m['patients']} held-out patients, evenly spaced in the table, none picked by hand; up to "
-        f"{n} tiles each. {ceiling_says(m)} Null: {m['nulls']}. {m['training_patients']} training patients, "
+        f"{len(p.names)} of {m['patients']} held-out {m['who']}, evenly spaced in the table, none picked by hand; up "
+        f"to {n} tiles each. {ceiling_says(m)} Null: {m['nulls']}. {m['training_patients']} training patients, "
         f"{m['training_tiles']} of their tiles for the round trip, {m['training_tiles_morphology']} for the ridge that "
         "predicts morphology."
     )

@@ -81,6 +81,7 @@ class Job:
             bar.update()
         found = {
             "patients": self.n,
+            "who": "spots" if spots else "patients",
             "left_out": self.patients.left_out,
             "patients_compared": len(compared.chosen),
             "real_tiles": sum(map(len, real.features)),

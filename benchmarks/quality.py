@@ -1,0 +1,225 @@
+"""How good are the pictures? The published DCGAN, the corrected one, the residual networks: equal minutes, same tiles.
+
+    python benchmarks/quality.py --data ../shared/data --minutes 10 --seeds 1 2 3 --sets lung_n
+    python benchmarks/quality.py --data ../shared/data --minutes 10 --seeds 1 --sets her2st
+    python benchmarks/quality.py --data data --minutes 10 --seeds 1 --img_size 256 --device cuda
+
+Sets: `lung_n`, normal lung (LC25000), split by source image, without expression; `her2st`, spots of sections C2 and C3
+against those of C4, each tile with its spot's expression. Runs are trained by histopathology_gan.py and stopped by the
+clock, as in conditioning.py; the model of each minute is judged against all held-out tiles: KID, FID; the last one also
+by precision, recall, memorisation and its spectrum's highest peak. Real against real: training against held-out tiles.
+A line of JSON per (set, row, seed) is appended to --results; what is there is not run again. Tables are drawn between
+the marks of --out; a grid of each run's tiles is beside its model.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import conditioning as bench
+import numpy as np
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parent.parent
+
+from common.config import GANSettings, load_config  # noqa: E402  (conditioning puts ROOT on the path)
+from common.run import pick_device  # noqa: E402
+from datasets.cohort import open_cohort  # noqa: E402
+from datasets.tiles import area_resize, read_image, to_uint8, write_store  # noqa: E402
+from metrics.diversity import memorisation  # noqa: E402
+from metrics.frechet import frechet_distance  # noqa: E402
+from metrics.kernel import kernel_distance  # noqa: E402
+from metrics.manifold import precision_recall  # noqa: E402
+from metrics.spectrum import log_power, peaks_beside, radial  # noqa: E402
+from models.features import load_extractor  # noqa: E402
+from models.generate import generate_tiles  # noqa: E402
+from sources.gan import open_gan  # noqa: E402
+from sources.pictures import grid_of, write_png  # noqa: E402
+
+WITHOUT = {"wganvae": "wgan", "wgangpvae": "wgangp", "rpganvae": "rpgan"}  # the same loss without expression
+CORRECTED = bench.SEES | {"turns": True}
+ROWS = {"published DCGAN": bench.PUBLISHED, "corrected DCGAN": CORRECTED, "residual": bench.RESIDUAL}
+SHOWN = 24  # tiles in a grid
+
+
+def main() -> None:
+    """Run what is missing, append the lines, draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder with tiles/lung_n, tiles/groups.csv, her2st, expression")
+    parser.add_argument("--sets", nargs="+", choices=("lung_n", "her2st"), default=["lung_n", "her2st"])
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--img_size", type=int, default=64)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--work", default="benchmarks/runs", help="folder of the runs")
+    parser.add_argument("--results", default="benchmarks/quality.jsonl")
+    parser.add_argument("--out", default="benchmarks/QUALITY.md")
+    args = parser.parse_args()
+    work, data, results = Path(args.work).resolve(), Path(args.data).resolve(), Path(args.results).resolve()
+    for seed in args.seeds:
+        for name in args.sets:
+            folder = work / f"{name}_{args.img_size}"
+            prepare = prepare_lung if name == "lung_n" else bench.prepare_her2st
+            prepare(folder, data, args.img_size)
+            for row in args.rows:
+                settings = settings_of(row, name, args)
+                digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+                key = {"set": name, "row": row, "seed": seed, "img_size": args.img_size}
+                key |= {"minutes": args.minutes, "device": args.device, "settings": digest}
+                if any(key.items() <= line.items() for line in bench.read(results)):
+                    print(f"{key} is there")
+                    continue
+                run = work / "-".join(map(str, ["quality", *key.values()])).replace(" ", "_")
+                line = key | measure(folder, run, settings | {"seed": seed, "save_dir": str(run / "gan")}, args)
+                with open(results, "a") as file:
+                    file.write(json.dumps(line) + "\n")
+                print(json.dumps({k: v for k, v in line.items() if k not in ("curve", "spectrum")}), flush=True)
+    draw(bench.read(results), Path(args.out))
+
+
+def prepare_lung(folder: Path, data: Path, img_size: int) -> None:
+    """Make a store of each source image's tiles. Their resolution is not known and not used here: 1 is written."""
+    if (folder / "done").exists():
+        return
+    groups = pd.read_csv(data / "tiles" / "groups.csv").query("folder == 'lung_n'")
+    for group, rows in groups.groupby("group"):
+        tiles = [area_resize(read_image(data / "tiles" / "lung_n" / name), img_size) for name in rows["file"]]
+        members = [(img_size * k, 0, 1.0, tile) for k, tile in enumerate(tiles)]
+        write_store(folder / "tiles", str(group), members, mpp=1.0, tile_size=img_size, fmt="png")
+    (folder / "done").touch()
+
+
+def settings_of(row: str, name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Return a run's settings but for its seed and folder."""
+    settings = ROWS[row] | (bench.LARGE[ROWS[row]["gan_type"]] if args.img_size > 64 else {})
+    settings |= {"img_size": args.img_size, "device": args.device}
+    if name == "her2st":
+        return settings | bench.data_of(name)
+    published = {"standardise": "train"} if settings.get("standardise") == "batch" else {}  # no expression, no batch
+    return settings | published | {"loss_type": WITHOUT[settings["loss_type"]], "patch_data_path": ["tiles"]}
+
+
+def measure(folder: Path, run: Path, settings: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """Train, with a model aside for each minute, and judge."""
+    run.mkdir(parents=True, exist_ok=True)
+    config = run / "settings.json"
+    config.write_text(json.dumps(settings))
+    if not (run / "trained").exists():
+        train(folder, config, run, args)
+        (run / "trained").touch()
+    here = os.getcwd()
+    os.chdir(folder)
+    try:
+        return judge(config, run)
+    finally:
+        os.chdir(here)
+
+
+def train(folder: Path, config: Path, run: Path, args: argparse.Namespace) -> None:
+    """Train until the clock stops it; minute_01.model, ... are the model as it was saved last by then."""
+    wall = args.device != "cpu"
+    words = [sys.executable, str(ROOT / "histopathology_gan.py"), "--config", str(config), "--restart"]
+    shutil.rmtree(run / "minutes", ignore_errors=True)
+    (run / "minutes").mkdir()
+    started, minute = time.monotonic(), 1
+    process = subprocess.Popen(words, cwd=folder, env=None if wall else bench.one_thread())
+    while process.poll() is None:
+        used = time.monotonic() - started if wall else bench.processor_seconds(process.pid)
+        if used >= 60 * minute and minute < args.minutes and (run / "gan" / "gan.model").exists():
+            shutil.copy(
+                run / "gan" / "gan.model", run / "minutes" / f"{minute:02d}.model"
+            )  # replaced whole, never half
+            minute += 1
+        if used >= 60 * args.minutes:
+            process.terminate()
+            process.wait(120)
+        time.sleep(0.5)
+    if process.returncode not in (0, 75):
+        raise SystemExit(f"{' '.join(words)}: status {process.returncode}")
+    shutil.copy(run / "gan" / "gan.model", run / "minutes" / f"{args.minutes:02g}.model")
+
+
+def judge(config: Path, run: Path) -> dict[str, Any]:
+    """Return the last model's numbers, and KID and FID of each minute's."""
+    cfg = load_config(GANSettings, config)
+    device = pick_device(cfg.device)
+    extractor = load_extractor("efficientnet_lite0", None, device, cfg.img_size)
+    models = sorted((run / "minutes").glob("*.model"), key=lambda path: float(path.stem))
+    gans = [open_gan(path, device) for path in models]
+    split_seed = gans[-1].state["split_seed"]
+    real = {}
+    for split in ("train", "test"):
+        cohort = open_cohort(
+            load_config(GANSettings, config, split_seed=split_seed), (split,), need_expression=bool(cfg.path_csv)
+        )
+        real[split] = cohort.tiles.read(np.arange(len(cohort.tiles)))
+    features = {split: features_of(extractor, tiles) for split, tiles in real.items()}
+    n = len(real["test"])
+    conditions = gans[-1].profiles(None, cohort.table).conditions() if gans[-1].conditional else None
+    curve = []
+    for path, gan in zip(models, gans, strict=True):
+        c = None if conditions is None else conditions[cohort.row_of_tile]  # each held-out tile's own spot
+        tiles = np.concatenate([to_uint8(x) for x in generate_tiles(gan.generator, n, 1, c, device=device)])
+        made = features_of(extractor, tiles)
+        kid, fid = kernel_distance(made, features["test"]), frechet_distance(made, features["test"])
+        point = {"minute": float(path.stem), "images": gan.state["images_seen"], "kid": kid, "fid": fid}
+        curve.append({k: float(v) for k, v in point.items()})
+    precision, recall = precision_recall(features["test"], made)
+    write_png(run / "tiles.png", grid_of(tiles[:SHOWN], 8))
+    write_png(run.parent / f"{run.name.split('-')[1]}_real.png", grid_of(real["test"][:SHOWN], 8))
+    train_some = features["train"][np.random.default_rng(0).permutation(len(features["train"]))[:n]]
+    return {
+        "n": n,
+        "extractor": extractor.describe(),
+        **curve[-1],
+        "floor_kid": float(kernel_distance(train_some, features["test"])),
+        "floor_fid": float(frechet_distance(train_some, features["test"])),
+        "precision": precision,
+        "recall": recall,
+        "memorised": memorisation(made, features["train"], features["test"])["mean"],
+        "peak": peaks_beside(tiles, real["test"]),
+        "curve": curve,
+        "spectrum": [radial(log_power(x))[1].round(3).tolist() for x in (tiles, real["test"])],
+        "picture": str(run / "tiles.png"),
+    }
+
+
+def features_of(extractor: Any, tiles: np.ndarray) -> np.ndarray:
+    """Return features (n, d), 64 tiles at a time."""
+    return np.concatenate([extractor(tiles[i : i + 64]) for i in range(0, len(tiles), 64)])
+
+
+def draw(lines: list[dict[str, Any]], out: Path) -> None:
+    """Put a table per set between the marks of `out`."""
+    begin, end = "<!-- tables of quality.py -->", "<!-- end -->"
+    heads = ["row", "seeds", "images", "KID", "FID", "precision", "recall", "memorised", "peak over real, decades"]
+    found = []
+    for name, size in sorted({(line["set"], line["img_size"]) for line in lines}):
+        ours = [line for line in lines if (line["set"], line["img_size"]) == (name, size)]
+        rows = []
+        for row in ROWS:
+            of_row = [line for line in ours if line["row"] == row]
+            if not of_row:
+                rows.append([row, "not run"] + [""] * (len(heads) - 2))
+                continue
+            plain = [[line[k] for line in of_row] for k in ("kid", "fid", "precision", "recall", "memorised")]
+            plain.append([line["peak"]["excess"] for line in of_row])
+            images = f"{np.mean([line['images'] for line in of_row]):.0f}"
+            rows.append([row, ", ".join(str(line["seed"]) for line in of_row), images, *map(bench.mean_sd, plain)])
+        floor = [f"{ours[-1][k]:.2f}" for k in ("floor_kid", "floor_fid")]
+        rows.append(["real: training against held-out", "", "", *floor, "", "", "0.5", "0"])
+        found += [f"### {name}, {size} px, n = {ours[-1]['n']}", bench.table(heads, rows)]
+    before, _, rest = out.read_text().partition(begin)
+    out.write_text(before + begin + "\n\n" + "\n\n".join(found) + "\n\n" + end + rest.partition(end)[2])
+
+
+if __name__ == "__main__":
+    main()
