@@ -289,7 +289,20 @@ def tables(lines: list[dict[str, Any]]) -> list[str]:
         second.append([words, *(number(last["morphology"][m][key]) for m in MEASURES), "", "", ""])
     names = [f"r {m.replace('_', ' ').replace(' od', '')}" for m in MEASURES]
     names += ["largest p of each", "largest mean abs(r), re-paired", "abs(r) without expression"]
-    return [table(heads, first), table(["row", *names], second)]
+    shares = "; ".join(f"{row} {words}" for row in ROWS if (words := of_the_ridge(lines, row)))
+    says = f"r as a share of the ridge's, nuclear density and haematoxylin, each seed's and the mean: {shares}."
+    return [table(heads, first), table(["row", *names], second), says]
+
+
+def of_the_ridge(lines: list[dict[str, Any]], row: str) -> str:
+    """Return how far a row's r reaches what a ridge from the same expression does, in words; "" where it was not run."""
+    of_row = [line["morphology"] for line in lines if line["row"] == row]
+    words = []
+    for m in ("nuclear_density", "haematoxylin_od"):
+        each = [line[m]["pearson"] / line[m]["ridge"] for line in of_row if line[m]["pearson"] is not None]
+        if each:
+            words.append(f"{', '.join(f'{x:.0%}' for x in each)} ({np.mean(each):.0%})")
+    return " and ".join(words)
 
 
 def table(heads: list[str], rows: list[list[str]]) -> str:
