@@ -295,7 +295,7 @@ def tables(lines: list[dict[str, Any]]) -> list[str]:
 
 
 def of_the_ridge(lines: list[dict[str, Any]], row: str) -> str:
-    """Return how far a row's r reaches what a ridge from the same expression does, in words; "" where it was not run."""
+    """Return how far a row's r reaches the ridge's from the same expression, in words; "" where it was not run."""
     of_row = [line["morphology"] for line in lines if line["row"] == row]
     words = []
     for m in ("nuclear_density", "haematoxylin_od"):
