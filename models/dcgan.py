@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from common.errors import InputError
 from models.resampling import Down, Up, up
@@ -38,7 +39,17 @@ class DCGANGenerator(nn.Module):
         first, norm, activation = self.model[0]
         # On a 1 x 1 input the transposed convolution is one matrix product, (n, z) @ (z, channels 4 4), and faster so.
         x = (x.flatten(1) @ first.weight.flatten(1)).unflatten(1, first.weight.shape[1:])  # (n, 2048, 4, 4)
+        x = x if first.bias is None else x + first.bias[:, None, None]
         return self.model[1:](activation(norm(x)))
+
+    def fold(self) -> None:
+        """Take batch norm, with its averaged statistics, into the weights before it: for drawing only, in eval mode."""
+        for block in self.model:
+            conv, norm = block[0], block[1]
+            if isinstance(norm, nn.BatchNorm2d):
+                statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+                conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics, transpose=True)
+                block[1] = nn.Identity()
 
 
 class DCGANDiscriminator(nn.Module):

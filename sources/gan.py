@@ -95,6 +95,8 @@ def open_gan(path: str | Path, device: torch.device | str = "cpu") -> GAN:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{path}: weights of another architecture than it states ({reason}); train it again") from None
     generator = generator.to(device).eval().requires_grad_(False)
+    if state["generator_args"]["gan_type"] == "dcgan":
+        generator.network.fold()
     return GAN(path, digest, generator, state, torch.device(device))
 
 

@@ -53,6 +53,23 @@ def test_the_papers_sizes_have_torchgans_keys_and_shapes():
         assert shapes == {name: value.shape for name, value in ours.state_dict().items()}
 
 
+@pytest.mark.parametrize("side", [16, 64])
+def test_folded_batch_norm_draws_the_same(side):
+    torch.manual_seed(0)
+    network = DCGANGenerator(10, side, 8)
+    with torch.no_grad():
+        for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.running_mean.normal_(), norm.running_var.uniform_(0.3, 3), norm.weight.normal_(), norm.bias.normal_()
+    network.eval()
+    x = torch.randn(4, 10)
+    with torch.no_grad():
+        before = network(x)
+        network.fold()
+        after = network(x)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+    assert torch.allclose(before, after, atol=1e-5) and before.std() > 0.1
+
+
 def test_a_critic_without_norm_equals_torchgans_without_norm():
     theirs = pytest.importorskip("torchgan.models")
     peer = theirs.DCGANDiscriminator(32, step_channels=8, batchnorm=False, last_nonlinearity=nn.Identity())
