@@ -127,7 +127,8 @@ def live(m: Blocks, p: Pictures) -> Section:
             ["feature difference, of that between noises", _n(feature["value"]), *["–"] * 7, feature["noises"]],
             _row("variance explained by the patient", explained),
         ],
-        "Pixel difference: alive from 1 grey level on; sd and n over noises. " + COLUMNS_SAY,
+        "Pixel difference: alive from 1 grey level on; sd and n over noises. Variance explained: its null deals tiles "
+        "to patients at random, 199 times. " + COLUMNS_SAY,
     )
     text = "The same noise with another patient's expression: does the tile change?"
     return Section("live", "Liveness", text, [numbers, picture(plots.tile_rows(rows), caption, "Same noise")])
@@ -246,8 +247,8 @@ def diversity(m: Blocks, p: Pictures) -> Section:
     names = ", ".join(f"{slide} {distance:.3g}" for *_, distance, slide in p.pairs)
     caption = (
         f"The nearest of generated and training tiles, from left to right: {names}. Looked at: "
-        f"{copies['training_tiles']} of {copies['training_tiles_available']} training tiles; a copy of another one "
-        "goes unseen."
+        f"{copies['training_tiles']} of {copies['training_tiles_available']} training tiles"
+        + ("." if copies["training_tiles"] == copies["training_tiles_available"] else "; a copy of others goes unseen.")
     )
     blocks = [
         table(HEADERS, rows, COLUMNS_SAY),
