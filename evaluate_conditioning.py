@@ -6,9 +6,10 @@
 
 For patients that neither the VAE nor the GAN has seen (a row of the table with tiles, so with spots a spot), each
 tissue by itself: liveness (the same noise, two patients), retrieval, distances, the round trip from tiles to
-expression, morphology, dose-response along shifts, diversity and memorisation. Patients who trained either are refused.
-Beside a number stand its 95 % interval over patients, what chance reaches, what real tiles reach against themselves
-(random halves of a patient's tiles; --ceiling sides: the left half of a tile against the right), and its null.
+expression, morphology, dose-response along shifts, diversity and memorisation (turned copies are not looked for).
+Slides and samples that trained either model are refused. Beside a number stand its 95 % interval over patients, what
+chance reaches, what real tiles reach against themselves (random halves of a patient's tiles; --ceiling sides: the left
+half of a tile against the right), and its null.
 Nulls: retrieval, distances, round trip and morphology with patients paired at random (--nulls torus: the array of spots
 shifted, because neighbours are alike); the variance explained with tiles dealt to patients at random, 199 times;
 dose-response with steps shuffled. Pixel difference, diversity and memorisation have none.
@@ -80,6 +81,8 @@ def main(args: argparse.Namespace) -> int | None:
             f"{gan.path}: takes no expression, an RNA-GAN was expected; name this one with --unconditional"
         )
     control = control_of(args, gan, device)
+    if args.guidance != 1 and any(g.generator.rule.standardise == "batch" for g in (gan, control[0])):
+        raise InputError("--guidance: a GAN of the published form (standardise = batch) has none; leave it at 1")
     most = max(REAL_TILES, args.tiles)
     held_out, profiles = open_patients(gan, cfg, args.vae_checkpoint, args.split, cfg.seed, most)
     held_out = {tissue: independent(patients, tissue) for tissue, patients in held_out.items()}

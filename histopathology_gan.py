@@ -114,7 +114,9 @@ def main(args: argparse.Namespace) -> int | None:
         del profiles  # the VAE is not needed any more, and large
 
     digests = {"vae_digest": vae["digest"], "cohort_digest": cohort_digest(cohort)}
-    with Run(cfg.save_dir, settings_dict(cfg) | digests, args.restart, settings_dict(GANSettings())) as run:
+    before = GANSettings(loss_type=cfg.loss_type)  # what an older config.json does not say was so
+    resolve_gan_settings(before)
+    with Run(cfg.save_dir, settings_dict(cfg) | digests, args.restart, settings_dict(before)) as run:
         if args.log:
             run.start_wandb(settings_dict(cfg))
         write_left_out(cohort, run.folder)

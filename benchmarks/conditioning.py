@@ -251,7 +251,7 @@ def draw(results: Path, out: Path) -> None:
     begin, end = "<!-- tables of conditioning.py -->", "<!-- end -->"
     with open(results, "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        before, _, rest = out.read_text().partition(begin)
+        before, _, rest = (out.read_text() if out.exists() else "").partition(begin)
         after = rest.partition(end)[2]
         lines, found = read(results), []
         for name, size in sorted({(line["set"], line["img_size"]) for line in lines}):
@@ -299,7 +299,8 @@ def of_the_ridge(lines: list[dict[str, Any]], row: str) -> str:
     of_row = [line["morphology"] for line in lines if line["row"] == row]
     words = []
     for m in ("nuclear_density", "haematoxylin_od"):
-        each = [line[m]["pearson"] / line[m]["ridge"] for line in of_row if line[m]["pearson"] is not None]
+        known = [line[m] for line in of_row if line[m]["pearson"] is not None and (line[m]["ridge"] or 0) > 0]
+        each = [b["pearson"] / b["ridge"] for b in known]
         if each:
             words.append(f"{', '.join(f'{x:.0%}' for x in each)} ({np.mean(each):.0%})")
     return " and ".join(words)

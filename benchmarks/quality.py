@@ -32,14 +32,14 @@ ROOT = Path(__file__).resolve().parent.parent
 from common.config import GANSettings, load_config  # noqa: E402  (conditioning puts ROOT on the path)
 from common.run import pick_device  # noqa: E402
 from datasets.cohort import open_cohort  # noqa: E402
-from datasets.tiles import area_resize, read_image, to_uint8, write_store  # noqa: E402
+from datasets.tiles import area_resize, read_image, write_store  # noqa: E402
 from metrics.diversity import memorisation  # noqa: E402
 from metrics.frechet import frechet_distance  # noqa: E402
 from metrics.kernel import kernel_distance  # noqa: E402
 from metrics.manifold import precision_recall  # noqa: E402
 from metrics.spectrum import log_power, peaks_beside, radial  # noqa: E402
 from models.features import load_extractor  # noqa: E402
-from models.generate import generate_tiles  # noqa: E402
+from sources.evaluation import Generated  # noqa: E402
 from sources.gan import open_gan  # noqa: E402
 from sources.pictures import grid_of, write_png  # noqa: E402
 
@@ -133,10 +133,9 @@ def train(folder: Path, config: Path, run: Path, args: argparse.Namespace) -> No
     process = subprocess.Popen(words, cwd=folder, env=None if wall else bench.one_thread())
     while process.poll() is None:
         used = time.monotonic() - started if wall else bench.processor_seconds(process.pid)
-        if used >= 60 * minute and minute < args.minutes and (run / "gan" / "gan.model").exists():
-            shutil.copy(
-                run / "gan" / "gan.model", run / "minutes" / f"{minute:02d}.model"
-            )  # replaced whole, never half
+        if used >= 60 * minute and minute < args.minutes:
+            if (run / "gan" / "gan.model").exists():  # it is replaced whole, never half
+                shutil.copy(run / "gan" / "gan.model", run / "minutes" / f"{minute:02d}.model")
             minute += 1
         if used >= 60 * args.minutes:
             process.terminate()
@@ -166,8 +165,11 @@ def judge(config: Path, run: Path) -> dict[str, Any]:
     conditions = gans[-1].profiles(None, cohort.table).conditions() if gans[-1].conditional else None
     curve = []
     for path, gan in zip(models, gans, strict=True):
-        c = None if conditions is None else conditions[cohort.row_of_tile]  # each held-out tile's own spot
-        tiles = np.concatenate([to_uint8(x) for x in generate_tiles(gan.generator, n, 1, c, device=device)])
+        spots = (
+            1 if conditions is None else len(conditions)
+        )  # each held-out spot has one tile; else n without expression
+        source = Generated(gan.generator, conditions, spots, n // spots, device)
+        tiles = np.concatenate(list(source.batches(1)))
         made = features_of(extractor, tiles)
         kid, fid = kernel_distance(made, features["test"]), frechet_distance(made, features["test"])
         point = {"minute": float(path.stem), "images": gan.state["images_seen"], "kid": kid, "fid": fid}
@@ -217,7 +219,7 @@ def draw(lines: list[dict[str, Any]], out: Path) -> None:
         floor = [f"{ours[-1][k]:.2f}" for k in ("floor_kid", "floor_fid")]
         rows.append(["real: training against held-out", "", "", *floor, "", "", "0.5", "0"])
         found += [f"### {name}, {size} px, n = {ours[-1]['n']}", bench.table(heads, rows)]
-    before, _, rest = out.read_text().partition(begin)
+    before, _, rest = (out.read_text() if out.exists() else "").partition(begin)
     out.write_text(before + begin + "\n\n" + "\n\n".join(found) + "\n\n" + end + rest.partition(end)[2])
 
 

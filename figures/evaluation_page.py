@@ -248,6 +248,7 @@ def diversity(m: Blocks, p: Pictures) -> Section:
     caption = (
         f"The nearest of generated and training tiles, from left to right: {names}. Looked at: "
         f"{copies['training_tiles']} of {copies['training_tiles_available']} training tiles"
+        + (" (turned copies are not looked for)" if m["turned"] else "")
         + ("." if copies["training_tiles"] == copies["training_tiles_available"] else "; a copy of others goes unseen.")
     )
     blocks = [

@@ -30,6 +30,7 @@ from metrics.prediction import round_trip
 
 KID_HALVINGS = 3
 BOOTSTRAPS = 999
+LEAST_CEILING = 0.2  # r of real halves under which nothing is said of a share of it; ours
 LABELLINGS = 199  # at most: each takes a pass over all features
 Block = dict[str, Any]
 
@@ -249,9 +250,11 @@ def round_trip_block(
     trips = [round_trip(truth, g, from_real, c.nulls) for g in from_generated]
     first, interval = trips[0], None
     if first["kept"]:
-        kept, read = np.array(first["per_component"]["kept"]), np.mean(from_generated, 0)
-        t, g = truth[:, kept], read[:, kept]
-        interval = c.interval(len(t), lambda p: float(np.nan_to_num(correlations(t[p], g[p])).mean()))
+        kept = np.array(first["per_component"]["kept"])
+        t, read = truth[:, kept], [g[:, kept] for g in from_generated]
+        interval = c.interval(
+            len(t), lambda p: float(np.mean([np.nan_to_num(correlations(t[p], g[p])).mean() for g in read]))
+        )
     found = block([t["r_generated"] for t in trips], trips, 0.0, first["r_real"], len(truth), interval)
     components = [t["per_component"]["generated"] for t in trips]
     return found | {
@@ -270,17 +273,19 @@ def morphology_blocks(
 
     from_expression: measure -> (P,), a ridge's predictions from expression alone; `ridge` is their r with real tiles.
     ceiling is r of two halves of the real tiles, attainable what r with all of them a faultless reading of the truth
-    could then have, sqrt(2 r / (1 + r)) (Spearman-Brown); `relative` is held against that.
+    could then have, sqrt(2 r / (1 + r)) (Spearman-Brown); `relative` is held against that. Both None where the ceiling
+    is in the noise, and without `from_expression`: what a ridge reads off half a tile's view is no half of a measure.
     """
     found = {}
     for name in c.real.morphology:
         real = c.real.mean_of(name)
         each = [agreement(real, g.mean_of(name), c.nulls) for g in generated]
         ceiling = np.mean([_r(a.mean_of(name), b.mean_of(name)) for a, b in c.halves]) if c.halves else None
-        mean = np.mean([g.mean_of(name) for g in generated], 0)
-        interval = c.interval(len(real), lambda p, mean=mean, real=real: _r(mean[p], real[p]))
+        means = [g.mean_of(name) for g in generated]
+        interval = c.interval(len(real), lambda p, m=means, real=real: float(np.mean([_r(x[p], real[p]) for x in m])))
         own = block([e["pearson"] for e in each], each, 0.0, ceiling, each[0]["n"], interval)
-        top = float(np.sqrt(2 * ceiling / (1 + ceiling))) if ceiling is not None and ceiling > 0 else None
+        alike = from_expression is not None and ceiling is not None and ceiling > LEAST_CEILING
+        top = float(np.sqrt(2 * ceiling / (1 + ceiling))) if alike else None
         own |= {"attainable": top, "relative": relative(own["value"], 0.0, top)}
         ridge = _r(from_expression[name], real) if from_expression else np.nan
         found[name] = {
@@ -335,9 +340,9 @@ def diversity_block(c: Comparison, generated: Sequence[Measured]) -> Block | Non
     ratios = [spread_ratio(g.features, c.real.features) for g in generated]
     large = [(a, b) for a, b in c.halves if min(len(x) for m in (a, b) for x in m.features) > 1]
     halves = [spread_ratio(a.features, b.features)["median"] for a, b in large]
-    each = np.array([r["ratios"] for r in ratios], np.float64).mean(0)
-    each = each[np.isfinite(each)]
-    interval = c.interval(len(each), lambda p: float(np.median(each[p]))) if len(each) else None
+    each = np.array([r["ratios"] for r in ratios], np.float64)  # (seeds, patients)
+    each = each[:, np.isfinite(each).all(0)]
+    interval = c.interval(each.shape[1], lambda p: float(np.median(each[:, p], 1).mean())) if each.size else None
     found = block([r["median"] for r in ratios], (), None, _mean_of(halves), ratios[0]["n"], interval)
     return found | {
         "lowest": _mean_of([r["lowest"] for r in ratios]),

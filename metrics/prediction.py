@@ -64,7 +64,8 @@ def fit_ridge(x: Any, y: Any, groups: Any, alphas: Any = ALPHAS) -> RidgeModel:
     best = np.square(out_of_fold - y).sum(1).argmin(0)  # (k,)
     chosen, whole = alphas[best], _Decomposed(x, y)
     cv_r = correlations(np.take_along_axis(out_of_fold, best[None, None], 0)[0], y)
-    return RidgeModel(whole.mean, whole.scale, whole.axes @ whole.shrunk(chosen), whole.intercept, chosen, cv_r)
+    coef = whole.axes @ whole.shrunk(chosen)
+    return RidgeModel(whole.mean, whole.scale, coef, whole.intercept - whole.shift @ coef, chosen, cv_r)
 
 
 def round_trip(
@@ -120,6 +121,8 @@ class _Decomposed:
         self.scale = np.where(sd > 1e-7 * np.abs(x).max(0, initial=0), sd, np.inf)  # a constant counts for nothing
         self.intercept = y.mean(0)
         z = _scaled(x, self.mean, self.scale)
+        self.shift = z.mean(0)  # not quite 0 where something was bounded
+        z = z - self.shift
         wide = len(z) < z.shape[1]
         values, vectors = np.linalg.eigh(z @ z.T if wide else z.T @ z)
         used = values > 1e-10 * max(values[-1], 0.0)
@@ -129,7 +132,7 @@ class _Decomposed:
 
     def rotate(self, x: np.ndarray) -> np.ndarray:
         """Features (n, d) -> coordinates on the axes (n, r)."""
-        return _scaled(x, self.mean, self.scale) @ self.axes
+        return (_scaled(x, self.mean, self.scale) - self.shift) @ self.axes
 
     def shrunk(self, alpha: float | np.ndarray) -> np.ndarray:
         """Coefficients on the axes (r, k), for one penalty or one per target (k,)."""

@@ -5,6 +5,7 @@ Batch b of a run is the same wherever its tiles lie: read when needed, ahead by 
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -43,6 +44,8 @@ class Batches:
         first, stop = done * cfg.critic_steps, last * cfg.critic_steps
         if self.where == "gpu" and stop > first:
             self._resident = resident(cohort, device, cfg.n_workers)
+            levels = torch.arange(256).float().div_(127.5).sub_(1.0)  # as to_model; a GPU rounds the division otherwise
+            self._levels = levels.to(device)
             self._feed: Iterator[tuple[np.ndarray, torch.Tensor]] = map(self._pick, range(first, stop))
         else:
             if self.where == "ram":
@@ -68,7 +71,7 @@ class Batches:
     def _pick(self, batch: int) -> tuple[np.ndarray, torch.Tensor]:
         indices = self.indices(batch)
         chosen = torch.from_numpy(indices).to(self.device)
-        return indices, self._resident[chosen].permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()
+        return indices, self._levels[self._resident[chosen].permute(0, 3, 1, 2).int()].contiguous()
 
     def _shown(self, indices: np.ndarray, step: int, turn: int) -> Shown:
         """Return the expression of a batch's tiles: jittered, and some of it left out."""
@@ -111,12 +114,36 @@ def place_of(cache: str, tiles: int, img_size: int, device: torch.device) -> str
 
 
 def free_memory() -> float:
-    """Return the bytes of memory that are free, or hold files that can be dropped (Linux); 0 where that is unknown."""
+    """Return the bytes of memory that are free, or hold files that can be dropped: the machine's, or what a container
+    or a Slurm job (its control group) still has, where that is less (Linux)."""
+    machine = next(
+        (float(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable")),
+        float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
+    )
+    return min([machine, *_left_to_group()])
+
+
+def _left_to_group() -> Iterator[float]:
+    """Yield what each control group of this process, and each above it, may still take; versions 1 and 2."""
+    for line in _lines("/proc/self/cgroup"):
+        _, kinds, place = line.split(":", 2)
+        if kinds not in ("", "memory"):
+            continue
+        root, limit, used = ("/sys/fs/cgroup", "memory.max", "memory.current")
+        if kinds:
+            root, limit, used = (f"{root}/memory", "memory.limit_in_bytes", "memory.usage_in_bytes")
+        folder = Path(root + place)
+        for group in (folder, *folder.parents):
+            numbers = [_lines(group / name) for name in (limit, used)]
+            if all(number and number[0].isdigit() for number in numbers):
+                yield float(numbers[0][0]) - float(numbers[1][0])
+
+
+def _lines(path: str | Path) -> list[str]:
     try:
-        with open("/proc/meminfo") as file:
-            return next(float(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
 
 
 def resident(cohort: Cohort, device: torch.device, workers: int = 0) -> torch.Tensor:

@@ -82,6 +82,7 @@ class Job:
         found = {
             "patients": self.n,
             "who": "spots" if spots else "patients",
+            "turned": bool(self.gan.state["settings"].get("turns") or self.gan.state["settings"].get("augment")),
             "left_out": self.patients.left_out,
             "patients_compared": len(compared.chosen),
             "real_tiles": sum(map(len, real.features)),
@@ -193,7 +194,8 @@ class Job:
         distance, matrix, kind = evaluation.distance_blocks(c, generated)
         k = look.to_components.coef.shape[1]
         truth = readers.components(self.patients.c)[:, :k]
-        read = [look.to_components.predict(g.means) for g in (*generated, c.real)]
+        predict = look.to_components.predict  # tile by tile: its bound is for tiles
+        read = [np.stack([predict(x).mean(0) for x in m.features]) for m in (*generated, c.real)]
         spread = evaluation.diversity_block(c, generated)
         blocks = {
             "retrieval": {

@@ -15,7 +15,7 @@ import torch
 
 from common.checkpoint import resolve_checkpoint
 from common.config import GANSettings, load_config
-from common.errors import InputError, warn
+from common.errors import InputError, shorten, warn
 from common.run import pick_device
 from datasets.cohort import open_cohort
 from datasets.expression import ExpressionTable, read_cohort_tables
@@ -119,8 +119,14 @@ class Opener:
         settings = replace(self.settings(spec.path), img_size=self.img_size)
         wanted = getattr(self.args, "split", "all")
         splits = None if wanted == "all" or spec.patient else (wanted,)
-        if splits and self._gans:  # the donors whom the first GAN was not, or was, trained on
-            settings = replace(settings, split_seed=next(iter(self._gans.values())).state["split_seed"])
+        if splits and self._gans:
+            seeds = {gan.state["split_seed"] for gan in self._gans.values()}
+            if len(seeds) > 1:
+                raise InputError(
+                    f"--split {wanted}: the GANs were trained under split_seed {shorten(sorted(seeds))}: a "
+                    "donor held out for one is not for the other; compare them one by one"
+                )
+            settings = replace(settings, split_seed=seeds.pop())
         cohort = open_cohort(settings, splits, need_expression=False)
         if cohort.left_out:
             warn(f"{spec.path}: {cohort.summary()}")

@@ -14,6 +14,7 @@ import torch
 
 import evaluate_conditioning as command
 import histopathology_gan
+from common.checkpoint import load_checkpoint, save_checkpoint
 from common.errors import InputError
 from datasets.expression import read_expression, write_expression
 from datasets.fingerprint import marks
@@ -177,6 +178,18 @@ def test_patients_who_trained_the_gan_or_the_vae_are_not_held_out_whatever_the_t
     said = capsys.readouterr().err
     assert "rna-gan_lung.model: was trained on 40 of what the table at hand has in split test" in said
     assert "assigned_split" in said and not Path("conditioning").exists()
+
+
+def test_a_vae_that_was_trained_on_them_is_refused_by_the_command_too(cohort, capsys):
+    state = load_checkpoint("checkpoints/betavae_tissues/best.pt", "betavae")[0]
+    names = list(read_expression("data/lung.csv").obs.index)
+    digest = save_checkpoint("checkpoints/betavae_tissues/best.pt", "betavae", state | {"trained_on": marks(names[:3])})
+    path = "checkpoints/rna-gan_lung/rna-gan_lung.model"
+    save_checkpoint(path, "gan", load_checkpoint(path, "gan")[0] | {"vae_digest": digest})
+    assert evaluate() == 2
+    assert (
+        f"best.pt: was trained on 3 of what the table at hand has in split test: {names[0]}" in capsys.readouterr().err
+    )
 
 
 def test_a_vae_that_saw_them_is_refused_too_and_an_older_file_is_only_told_of(tmp_path, capsys):
@@ -401,6 +414,15 @@ def test_intervals_are_of_patients_and_not_given_for_spots():
     assert c.interval(200, lambda p: float("nan")) is None
 
 
+def test_an_interval_is_of_the_mean_over_seeds_as_its_value_is():
+    rng = np.random.default_rng(4)
+    truth = rng.normal(size=300)
+    seeds = [Measured([], {"m": [np.array([v]) for v in truth + 2 * rng.normal(size=300)]}) for _ in range(3)]
+    real = Measured([], {"m": [np.array([v]) for v in truth]})
+    found = morphology_blocks(Comparison(real, [], re_pairings(300, 19), np.arange(300)), seeds)["m"]
+    assert found["low"] < found["pearson"] < found["high"] and found["pearson"] == pytest.approx(0.45, abs=0.1)
+
+
 def test_the_share_of_morphology_is_of_the_r_that_the_ceiling_allows():
     rng = np.random.default_rng(1)
     truth = rng.normal(size=2000)
@@ -409,7 +431,9 @@ def test_the_share_of_morphology_is_of_the_r_that_the_ceiling_allows():
     whole = [np.concatenate(pair) for pair in zip(a, b, strict=True)]
     one = lambda v: Measured([], {"m": v})  # noqa: E731
     c = Comparison(one(whole), [(one(a), one(b))], re_pairings(2000, 19), np.arange(2000))
-    found = morphology_blocks(c, [one([np.array([v]) for v in truth])])["m"]  # a generator that knows the truth
+    knows = one([np.array([v]) for v in truth])  # a generator that knows the truth
+    assert morphology_blocks(c, [knows])["m"]["attainable"] is None
+    found = morphology_blocks(c, [knows], {"m": truth})["m"]
     assert found["ceiling"] == pytest.approx(0.5, abs=0.05) and found["attainable"] == pytest.approx(0.816, abs=0.03)
     assert found["relative"] == pytest.approx(1, abs=0.05) and found["low"] < found["pearson"] < found["high"]
 

@@ -249,7 +249,7 @@ def test_other_settings_in_the_same_folder_are_refused_and_restart_moves_the_run
 def test_a_run_from_before_a_setting_was_there_goes_on_with_its_default(cohort, capsys):
     assert train("--model_dir run --loss_type wgan --max_steps 1") == 0
     config = json.loads(Path("run/config.json").read_text())
-    for key in ("turns", "augment", "gamma_final"):
+    for key in ("turns", "augment", "gamma_final", "condition", "critic_condition", "cond_dropout"):
         del config[key]
     Path("run/config.json").write_text(json.dumps(config))
     assert train("--model_dir run --loss_type wgan --max_steps 2") == 0

@@ -1,6 +1,8 @@
 """The README and the shipped configs are true: every printed line is a tested one, every key is a setting."""
 
+import importlib
 import re
+import shlex
 
 import pytest
 from conftest import ROOT
@@ -8,6 +10,7 @@ from test_pipeline import COMMANDS
 
 from common.config import BetaVAESettings, GANSettings, load_config
 
+README = (ROOT / "README.md").read_text()
 CONFIGS = sorted(p.relative_to(ROOT) for p in (ROOT / "configs").rglob("*.json"))
 
 
@@ -30,6 +33,12 @@ def test_there_are_corrected_and_published_configs():
 def test_the_readme_prints_the_28_lines_that_are_tested():
     printed = re.findall(r"^python3 (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert len(COMMANDS) == 28 and [line for line in printed if line in COMMANDS] == [*COMMANDS]
+
+
+@pytest.mark.parametrize("line", sorted(set(re.findall(r"^python3 (\S+\.py .*)$", README, re.MULTILINE))))
+def test_every_printed_line_is_understood_by_its_command(line):
+    script, *words = shlex.split(line)
+    importlib.import_module(script.removesuffix(".py")).build_parser().parse_args(words)
 
 
 def test_the_readme_names_every_command_and_every_picture_is_there():
