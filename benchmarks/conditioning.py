@@ -135,10 +135,18 @@ def prepare_her2st(folder: Path, data: Path, img_size: int) -> None:
 
 def key_of(row: str, name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Return what tells one line of the results from another: what was trained, and for how long, and on what."""
-    settings = ROWS[row] | (LARGE[ROWS[row]["gan_type"]] if args.img_size > 64 else {})
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    about = {"img_size": args.img_size, "minutes": args.minutes, "device": args.device, "settings": digest}
-    return {"row": row, "set": name, "seed": seed} | about
+    about = {"img_size": args.img_size, "minutes": args.minutes, "device": args.device}
+    return {"row": row, "set": name, "seed": seed} | about | {"settings": digest_of(sized(ROWS[row], args.img_size))}
+
+
+def sized(settings: dict[str, Any], img_size: int) -> dict[str, Any]:
+    """Return a row's settings at a size: wider networks from 128 px."""
+    return settings | (LARGE[settings["gan_type"]] if img_size > 64 else {})
+
+
+def digest_of(settings: dict[str, Any]) -> str:
+    """Return 8 hex digits that tell settings apart."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def trained_run(row: str, name: str, folder: Path, seed: int, args: argparse.Namespace) -> Path:
@@ -147,10 +155,9 @@ def trained_run(row: str, name: str, folder: Path, seed: int, args: argparse.Nam
     words = [name, row.partition(",")[0], seed, *list(key.values())[3:]]
     run = Path(args.work).resolve() / "-".join(map(str, words)).replace(" ", "_")
     run.mkdir(parents=True, exist_ok=True)
-    settings = ROWS[row] | (LARGE[ROWS[row]["gan_type"]] if args.img_size > 64 else {})
     own = {"img_size": args.img_size, "device": args.device, "seed": seed, "save_dir": str(run / "gan")}
     config = run / "settings.json"
-    config.write_text(json.dumps(data_of(name) | settings | own))
+    config.write_text(json.dumps(data_of(name) | sized(ROWS[row], args.img_size) | own))
     if not (run / "trained").exists():  # a run that was cut is trained afresh: each has the same minutes
         train(folder, ["--config", str(config), "--restart"], args.minutes * 60, wall=args.device != "cpu")
         (run / "trained").touch()
@@ -248,16 +255,20 @@ def read(results: Path) -> list[dict[str, Any]]:
 
 def draw(results: Path, out: Path) -> None:
     """Put the tables between the marks of `out`, one call at a time."""
-    begin, end = "<!-- tables of conditioning.py -->", "<!-- end -->"
     with open(results, "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        before, _, rest = (out.read_text() if out.exists() else "").partition(begin)
-        after = rest.partition(end)[2]
         lines, found = read(results), []
         for name, size in sorted({(line["set"], line["img_size"]) for line in lines}):
             ours = [line for line in lines if (line["set"], line["img_size"]) == (name, size)]
             found += [f"### {name}, {size} px", *tables(ours)]
-        write_text(out, before + begin + "\n\n" + "\n\n".join(found) + "\n\n" + end + after)
+        put(out, "conditioning.py", found)
+
+
+def put(out: Path, script: str, found: list[str]) -> None:
+    """Put paragraphs between a script's marks in the file `out`; at its end where it has none."""
+    begin, end = f"<!-- tables of {script} -->", "<!-- end -->"
+    before, _, rest = (out.read_text() if out.exists() else "").partition(begin)
+    write_text(out, before + begin + "\n\n" + "\n\n".join(found) + "\n\n" + end + (rest.partition(end)[2] or "\n"))
 
 
 def tables(lines: list[dict[str, Any]]) -> list[str]:

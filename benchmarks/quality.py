@@ -13,7 +13,6 @@ the marks of --out; a grid of each run's tiles is beside its model.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -71,9 +70,8 @@ def main() -> None:
             prepare(folder, data, args.img_size)
             for row in args.rows:
                 settings = settings_of(row, name, args)
-                digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
                 key = {"set": name, "row": row, "seed": seed, "img_size": args.img_size}
-                key |= {"minutes": args.minutes, "device": args.device, "settings": digest}
+                key |= {"minutes": args.minutes, "device": args.device, "settings": bench.digest_of(settings)}
                 if any(key.items() <= line.items() for line in bench.read(results)):
                     print(f"{key} is there")
                     continue
@@ -99,7 +97,7 @@ def prepare_lung(folder: Path, data: Path, img_size: int) -> None:
 
 def settings_of(row: str, name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Return a run's settings but for its seed and folder."""
-    settings = ROWS[row] | (bench.LARGE[ROWS[row]["gan_type"]] if args.img_size > 64 else {})
+    settings = bench.sized(ROWS[row], args.img_size)
     settings |= {"img_size": args.img_size, "device": args.device}
     if name == "her2st":
         return settings | bench.data_of(name)
@@ -201,7 +199,6 @@ def features_of(extractor: Any, tiles: np.ndarray) -> np.ndarray:
 
 def draw(lines: list[dict[str, Any]], out: Path) -> None:
     """Put a table per set between the marks of `out`."""
-    begin, end = "<!-- tables of quality.py -->", "<!-- end -->"
     heads = ["row", "seeds", "images", "KID", "FID", "precision", "recall", "memorised", "peak over real, decades"]
     found = []
     for name, size in sorted({(line["set"], line["img_size"]) for line in lines}):
@@ -219,8 +216,7 @@ def draw(lines: list[dict[str, Any]], out: Path) -> None:
         floor = [f"{ours[-1][k]:.2f}" for k in ("floor_kid", "floor_fid")]
         rows.append(["real: training against held-out", "", "", *floor, "", "", "0.5", "0"])
         found += [f"### {name}, {size} px, n = {ours[-1]['n']}", bench.table(heads, rows)]
-    before, _, rest = (out.read_text() if out.exists() else "").partition(begin)
-    out.write_text(before + begin + "\n\n" + "\n\n".join(found) + "\n\n" + end + rest.partition(end)[2])
+    bench.put(out, "quality.py", found)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,6 @@ class Run:
 
         `defaults`: what settings that an older run's config.json does not have were in effect.
         """
-        self._defaults = defaults or {}
         if not str(folder):
             raise InputError("no run folder: set save_dir in the config or name one with --save_dir / --model_dir")
         self.folder = Path(folder)
@@ -63,7 +62,7 @@ class Run:
             aside = self.folder.with_name(f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
             self.folder.rename(aside)
             warn(f"{folder}: the earlier run was moved to {aside}")
-        self._refuse_other_settings(settings)
+        self._refuse_other_settings(settings, defaults or {})
         remove_partials(self.folder)
         write_json(self.folder / "config.json", settings)
 
@@ -134,11 +133,11 @@ class Run:
         self.stop_requested = True
         warn(f"{signal.Signals(number).name}: finishing this step, then saving; a second signal leaves at once")
 
-    def _refuse_other_settings(self, settings: dict[str, Any]) -> None:
+    def _refuse_other_settings(self, settings: dict[str, Any], defaults: dict[str, Any]) -> None:
         path = self.folder / "config.json"
         if not path.exists():
             return
-        before = {**self._defaults, **read_json(path)}  # a run from before a setting was there had its default
+        before = {**defaults, **read_json(path)}  # a run from before a setting was there had its default
         changed = {k for k in set(before) | set(settings) if before.get(k) != settings.get(k)} - FREE_TO_CHANGE
         if settings.get("num_epochs", 0) > before.get("num_epochs", 0):
             changed -= {"num_epochs"}  # it may grow

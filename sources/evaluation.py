@@ -13,7 +13,7 @@ from common.run import generator_for, seed_for
 from datasets.cohort import Cohort, open_cohort
 from datasets.fingerprint import seen_among
 from datasets.tiles import to_uint8
-from metrics.evaluation import Measured
+from metrics.comparison import Measured
 from metrics.morphology import MEASURES, morphology
 from models.conditioning import ConditionedGenerator
 from models.features import Extractor

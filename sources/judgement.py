@@ -13,8 +13,8 @@ from common.errors import InputError
 from common.run import generator_for, seed_for
 from metrics import evaluation
 from metrics.colour import colour_histogram, greyscale
+from metrics.comparison import Comparison, Measured, halve
 from metrics.diversity import nearest_pairs
-from metrics.evaluation import Comparison, Measured
 from metrics.morphology import MEASURES
 from metrics.pairing import re_pairings, torus_shifts
 from metrics.verdict import verdict
@@ -157,7 +157,7 @@ class Job:
         if min(sizes) < 2:
             name = self.patients.names[int(np.argmin(sizes))]
             raise InputError(f"{name}: 1 real tile cannot be halved; use --ceiling sides")
-        splits = evaluation.halve(sizes, HALVINGS, seed_for(self.seed, "halves"))
+        splits = halve(sizes, HALVINGS, seed_for(self.seed, "halves"))
         return f"random halves of each patient's {min(sizes)} to {max(sizes)} real tiles, {HALVINGS} times", splits
 
     def halved(self, splits: Any, measured: Measured) -> list[tuple[Measured, Measured]]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from common.errors import InputError
-from metrics.evaluation import Measured
+from metrics.comparison import Measured
 from metrics.morphology import MEASURES
 from metrics.prediction import RidgeModel, fit_ridge
 from sources.evaluation import LEAST, STRIP, Patients, Ruler, View

@@ -19,11 +19,9 @@ from common.errors import InputError
 from datasets.expression import read_expression, write_expression
 from datasets.fingerprint import marks
 from datasets.tiles import write_store
+from metrics.comparison import Comparison, Measured, halve
 from metrics.evaluation import (
-    Comparison,
-    Measured,
     dose_block,
-    halve,
     liveness,
     matrix_blocks,
     memorisation_block,
