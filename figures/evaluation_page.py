@@ -84,7 +84,7 @@ def grid(m: Blocks, p: Pictures) -> Section:
     figure = plots.tile_rows(rows, tile_inches=0.9)
     about = (
         f"{len(p.names)} of {m['patients']} held-out {m['who']}, evenly spaced in the table, none picked by hand; up "
-        f"to {n} tiles each. {ceiling_says(m)} Null: {m['nulls']}. {m['training_patients']} training patients, "
+        f"to {n} tiles each. {ceiling_says(m)} Null: {m['nulls']}. {m['training_patients']} training {m['who']}, "
         f"{m['training_tiles']} of their tiles for the round trip, {m['training_tiles_morphology']} for the ridge that "
         "predicts morphology."
     )
@@ -99,8 +99,8 @@ def ceiling_says(m: Blocks) -> str:
     n = m["ceiling_tiles"]
     side, real = (f"{low}" if low == high else f"{low} to {high}" for low, high in (n["each_side"], n["real"]))
     return (
-        f"Ceiling: {m['ceiling']}, {side} on each side; generated tiles, {n['generated']} per patient, are held "
-        f"against all {real} real ones, which are less noisy: with r between the halves, r = sqrt(2 r / (1 + r)) "
+        f"Ceiling: {m['ceiling']}, {side} on each side; generated tiles, {n['generated']} for each of the {m['who']}, "
+        f"are held against all real ones, {real} each, less noisy: with r between the halves, r = sqrt(2 r / (1 + r)) "
         "is attainable, and a measure's share is of that. Retrieval's and the distances' share is of the ceiling "
         "itself and flatters. The round trip's ceiling has all real tiles."
     )

@@ -143,7 +143,9 @@ def test_an_obedient_generator_matches(cohort, monkeypatch, capsys):
     assert "and match it" in line and line == found["summary"]
     assert found["tissues"]["lung"]["morphology"] == found["morphology"]
     page = Path("conditioning/rna-gan_lung/report.html").read_text()
-    assert "6 on each side; generated tiles, 8 per patient, are held against all 12 real ones" in page
+    assert (
+        "6 on each side; generated tiles, 8 for each of the patients, are held against all real ones, 12 each" in page
+    )
     assert page.count("data:image/png") == 7 and "http" not in page.replace("http-equiv", "")
 
 
