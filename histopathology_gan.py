@@ -45,7 +45,7 @@ from models.gan_losses import LOSSES, critic_step, generator_step, is_conditiona
 from models.gan_settings import CACHES, OPTIMIZERS, check_gan_settings, resolve_gan_settings
 from models.generate import sample_tiles
 from models.networks import GAN_TYPES, build_critic, build_generator, generator_args
-from models.schedules import eased
+from models.schedules import eased, side_at
 from sources.batches import Batches, place_of
 from sources.pictures import grid_of, write_png
 from sources.profiles import Profiles
@@ -206,10 +206,11 @@ def fit(
         options["gamma"] = eased(cfg.gamma, gamma_final, images, cfg.schedule_images)
         for optimizer, rate in ((optimizer_g, cfg.lr_generator), (optimizer_c, cfg.lr_critic)):
             optimizer.param_groups[0]["lr"] = eased(rate, rate * cfg.lr_final, images, cfg.schedule_images)
+        generator.network.side = side = side_at(images, cfg.first_side, cfg.img_size, cfg.grow_images)
 
         # Update the critic.
         for turn in range(cfg.critic_steps):
-            real, shown = batches.take(step, turn)
+            real, shown = batches.take(step, turn, side)
             noise = generator.draw(len(real), generator_for(cfg.seed, "noise", step, turn), device)
             epsilon = torch.rand(len(real), generator=generator_for(cfg.seed, "epsilon", step, turn)).to(device)
             with autocast:

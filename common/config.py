@@ -123,6 +123,8 @@ class GANSettings(DataSettings):
     schedule_images: int = 0  # images over which the next two are reached, along half a cosine; 0: neither changes
     lr_final: float = 1.0  # share of both learning rates that is left then
     gamma_final: float | None = None  # what gamma is then; None: what it was
+    first_side: int = 0  # residual: pixels at which training begins, doubled until img_size; 0: img_size throughout
+    grow_images: int = 0  # images until img_size is reached; each smaller side has an equal part of them
     cache: str = "auto"  # where decoded tiles are kept: gpu | ram | none (read when needed) | auto: where they fit
     precision: str = "fp32"  # fp32 | bf16 (autocast; penalties stay fp32)
     num_grid: int = 32  # tiles in each sample grid

@@ -11,6 +11,7 @@ from models.conditioning import CONDITIONS, CRITIC_CONDITIONS, NOISES, STANDARDI
 from models.dcgan import CRITIC_NORMS, CRITIC_OUTPUTS
 from models.gan_losses import LOSSES, PENALTY_FORMS, PENALTY_PER, is_conditional
 from models.networks import GAN_TYPES
+from models.residual import grown_sides
 
 CACHES = ("auto", "gpu", "ram", "none")
 OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
@@ -51,7 +52,7 @@ def check_gan_settings(cfg: GANSettings, config: str) -> None:
             raise InputError(f"{config}: {key} = {getattr(cfg, key)!r}: expected {', '.join(values)}")
     counts = ("num_epochs", "batch_size", "critic_steps", "step_channels", "encoding_dims", "log_interval")
     counts += ("max_patch_per_wsi", "ema_images", "num_grid", "depth", "cond_dim", "penalty_every")
-    schedules = ("augment_images", "schedule_images")
+    schedules = ("augment_images", "schedule_images", "grow_images")
     weights = ("penalty_weight", "gamma", "mismatched_weight")
     expected: dict[str, tuple[Sequence[str], Callable[[float], bool]]] = {
         "1 or more": (counts, lambda x: x >= 1),
@@ -71,6 +72,11 @@ def check_gan_settings(cfg: GANSettings, config: str) -> None:
         raise InputError(f"{config}: gamma_final = {cfg.gamma_final}: expected 0 or more")
     if cfg.img_size < 16 or cfg.img_size & (cfg.img_size - 1):
         raise InputError(f"{config}: img_size = {cfg.img_size}: expected a power of two, 16 or more")
+    if cfg.first_side and cfg.gan_type != "residual":
+        raise InputError(f"{config}: first_side = {cfg.first_side} needs gan_type = residual")
+    grown_sides(cfg.first_side, cfg.img_size)  # InputError for a side that cannot be
+    if bool(cfg.first_side) != bool(cfg.grow_images):
+        raise InputError(f"{config}: first_side and grow_images go together: from which side, and over how many images")
     if not cfg.schedule_images and (cfg.lr_final != 1 or cfg.gamma_final is not None):
         raise InputError(f"{config}: lr_final and gamma_final need schedule_images, the images until they are reached")
     if cfg.standardise == "batch" and cfg.cond_dropout:

@@ -13,7 +13,7 @@ GAN_TYPES = ("dcgan", "residual")
 def generator_args(cfg: GANSettings, latent_dim: int = 0) -> dict[str, Any]:
     """Return all that `build_generator` needs; numbers and strings, kept in the checkpoint. `latent_dim` 0: plain."""
     keys = ("gan_type", "encoding_dims", "step_channels", "depth", "cond_dim")
-    keys += ("noise", "standardise", "condition_share", "condition")
+    keys += ("noise", "standardise", "condition_share", "condition", "first_side")
     return {"out_size": cfg.img_size, "latent_dim": latent_dim} | {k: settings_dict(cfg)[k] for k in keys}
 
 
@@ -22,7 +22,9 @@ def build_generator(args: dict[str, Any]) -> ConditionedGenerator:
     rule, dims = InputRule.of(args), args["encoding_dims"]
     into = dims + (args["cond_dim"] if args["latent_dim"] and rule.how == "concat" else 0)
     if args["gan_type"] == "residual":
-        network = ResidualGenerator(into, args["out_size"], args["step_channels"], args["depth"])
+        network = ResidualGenerator(
+            into, args["out_size"], args["step_channels"], args["depth"], args.get("first_side", 0)
+        )
     else:
         network = DCGANGenerator(into, args["out_size"], args["step_channels"])
     return ConditionedGenerator(network, rule, dims, args["latent_dim"], args["cond_dim"])
@@ -31,7 +33,7 @@ def build_generator(args: dict[str, Any]) -> ConditionedGenerator:
 def build_critic(cfg: GANSettings, latent_dim: int = 0) -> ConditionedCritic:
     """Return the critic of the settings; it sees the expression where they say critic_condition = projection."""
     if cfg.gan_type == "residual":
-        network = ResidualCritic(cfg.img_size, cfg.step_channels, cfg.depth)
+        network = ResidualCritic(cfg.img_size, cfg.step_channels, cfg.depth, cfg.first_side)
     else:
         network = DCGANDiscriminator(cfg.img_size, cfg.step_channels, cfg.critic_norm, cfg.critic_output)
     return ConditionedCritic(network, latent_dim if cfg.critic_condition == "projection" else 0, cfg.cond_dim)

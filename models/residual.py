@@ -7,6 +7,9 @@ those equations. Without that normalisation it learnt no structure in the demo's
 Sides change by the tent filter [1, 2, 1]: no checkerboard, whatever the weights.
 
 Channels are `step_channels` at full size and double with each halving, up to 16 times that. `depth` blocks per size.
+With `first_side` both may train at that side first and double it later (after Karras et al. 2018, section 2): from
+there on each side has its own layer to and from RGB, and the parts are added (Karras et al. 2020, figure 7b). Those
+above the first start at 0, so that nothing jumps when the side doubles.
 """
 
 import functools
@@ -32,6 +35,16 @@ def sides_of(out_size: int) -> list[int]:
     if out_size < 16 or out_size > 1024 or out_size & (out_size - 1):
         raise InputError(f"img_size = {out_size}: expected a power of two from 16 to 1024")
     return [2**i for i in range(2, out_size.bit_length())]
+
+
+def grown_sides(first_side: int, out_size: int) -> list[int]:
+    """Return the sides that are trained before `out_size`: [first_side, ... out_size / 2], none where that is 0.
+
+    InputError where it is no power of two from 8 to `out_size`.
+    """
+    if first_side and first_side not in sides_of(out_size)[1:]:
+        raise InputError(f"first_side = {first_side}: expected 0, or a power of two from 8 to img_size = {out_size}")
+    return [side for side in sides_of(out_size) if 0 < first_side <= side < out_size]
 
 
 def channels_of(out_size: int, step_channels: int) -> list[int]:
@@ -128,10 +141,14 @@ class ResidualGenerator(nn.Module):
     """Noise with or without expression (n, encoding_dims), per-pixel noise (n, pixel_noise) -> tiles.
 
     Tiles are meant to lie in [-1, 1]; nothing bounds them (a tanh would slow what is near white), saving clips them.
+    They have `side` pixels: out_size, unless training sets it to one of grown_sides.
     """
 
-    def __init__(self, encoding_dims: int = 128, out_size: int = 64, step_channels: int = 20, depth: int = 1) -> None:
+    def __init__(
+        self, encoding_dims: int = 128, out_size: int = 64, step_channels: int = 20, depth: int = 1, first_side: int = 0
+    ) -> None:
         super().__init__()
+        self.side = out_size
         sides, channels = sides_of(out_size), channels_of(out_size, step_channels)
         self.mapping = nn.Sequential(
             nn.Linear(encoding_dims, MAPPED), nn.LeakyReLU(SLOPE), nn.Linear(MAPPED, MAPPED), nn.LeakyReLU(SLOPE)
@@ -144,9 +161,13 @@ class ResidualGenerator(nn.Module):
             fields += [side // 2] + [side] * (2 * depth - 1)
         self.blocks = nn.ModuleList(blocks)
         self.to_rgb = nn.Conv2d(channels[-1], 3, 1)
+        early = grown_sides(first_side, out_size)
+        self.early_to_rgb = nn.ModuleDict({str(s): nn.Conv2d(channels[sides.index(s)], 3, 1) for s in early})
         self.fields = fields  # the side of each field of per-pixel noise, two per block
         self.pixel_noise = sum(side**2 for side in fields)
         initialise(self)
+        for later in [*self.early_to_rgb.values(), self.to_rgb][1:]:
+            nn.init.zeros_(later.weight)
 
     def forward(self, x: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
         w = self.mapping(x)  # (n, MAPPED)
@@ -156,9 +177,17 @@ class ResidualGenerator(nn.Module):
         ]
         h = self.start(w).unflatten(1, (-1, SMALLEST, SMALLEST))  # (n, c, 4, 4)
         h = h.contiguous(memory_format=torch.channels_last)  # a third faster, on a CPU too
+        image = None
         for i, block in enumerate(self.blocks):
             h = block(h, w, noise[2 * i : 2 * i + 2])
-        return self.to_rgb(F.leaky_relu(h, SLOPE))
+            last = i + 1 == len(self.blocks)
+            if not last and (not self.blocks[i + 1].grow or str(h.shape[-1]) not in self.early_to_rgb):
+                continue
+            part = (self.to_rgb if last else self.early_to_rgb[str(h.shape[-1])])(F.leaky_relu(h, SLOPE))
+            image = part if image is None else F.interpolate(image, scale_factor=2.0, mode="bilinear") + part
+            if image.shape[-1] == self.side:
+                break
+        return image
 
 
 class JudgingBlock(nn.Module):
@@ -179,14 +208,20 @@ class JudgingBlock(nn.Module):
 
 
 class ResidualCritic(nn.Module):
-    """Tiles (n, 3, in_size, in_size) -> features (n, width) -> one score each: the generator mirrored, unmodulated."""
+    """Tiles (n, 3, in_size, in_size) -> features (n, width) -> one score each: the generator mirrored, unmodulated.
+
+    It takes tiles of the sides in grown_sides too.
+    """
 
     norm = "spread"  # tiles of a batch meet in one feature only, which a penalty holds fixed
 
-    def __init__(self, in_size: int = 64, step_channels: int = 20, depth: int = 1) -> None:
+    def __init__(self, in_size: int = 64, step_channels: int = 20, depth: int = 1, first_side: int = 0) -> None:
         super().__init__()
         channels = channels_of(in_size, step_channels)[::-1]  # full size first
         self.from_rgb = nn.Conv2d(3, channels[0], 1)
+        widths = dict(zip(sides_of(in_size)[::-1], channels, strict=True))
+        early = grown_sides(first_side, in_size)
+        self.early_from_rgb = nn.ModuleDict({str(s): nn.Conv2d(3, widths[s], 1) for s in early})
         blocks = []
         for narrow, wide in pairwise(channels):
             blocks += [JudgingBlock(narrow, narrow, shrink=False) for _ in range(depth - 1)]
@@ -196,12 +231,26 @@ class ResidualCritic(nn.Module):
         self.width = 2 * MAPPED
         self.flatten = nn.Linear(channels[-1] * SMALLEST**2, self.width)
         self.out = nn.Linear(self.width, 1)
+        self.in_size = in_size
         initialise(self)
+        for later in [*self.early_from_rgb.values(), self.from_rgb][1:]:
+            nn.init.zeros_(later.weight)
 
     def features(self, images: torch.Tensor, alone: bool = False) -> torch.Tensor:
         """Return (n, width). They know the batch's spread; `alone` holds it fixed: a slope is one tile's own."""
         images = images.contiguous(memory_format=torch.channels_last)
-        h = F.leaky_relu(self.blocks(self.from_rgb(images)), SLOPE)  # (n, c, 4, 4)
+        h, side = None, self.in_size
+        if images.shape[-1] == side:
+            h = self.from_rgb(images)
+        for block in self.blocks:
+            h = h if h is None else block(h)
+            if block.shrink:
+                side //= 2
+                if str(side) in self.early_from_rgb and side <= images.shape[-1]:
+                    images = images if images.shape[-1] == side else F.avg_pool2d(images, 2)
+                    part = self.early_from_rgb[str(side)](images)
+                    h = part if h is None else h + part
+        h = F.leaky_relu(h, SLOPE)  # (n, c, 4, 4)
         spread = h.detach() if alone else h
         spread = (spread.var(0, unbiased=False) + 1e-8).sqrt().mean().expand(len(h), 1, SMALLEST, SMALLEST)
         h = F.leaky_relu(self.last(torch.cat([h, spread], 1)), SLOPE)
@@ -224,12 +273,12 @@ def initialise(module: nn.Module) -> None:
     module.to(memory_format=torch.channels_last)
     for name, part in module.named_modules():
         if isinstance(part, nn.Conv2d | nn.Linear):
-            linear = name.endswith(("skip", "from_rgb", "mapping.0"))
+            linear = "from_rgb" in name or name.endswith(("skip", "mapping.0"))
             nn.init.kaiming_normal_(part.weight, a=1.0 if linear else SLOPE)  # a = 1: no LeakyReLU before it
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
     for name, part in module.named_modules():
         if isinstance(part, ModulatedConv):
             nn.init.normal_(part.style.weight, std=0.5 * MAPPED**-0.5)
-        if name in ("to_rgb", "out"):
+        if name == "out" or (isinstance(part, nn.Conv2d) and "to_rgb" in name):
             part.weight.data.mul_(0.1)

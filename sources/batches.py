@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from common.config import GANSettings
 from common.errors import InputError
@@ -53,9 +54,14 @@ class Batches:
             feed = tile_batches(cohort.tiles, self.indices, first, stop, cfg.n_workers)
             self._feed = ((indices, to_model(images).contiguous().to(device)) for indices, images in feed)
 
-    def take(self, step: int, turn: int) -> tuple[torch.Tensor, Shown]:
-        """Return the next batch: real tiles (n, 3, H, W) in [-1, 1] and what they are judged with, on the device."""
+    def take(self, step: int, turn: int, side: int) -> tuple[torch.Tensor, Shown]:
+        """Return the next batch: real tiles (n, 3, side, side) in [-1, 1] and what they are judged with, on the device.
+
+        `side`: img_size, or a part of it: tiles are then averaged over squares of pixels.
+        """
         indices, real = next(self._feed)
+        if side != self.cfg.img_size:
+            real = F.avg_pool2d(real, self.cfg.img_size // side)
         if self.cfg.turns:
             source = generator_for(self.cfg.seed, "turns", step, turn)
             real = turned(real, torch.randint(TURNS, (len(real),), generator=source).to(self.device))

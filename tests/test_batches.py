@@ -25,17 +25,19 @@ def test_batches_are_the_same_wherever_the_tiles_lie(tmp_path, monkeypatch):
         cohort = open_cohort(cfg, ("train",))
         conditions = torch.randn(len(cohort.slides), 12, generator=torch.Generator().manual_seed(0))
         source = Batches(cohort, conditions, cfg, CPU, 2, 6)  # steps 3 to 6
-        found[where] = [source.take(step, 0) for step in range(3, 7)]
+        found[where] = [source.take(step, 0, 16) for step in range(3, 7)]
         if where == "ram":  # read once, then without the file
             assert (cohort.tiles._cached[source.indices(5)]).all()
         with pytest.raises(StopIteration):
-            source.take(7, 0)
+            source.take(7, 0, 16)
     for where in ("ram", "gpu"):
         for (a, x), (b, y) in zip(found["none"], found[where], strict=True):
             assert torch.equal(a, b) and a.is_contiguous() == b.is_contiguous()
             assert torch.equal(x.c, y.c) and torch.equal(x.keep, y.keep) and torch.equal(x.patients, y.patients)
     (a, _), (b, _) = found["none"][:2]
     assert not torch.equal(a, b) and a.min() >= -1 and a.max() <= 1
+    halved, _ = Batches(cohort, conditions, cfg, CPU, 2, 6).take(3, 0, 8)  # each pixel the mean of four
+    assert torch.allclose(halved, a.unflatten(3, (8, 2)).unflatten(2, (8, 2)).mean((3, 5)), atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from models.conditioning import (
 from models.dcgan import DCGANGenerator
 from models.generate import generate_tiles
 from models.residual import ResidualCritic, ResidualGenerator, _one_tent, enlarge, halve
+from models.schedules import side_at
 
 DIMS, N = 24, 8
 
@@ -212,6 +214,33 @@ def test_the_residual_networks_shapes_and_what_size_costs(side):
     assert tiles.shape == (2, 3, side, side) and critic.score(critic.features(tiles)).shape == (2,)
     with pytest.raises(InputError, match="power of two"):
         ResidualGenerator(7, 48, 4)
+
+
+def test_a_network_that_grows_draws_the_same_enlarged_until_its_new_side_is_trained():
+    torch.manual_seed(0)
+    generator, critic = ResidualGenerator(7, 64, 4, 2, first_side=16), ResidualCritic(64, 4, 2, first_side=16)
+    x, pixels, tiles = torch.randn(2, 7), torch.randn(2, generator.pixel_noise), {}
+    for side in (16, 32, 64):
+        generator.side = side
+        tiles[side] = generator(x, pixels)
+        assert tiles[side].shape == (2, 3, side, side) and tiles[side].std() > 0.01
+    for side in (32, 64):
+        enlarged = F.interpolate(tiles[side // 2], scale_factor=2.0, mode="bilinear")
+        assert torch.allclose(tiles[side], enlarged, atol=1e-6)
+        fine = torch.randn(2, 3, side, side)
+        with torch.no_grad():  # and its critic judges by what it has learnt so far
+            scores = [critic.score(critic.features(t)) for t in (fine, F.avg_pool2d(fine, 2))]
+        assert torch.allclose(*scores, atol=1e-6)
+    critic.score(critic.features(tiles[64])).sum().backward()
+    for new in (generator.to_rgb, generator.early_to_rgb["32"], critic.from_rgb, critic.early_from_rgb["32"]):
+        assert new.weight.grad.abs().sum() > 0  # it can be learnt
+    with pytest.raises(InputError, match="first_side = 64: expected 0, or a power of two from 8"):
+        ResidualCritic(32, 4, 1, 64)
+
+
+def test_sides_double_in_equal_parts_of_the_images():
+    assert [side_at(images, 16, 64, 100) for images in (0, 49, 50, 99, 100, 1000)] == [16, 16, 32, 32, 64, 64]
+    assert side_at(0, 0, 64, 0) == side_at(0, 64, 64, 100) == 64
 
 
 def test_a_constant_stays_constant_when_sides_change():

@@ -64,6 +64,7 @@ def same(a, b):
 def test_eight_steps_equal_three_and_five_to_the_bit(cohort, loss):
     if "residual" in loss:
         more = {"turns": True, "augment": 0.5, "augment_images": 20, "schedule_images": 24, "lr_final": 0.1}
+        more |= {"first_side": 8, "grow_images": 20}  # five steps at 8 px, of which the first call takes three
         gan_toy.write_config(Path("lung.json"), ["lung"], gamma_final=0.2, penalty_form="difference", **more)
     assert train(f"--model_dir whole --loss_type {loss} --max_steps 8") == 0
     assert train(f"--model_dir parts --loss_type {loss} --max_steps 3") == 0
@@ -332,6 +333,9 @@ def test_a_vae_trained_again_since_is_refused(cohort, capsys):
         ("", {"penalty_weight": -1.0}, "bad.json: penalty_weight = -1.0: expected 0 or more"),
         ("--condition_share 2", {}, "bad.json: condition_share = 2.0: expected 0"),
         ("", {"lr_final": 0.1}, "bad.json: lr_final and gamma_final need schedule_images"),
+        ("", {"first_side": 8}, "bad.json: first_side = 8 needs gan_type = residual"),
+        ("--gan_type residual", {"first_side": 8}, "bad.json: first_side and grow_images go together"),
+        ("--gan_type residual", {"first_side": 12, "grow_images": 9}, "first_side = 12: expected 0, or a power of two"),
         ("", {"gamma_final": 0.1}, "bad.json: lr_final and gamma_final need schedule_images"),
         ("", {"gamma_final": -1, "schedule_images": 8}, "bad.json: gamma_final = -1.0: expected 0 or more"),
         ("", {"augment": 1.0}, "bad.json: augment = 1.0: expected 0 or more, under 1"),
