@@ -40,6 +40,7 @@ from datasets.fingerprint import marks
 from datasets.tiles import to_uint8
 from models.augment import augmented
 from models.average import average_decay, calibrate_batch_norm, calibration_inputs, update_average
+from models.compiling import MODES, compile_networks
 from models.conditioning import CONDITIONS, CRITIC_CONDITIONS, InputRule
 from models.gan_losses import LOSSES, critic_step, generator_step, is_conditional
 from models.gan_settings import CACHES, OPTIMIZERS, check_gan_settings, resolve_gan_settings
@@ -75,6 +76,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--mismatched_weight", type=float, help="of real tiles with another patient's expression")
     parser.add_argument("--vae_checkpoint", help="the beta-VAE of an RNA-GAN: a file or its run folder")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="bf16: autocast; penalties stay fp32")
+    parser.add_argument(
+        "--compile", nargs="?", const="default", choices=MODES, help="torch.compile; reduce-overhead: with CUDA graphs"
+    )
     parser.add_argument("--cache", choices=CACHES, help="where decoded tiles are kept; auto: on the GPU where they fit")
     parser.add_argument("--n_workers", type=int, help="threads that read tiles ahead")
     parser.add_argument("--seed", type=int, help="of weights, batches and noise; never moves a donor (split_seed does)")
@@ -170,6 +174,12 @@ def fit(
     autocast = torch.autocast(device.type, torch.bfloat16) if cfg.precision == "bf16" else nullcontext()
     options = ("penalty_weight", "penalty_per", "mismatched_weight", "clip")
     options: dict[str, Any] = {key: getattr(cfg, key) for key in options} | {"autocast": autocast}
+    if cfg.compile and last > done:
+        sides = sorted(
+            {side_at(step * per_step, cfg.first_side, cfg.img_size, cfg.grow_images) for step in range(done, last)}
+        )
+        why = compile_networks(generator, critic, cfg.compile, sides, cfg.batch_size, autocast)
+        print(f"{run.folder}: " + (f"not compiled: {why}" if why else f"compiled, {cfg.compile}"), flush=True)
     if done:
         print(f"{run.folder}: going on after step {done} of {last}", flush=True)
 
@@ -201,6 +211,7 @@ def fit(
     bar = tqdm(initial=done, total=max(last, done), unit="step", desc=run.name, mininterval=1, disable=None)
     for step in range(done + 1, last + 1):
         # What the images shown so far ask for.
+        torch.compiler.cudagraph_mark_step_begin()  # of no effect unless compiled with CUDA graphs
         images = (step - 1) * per_step
         gamma_final = cfg.gamma if cfg.gamma_final is None else cfg.gamma_final
         options["gamma"] = eased(cfg.gamma, gamma_final, images, cfg.schedule_images)

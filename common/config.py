@@ -127,6 +127,7 @@ class GANSettings(DataSettings):
     grow_images: int = 0  # images until img_size is reached; each smaller side has an equal part of them
     cache: str = "auto"  # where decoded tiles are kept: gpu | ram | none (read when needed) | auto: where they fit
     precision: str = "fp32"  # fp32 | bf16 (autocast; penalties stay fp32)
+    compile: str = ""  # torch.compile's mode for training: default | reduce-overhead (CUDA graphs); empty: not compiled
     num_grid: int = 32  # tiles in each sample grid
     feature_side: int = 0  # pixels at which an extractor sees the tiles; 0: its own side
 

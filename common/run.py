@@ -25,6 +25,7 @@ FREE_TO_CHANGE = {
     "log_interval",
     "save_every",
     "cache",
+    "compile",
     "flag",
     "image_dir",
     "save_dir",

@@ -7,6 +7,7 @@ import torch
 
 from common.config import BLIND, SEEING, GANSettings, settings_dict
 from common.errors import InputError
+from models.compiling import MODES
 from models.conditioning import CONDITIONS, CRITIC_CONDITIONS, NOISES, STANDARDISE, InputRule
 from models.dcgan import CRITIC_NORMS, CRITIC_OUTPUTS
 from models.gan_losses import LOSSES, PENALTY_FORMS, PENALTY_PER, is_conditional
@@ -40,6 +41,7 @@ def check_gan_settings(cfg: GANSettings, config: str) -> None:
         "shuffle": ("patients", "slides"),
         "precision": ("fp32", "bf16"),
         "cache": CACHES,
+        "compile": ("", *MODES),
         "critic_norm": CRITIC_NORMS,
         "critic_output": CRITIC_OUTPUTS,
         "penalty_per": PENALTY_PER,

@@ -156,6 +156,29 @@ def test_a_plain_gan_splits_donors_as_the_vae_does_where_there_is_one(cohort, ca
     assert open_gan("alone").state["split_seed"] == 1
 
 
+@pytest.mark.parametrize("loss", ["wgangpvae", "rpganvae --gan_type residual"])
+def test_compiled_networks_train_as_plain_ones_and_a_failure_says_why(cohort, loss, monkeypatch, capsys):
+    words = f"--loss_type {loss} --max_steps 2 --model_dir"
+    assert train(f"{words} plain") == 0
+    compile_ = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda *a, **k: compile_(*a, **k, backend="aot_eager")
+    )  # without a C++ compiler
+    assert train(f"{words} compiled --compile") == 0
+    assert "compiled: compiled, default" in capsys.readouterr().out
+    plain, compiled = (weights(run)["average"] for run in ("plain", "compiled"))
+    assert plain.keys() == compiled.keys()
+    assert all(torch.allclose(plain[k], compiled[k], rtol=1e-3, atol=1e-4) for k in plain)
+
+    def fails(*_, **__):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    assert train(f"{words} refused --compile") == 0
+    assert "refused: not compiled: RuntimeError: no C++ compiler" in capsys.readouterr().out
+    assert same(weights("plain")["average"], weights("refused")["average"])
+
+
 @pytest.mark.parametrize("loss", ["minimax", "lsgan", "wgangp"])
 def test_every_loss_trains_at_32_px(cohort, loss):
     assert train(f"--model_dir run --loss_type {loss} --max_steps 2 --img_size 32 --n_workers 0") == 0
