@@ -46,7 +46,7 @@ from models.gan_losses import LOSSES, critic_step, generator_step, is_conditiona
 from models.gan_settings import CACHES, OPTIMIZERS, check_gan_settings, resolve_gan_settings
 from models.generate import sample_tiles
 from models.networks import GAN_TYPES, build_critic, build_generator, generator_args
-from models.schedules import eased, side_at
+from models.schedules import eased, rate_groups, set_rate, side_at
 from sources.batches import Batches, place_of
 from sources.pictures import grid_of, write_png
 from sources.profiles import Profiles
@@ -153,8 +153,8 @@ def fit(
         weight_decay=cfg.weights_decay,
         fused=True,
     )
-    optimizer_g = adam(generator.parameters(), lr=cfg.lr_generator)
-    optimizer_c = adam(critic.parameters(), lr=cfg.lr_critic)
+    optimizer_g = adam(rate_groups(generator, cfg.equalised), lr=cfg.lr_generator)
+    optimizer_c = adam(rate_groups(critic, cfg.equalised), lr=cfg.lr_critic)
     tracked = {"generator": generator, "critic": critic, "average": average}
     tracked |= {"optimizer_g": optimizer_g, "optimizer_c": optimizer_c}
     done = 0
@@ -216,7 +216,7 @@ def fit(
         gamma_final = cfg.gamma if cfg.gamma_final is None else cfg.gamma_final
         options["gamma"] = eased(cfg.gamma, gamma_final, images, cfg.schedule_images)
         for optimizer, rate in ((optimizer_g, cfg.lr_generator), (optimizer_c, cfg.lr_critic)):
-            optimizer.param_groups[0]["lr"] = eased(rate, rate * cfg.lr_final, images, cfg.schedule_images)
+            set_rate(optimizer, eased(rate, rate * cfg.lr_final, images, cfg.schedule_images))
         generator.network.side = side = side_at(images, cfg.first_side, cfg.img_size, cfg.grow_images)
 
         # Update the critic.

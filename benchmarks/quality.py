@@ -23,6 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import conditioning as bench
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
@@ -81,6 +85,7 @@ def main() -> None:
                     file.write(json.dumps(line) + "\n")
                 print(json.dumps({k: v for k, v in line.items() if k not in ("curve", "spectrum")}), flush=True)
     draw(bench.read(results), Path(args.out))
+    plot(bench.read(results), work, Path(args.out).parent / "quality")
 
 
 def prepare_lung(folder: Path, data: Path, img_size: int) -> None:
@@ -188,7 +193,7 @@ def judge(config: Path, run: Path) -> dict[str, Any]:
         "peak": peaks_beside(tiles, real["test"]),
         "curve": curve,
         "spectrum": [radial(log_power(x))[1].round(3).tolist() for x in (tiles, real["test"])],
-        "picture": str(run / "tiles.png"),
+        "run": run.name,
     }
 
 
@@ -217,6 +222,51 @@ def draw(lines: list[dict[str, Any]], out: Path) -> None:
         rows.append(["real: training against held-out", "", "", *floor, "", "", "0.5", "0"])
         found += [f"### {name}, {size} px, n = {ours[-1]['n']}", bench.table(heads, rows)]
     bench.put(out, "quality.py", found)
+
+
+def plot(lines: list[dict[str, Any]], work: Path, out: Path) -> None:
+    """Write per set <set>_<side>.png: KID against images and minutes, spectra; and the first seed's tiles of each row.
+
+    Tiles are taken from the runs in `work`; where these are gone their picture stays as it was. Real tiles are not
+    shown: they are not the project's to copy.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for name, size in sorted({(line["set"], line["img_size"]) for line in lines}):
+        ours = [line for line in lines if (line["set"], line["img_size"]) == (name, size)]
+        figure, (by_images, by_minutes, power) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+        for colour, row in zip(("tab:grey", "tab:orange", "tab:blue", "tab:green", "tab:red"), ROWS, strict=False):
+            for k, line in enumerate(x for x in ours if x["row"] == row):
+                style = {"color": colour, "label": row if k == 0 else None, "lw": 1.2}
+                kid = [point["kid"] for point in line["curve"]]
+                by_images.plot([point["images"] for point in line["curve"]], kid, **style)
+                by_minutes.plot([point["minute"] for point in line["curve"]], kid, **style)
+                power.plot(np.arange(1, len(line["spectrum"][0]) + 1), line["spectrum"][0], **style)
+        power.plot(
+            np.arange(1, len(ours[-1]["spectrum"][1]) + 1), ours[-1]["spectrum"][1], "k--", label="real, held-out"
+        )
+        for axes, words in ((by_images, "images shown"), (by_minutes, "minutes")):
+            axes.axhline(ours[-1]["floor_kid"], color="k", ls="--", lw=1, label="real against real")
+            axes.set(xlabel=words, ylabel="KID", yscale="log")
+        power.set(xlabel="cycles per tile", ylabel="log10 power")
+        by_minutes.legend(fontsize=8)
+        power.legend(fontsize=8)
+        figure.suptitle(f"{name}, {size} px")
+        figure.savefig(out / f"{name}_{size}.png", dpi=110)
+        plt.close(figure)
+        first = {row: next((x["run"] for x in ours if x["row"] == row), None) for row in ROWS}
+        grids = {
+            row: work / run / "tiles.png" for row, run in first.items() if run and (work / run / "tiles.png").exists()
+        }
+        if grids:
+            figure, places = plt.subplots(
+                len(grids), 1, figsize=(8, 3.3 * len(grids)), layout="constrained", squeeze=False
+            )
+            for axes, (row, path) in zip(places[:, 0], grids.items(), strict=True):
+                axes.imshow(plt.imread(path), interpolation="nearest")
+                axes.set_title(row, fontsize=10)
+                axes.axis("off")
+            figure.savefig(out / f"{name}_{size}_tiles.png", dpi=110)
+            plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -104,6 +104,9 @@ class GANSettings(DataSettings):
     lr: float = 0.0  # a lone `lr` sets both rates below, with a warning
     lr_generator: float = 1e-4
     lr_critic: float = 4e-4
+    equalised: bool = (
+        False  # rates in units of each layer's own weights, 1 / sqrt(inputs); Karras et al. 2018, section 4.1
+    )
     adam_beta1: float = 0.5
     adam_beta2: float = 0.999
     penalty_weight: float = 10.0  # gradient penalty; Gulrajani et al. 2017, section 4

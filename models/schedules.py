@@ -1,6 +1,10 @@
 """What changes with the images shown: settings, and the side of the tiles."""
 
 import math
+from typing import Any
+
+import torch
+from torch import nn
 
 
 def eased(start: float, end: float, images: int, over: int) -> float:
@@ -21,3 +25,25 @@ def side_at(images: int, first: int, full: int, over: int) -> int:
         return full
     doublings = (full // first).bit_length() - 1
     return first * 2 ** (images * doublings // over)
+
+
+def rate_groups(model: nn.Module, equalised: bool) -> list[dict[str, Any]]:
+    """Return a model's parameters in groups for an optimiser; `share`: of the learning rate, 1 unless `equalised`.
+
+    Then a layer's weights have 1 / sqrt(inputs to one output), about the spread that they begin with: Adam's steps,
+    which do not know a weight's size, are so the same part of each (Karras et al. 2018, section 4.1, there by scaling
+    the weights). With one rate for all a residual critic's wide layers were shaken until it told nothing.
+    """
+    groups: dict[float, list[nn.Parameter]] = {}
+    for module in model.modules():
+        wide = equalised and isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+        for name, weight in module.named_parameters(recurse=False):
+            share = nn.init._calculate_correct_fan(weight, "fan_in") ** -0.5 if wide and name == "weight" else 1.0
+            groups.setdefault(share, []).append(weight)
+    return [{"params": weights, "share": share} for share, weights in sorted(groups.items())]
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of an optimiser made of rate_groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["share"]

@@ -21,7 +21,8 @@ from models.gan_losses import (
     zero_penalty,
 )
 from models.resampling import down, up
-from models.schedules import eased
+from models.residual import ResidualCritic
+from models.schedules import eased, rate_groups, set_rate
 
 
 @pytest.mark.parametrize(("side", "channels", "dims"), [(16, 8, 10), (32, 8, 10), (128, 2, 5)])
@@ -327,3 +328,28 @@ def test_settings_ease_from_start_to_end_along_half_a_cosine(images, value):
     assert eased(4.0, 2.0, images, 100) == pytest.approx(value)
     assert eased(4.0, 2.0, images, 0) == 2.0
     assert eased(4.0, 2.0, 25, 100) == pytest.approx(3 + 0.5**0.5)
+
+
+# ---- Learning rates ----
+
+
+def test_equalised_rates_move_every_layer_by_the_same_part_of_its_weights():
+    torch.manual_seed(0)
+    critic = ConditionedCritic(ResidualCritic(32, 8), 5)
+    plain, equalised = rate_groups(critic, False), rate_groups(critic, True)
+    assert len(plain) == 1 and plain[0]["share"] == 1
+    for groups in (plain, equalised):
+        assert sorted(map(id, critic.parameters())) == sorted(id(w) for g in groups for w in g["params"])
+    optimizer = torch.optim.Adam(equalised, lr=1.0, betas=(0.0, 0.99))
+    set_rate(optimizer, 0.01)
+    before = [w.detach().clone() for w in critic.parameters()]
+    critic(torch.randn(4, 3, 32, 32), torch.randn(4, 5)).sum().backward()
+    optimizer.step()
+    moved = {
+        name: (w - b).square().mean().sqrt() for (name, w), b in zip(critic.named_parameters(), before, strict=True)
+    }
+    wide, narrow = critic.network.blocks[-1].second.weight, critic.network.from_rgb.weight
+    assert wide[0].numel() == 64 * 9 and narrow[0].numel() == 3
+    assert moved["network.blocks.2.second.weight"] == pytest.approx(0.01 / 576**0.5, rel=0.1)
+    assert moved["network.from_rgb.weight"] == pytest.approx(0.01 / 3**0.5, rel=0.1)
+    assert moved["network.from_rgb.bias"] == pytest.approx(0.01, rel=0.1)

@@ -64,7 +64,11 @@ def same(a, b):
 def test_eight_steps_equal_three_and_five_to_the_bit(cohort, loss):
     if "residual" in loss:
         more = {"turns": True, "augment": 0.5, "augment_images": 20, "schedule_images": 24, "lr_final": 0.1}
-        more |= {"first_side": 8, "grow_images": 20}  # five steps at 8 px, of which the first call takes three
+        more |= {
+            "equalised": True,
+            "first_side": 8,
+            "grow_images": 20,
+        }  # five steps at 8 px, of which the first call takes three
         gan_toy.write_config(Path("lung.json"), ["lung"], gamma_final=0.2, penalty_form="difference", **more)
     assert train(f"--model_dir whole --loss_type {loss} --max_steps 8") == 0
     assert train(f"--model_dir parts --loss_type {loss} --max_steps 3") == 0
