@@ -346,7 +346,7 @@ def test_equalised_rates_move_every_layer_by_the_same_part_of_its_weights():
     critic(torch.randn(4, 3, 32, 32), torch.randn(4, 5)).sum().backward()
     optimizer.step()
     pairs = zip(critic.named_parameters(), before, strict=True)
-    moved = {name: (w - b).square().mean().sqrt() for (name, w), b in pairs}
+    moved = {name: (w.detach() - b).square().mean().sqrt().item() for (name, w), b in pairs}
     assert critic.network.blocks[2].second.weight[0].numel() == 32 * 9
     assert moved["network.blocks.2.second.weight"] == pytest.approx(0.01 / 288**0.5, rel=0.1)
     assert moved["network.from_rgb.weight"] == pytest.approx(0.01 / 3**0.5, rel=0.1)
