@@ -102,10 +102,8 @@ def main(args: argparse.Namespace) -> int | None:
         if source.describe()["kind"] == "gan":  # a patient was named for the other side: not part of this one's name
             specs[name] = replace(specs[name], patient=None)
     extractor = open_extractor(args, opener)
-    batch_size, cache = (
-        args.tiles_at_a_time or tiles_at_a_time(extractor),
-        FeatureCache(cache_folder(args.feature_cache)),
-    )
+    batch_size = args.tiles_at_a_time or tiles_at_a_time(extractor, opener.img_size)
+    cache = FeatureCache(cache_folder(args.feature_cache))
     draws = {
         name: Draws(
             name,

@@ -21,14 +21,14 @@ MEMORY_SHARE = 0.25  # of the free memory that a batch may take; ours
 MOST_AT_A_TIME = {"cpu": 16, "cuda": 256}  # more is no faster: on a CPU, activations of 16 tiles still fit its caches
 
 
-def tiles_at_a_time(extractor: Extractor) -> int:
-    """Return how many tiles the extractor takes at once: what fits a share of its device's free memory, within reason.
+def tiles_at_a_time(extractor: Extractor, side: int | None = None) -> int:
+    """Return how many tiles to take at once: what fits a share of the device's free memory, within reason.
 
-    Features do not depend on it.
+    `side`: of the tiles, in pixels, where a generator draws them on the same device. Features do not depend on it.
     """
     device = extractor.device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
-    fitting = int(MEMORY_SHARE * free / (BYTES_PER_PIXEL * extractor.input_side**2))
+    fitting = int(MEMORY_SHARE * free / (BYTES_PER_PIXEL * max(extractor.input_side, side or 0) ** 2))
     return max(1, min(fitting, MOST_AT_A_TIME.get(device.type, 16)))
 
 

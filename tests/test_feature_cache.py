@@ -143,3 +143,5 @@ def test_the_batch_fits_the_free_memory(monkeypatch):
         monkeypatch.setattr(draws, "free_memory", lambda free=free: free)
         sizes.append(draws.tiles_at_a_time(Small()))
     assert sizes == [1, 6, draws.MOST_AT_A_TIME["cpu"]]
+    monkeypatch.setattr(draws, "free_memory", lambda: 1e9)
+    assert draws.tiles_at_a_time(Small(), 598) == 1  # larger tiles, which a generator draws
