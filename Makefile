@@ -43,6 +43,7 @@ clean-demo:
 # --- the demo: one stage per stamp in demo/.done; a finished stage is not run again, an interrupted one goes on ---
 
 demo/.done/%: export OMP_NUM_THREADS := 1
+demo/.done/%: export RNAGAN_FEATURE_CACHE := demo/features
 GANS := rna-gan_lung rna-gan_brain gan_lung gan_brain
 tissue = $(lastword $(subst _, ,$(1)))
 loss = $(if $(filter rna-%,$(1)),rpganvae,rpgan --num_epochs 3)

@@ -3,17 +3,23 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
-
-from datasets.tileset import TileSet
 
 Batch = tuple[np.ndarray, np.ndarray]  # tile indices (n,), uint8 RGB (n, H, W, 3)
 AHEAD = 2  # batches per worker that are read or waiting
 
 
+class Readable(Protocol):
+    """A numbered set of tiles: a TileSet, or a source's."""
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Return the tiles `indices` as uint8 RGB (n, H, W, 3)."""
+
+
 def tile_batches(
-    tiles: TileSet, indices_of: Callable[[int], np.ndarray], first: int, stop: int, workers: int = 0
+    tiles: Readable, indices_of: Callable[[int], np.ndarray], first: int, stop: int, workers: int = 0
 ) -> Iterator[Batch]:
     """Yield batches `first` to `stop` - 1; batch i holds the tiles `indices_of(i)`, whoever reads it.
 

@@ -7,6 +7,7 @@
 Nothing is ever downloaded. Two numbers may be compared only where `name` and `digest` are equal.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 import torchvision
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import inception
 
 from common.errors import InputError, did_you_mean, warn
@@ -23,21 +25,35 @@ from common.files import sha256_of
 # Published FID weights, TensorFlow's inception-2015-12-05 in PyTorch form; the name carries the start of its SHA-256.
 FID_WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
 FID_SOURCE = "https://github.com/mseitzer/pytorch-fid/releases/tag/fid_weights"
+PRECISIONS = ("fp32", "bf16")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's reference transforms
 
 
 class Extractor:
     """A frozen network from uint8 tiles to features.
 
-    name: what it is, with the side where that is not its own ("efficientnet_lite0@64px"); digest: SHA-256 of its
-    weights file; input_side: pixels; dim: length of a feature; preprocessing: in words, for the record.
+    name: what it is, with the side and the precision where those are not its own ("efficientnet_lite0@64px, bf16");
+    digest: SHA-256 of its weights file; input_side: pixels; dim: length of a feature; preprocessing: in words, for the
+    record.
     """
 
     def __init__(
-        self, name: str, network: nn.Module, digest: str, side: int, mean: Any, std: Any, antialias: bool, device: Any
+        self,
+        name: str,
+        network: nn.Module,
+        digest: str,
+        side: int,
+        mean: Any,
+        std: Any,
+        antialias: bool,
+        device: Any,
+        precision: str = "fp32",
     ) -> None:
-        """Freeze `network`, which takes (N, 3, side, side) floats normalised as (x - mean) / std, x in [0, 1]."""
-        self.name, self.digest, self.input_side = name, digest, side
+        """Freeze `network`, which takes (N, 3, side, side) floats normalised as (x - mean) / std, x in [0, 1].
+
+        precision: fp32, or bf16, which runs the network under autocast; what goes in and comes out is float32.
+        """
+        self.name, self.digest, self.input_side, self.precision = name, digest, side, precision
         self.device, self.antialias = torch.device(device), antialias
         network = network.float().eval().requires_grad_(False)
         self.network = network.to(self.device, memory_format=torch.channels_last)  # 1.3 to 1.7 times faster on a CPU
@@ -59,7 +75,8 @@ class Extractor:
             side = (self.input_side, self.input_side)
             x = F.interpolate(x, side, mode="bilinear", align_corners=False, antialias=self.antialias)
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        return self.network(x).flatten(1).float().cpu().numpy()
+        with torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext():
+            return self.network(x).flatten(1).float().cpu().numpy()
 
     def describe(self) -> dict[str, Any]:
         """Return what belongs beside every number made with these features."""
@@ -67,6 +84,7 @@ class Extractor:
             "name": self.name,
             "weights_digest": self.digest,
             "input_side": self.input_side,
+            "precision": self.precision,
             "dim": self.dim,
             "preprocessing": self.preprocessing,
         }
@@ -77,13 +95,16 @@ def load_extractor(
     weights: str | Path | None = None,
     device: torch.device | str = "cpu",
     side: int | None = None,
+    precision: str = "fp32",
 ) -> Extractor:
-    """Return the extractor `name`, frozen, on `device`.
+    """Return the extractor `name`, frozen, on `device`, in fp32 or bf16, which the name then says.
 
     weights: a state dict's file; needed for torchvision names, optional for "inception" (else torch's cache), not used
     by "efficientnet_lite0". side: run at this many pixels instead of the network's own side, which the name then says.
-    InputError for an unknown name, a missing or foreign file, or a side the network cannot take.
+    InputError for an unknown name or precision, a missing or foreign file, or a side the network cannot take.
     """
+    if precision not in PRECISIONS:
+        raise InputError(f"extractor precision {precision!r}: expected {' or '.join(PRECISIONS)}")
     if side is not None and side < 1:
         raise InputError(f"extractor side {side}: a number of pixels above 0 was expected")
     if name == "efficientnet_lite0":
@@ -117,8 +138,9 @@ def load_extractor(
         )
     network = build(read_state_dict(path), path, side or own_side)
     label = name if side in (None, own_side) else f"{name}@{side}px"
+    label += "" if precision == "fp32" else f", {precision}"
     try:
-        return Extractor(label, network, sha256_of(path), side or own_side, mean, std, antialias, device)
+        return Extractor(label, network, sha256_of(path), side or own_side, mean, std, antialias, device, precision)
     except (RuntimeError, AssertionError, ValueError) as error:  # some networks need a fixed or a least side
         raise InputError(
             f"extractor {name}: does not run at {side or own_side} px ({error}); leave --extractor_side out"
@@ -242,6 +264,8 @@ def _fid_inception(state: dict[str, torch.Tensor], path: Path, _side: int) -> nn
         network = fid_inception()
     _load(network, state, path, "the FID Inception V3 (1008 classes)")
     network.fc = network.dropout = nn.Identity()  # features after pooling: (N, 2048)
+    for block in [m for m in network.modules() if isinstance(m, inception.BasicConv2d)]:
+        block.conv, block.bn = fuse_conv_bn_eval(block.conv.eval(), block.bn.eval()), nn.Identity()  # frozen: one layer
     return network
 
 

@@ -1,14 +1,35 @@
 """Features of a source, drawn several times: what every distance is computed from, each tile seen by a network once."""
 
+from typing import Any
+
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from common.errors import InputError
 from common.run import seed_for
+from datasets.feed import tile_batches
 from datasets.tiles import area_resize
 from models.features import Extractor, check_images
+from sources.batches import free_memory
+from sources.feature_cache import FeatureCache, Rows
 from sources.real import NumberedSource
 from sources.statistics import StatisticsSource
+
+BYTES_PER_PIXEL = 400  # of the extractor's input; measured: Inception 150, ResNet-50 280, DenseNet-121 340
+MEMORY_SHARE = 0.25  # of the free memory that a batch may take; ours
+MOST_AT_A_TIME = {"cpu": 16, "cuda": 256}  # more is no faster: on a CPU, activations of 16 tiles still fit its caches
+
+
+def tiles_at_a_time(extractor: Extractor, side: int | None = None) -> int:
+    """Return how many tiles to take at once: what fits a share of the device's free memory, within reason.
+
+    `side`: of the tiles, in pixels, where a generator draws them on the same device. Features do not depend on it.
+    """
+    device = extractor.device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+    fitting = int(MEMORY_SHARE * free / (BYTES_PER_PIXEL * max(extractor.input_side, side or 0) ** 2))
+    return max(1, min(fitting, MOST_AT_A_TIME.get(device.type, 16)))
 
 
 class Draws:
@@ -28,11 +49,16 @@ class Draws:
         seed: int,
         batch_size: int = 64,
         side: int | None = None,
+        cache: FeatureCache | None = None,
     ) -> None:
-        """`side`: tiles are area-resized to so many pixels before the extractor sees them (None: left as they are)."""
+        """`side`: tiles are area-resized to so many pixels before the extractor sees them (None: left as they are).
+
+        `cache`: where features are looked up first, and kept (None: nowhere).
+        """
+        self.cache, self.found = cache or FeatureCache(None), 0  # tiles whose features came from the cache
         self.name, self.source, self.extractor, self.label = name, source, extractor, source.label
         self.wanted, self.iterations, self.seed, self.batch_size, self.side = n, iterations, seed, batch_size, side
-        self._rows: dict[int, np.ndarray] = {}  # of a numbered source: tile -> feature
+        self._rows: Rows | None = None  # of a numbered source; None: the cache was not asked yet
         self._draws: dict[int, np.ndarray] = {}
         if isinstance(source, StatisticsSource):
             source.check(extractor.name, extractor.digest)
@@ -68,9 +94,7 @@ class Draws:
         if isinstance(self.source, NumberedSource):
             return self._look_up(self._chosen(i))
         if i not in self._draws:
-            batches = self.source.batches(self.wanted, seed_for(self.seed, self.name, i), self.batch_size)
-            bar = tqdm(batches, f"{self.name} draw {i + 1}", -(-self.wanted // self.batch_size), leave=False)
-            self._draws[i] = np.concatenate([self._extract(batch) for batch in bar])
+            self._draws[i] = self._drawn(seed_for(self.seed, self.name, i), f"{self.name} draw {i + 1}")
         return self._draws[i]
 
     def halves(self, i: int) -> tuple[np.ndarray, np.ndarray]:
@@ -88,13 +112,49 @@ class Draws:
         both = self.source.choose(2 * size, seed_for(self.seed, self.name, "halves", i))
         return both[:size], both[size:]
 
+    def _drawn(self, seed: int, title: str) -> np.ndarray:
+        """Return the features (n, d) of the generator's first n tiles with `seed`."""
+        of = self._described(seed)
+        rows = self.cache.load(of, self.extractor.dim)
+        if len(rows) >= self.wanted:
+            self.found += self.wanted
+            return np.stack([rows[k] for k in range(self.wanted)])
+        batches = self.source.batches(self.wanted, seed, self.batch_size)
+        bar = tqdm(batches, title, -(-self.wanted // self.batch_size), leave=False)
+        features = np.concatenate([self._extract(batch) for batch in bar])
+        self.cache.save(of, dict(enumerate(features)))
+        return features
+
     def _look_up(self, indices: np.ndarray) -> np.ndarray:
-        missing = [int(k) for k in indices if int(k) not in self._rows]
-        steps = range(0, len(missing), self.batch_size)
-        for start in tqdm(steps, f"{self.name} features", leave=False, disable=not missing):
-            some = missing[start : start + self.batch_size]
-            self._rows.update(zip(some, self._extract(self.source.read(np.array(some))), strict=True))
-        return np.stack([self._rows[int(k)] for k in indices])
+        """Return the features (n, d) of these tiles; unknown ones are computed, the next tiles being read meanwhile."""
+        if self._rows is None:
+            self._of = self._described()
+            self._rows = self.cache.load(self._of, self.extractor.dim)
+            self.found = sum(int(k) in self._rows for k in indices)
+        missing = np.array([k for k in indices.tolist() if k not in self._rows], int)
+        if len(missing):
+            parts = np.array_split(missing, -(-len(missing) // self.batch_size))
+            batches = tile_batches(self.source, lambda i: parts[i], 0, len(parts), workers=1)
+            for some, images in tqdm(batches, f"{self.name} features", len(parts), leave=False):
+                self._rows.update(zip(some.tolist(), self._extract(images), strict=True))
+            if self._described() == self._of:  # else a tile was changed while we read them
+                self.cache.save(self._of, self._rows)
+        return np.stack([self._rows[k] for k in indices.tolist()])
+
+    def _described(self, seed: int | None = None) -> dict[str, Any]:
+        """Return what the features depend on: the cache's key, empty without a cache."""
+        extractor = self.extractor
+        if self.cache.folder is None:
+            return {}
+        return {
+            "tiles": self.source.digest(),
+            "seed": seed,
+            "side": self.side,
+            "extractor": extractor.name,
+            "weights": extractor.digest,
+            "preprocessing": extractor.preprocessing,
+            "device": extractor.device.type,
+        }
 
     def _extract(self, images: np.ndarray) -> np.ndarray:
         check_images(images, self.label)

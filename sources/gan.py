@@ -1,5 +1,6 @@
 """Tiles from a trained GAN, with or without expression profiles."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +136,14 @@ class GANSource:
         return {"kind": kind, "label": self.label, **self.gan.describe(), "profiles": self.names} | (
             {"guidance": self.guidance} if self.gan.conditional else {}
         )
+
+    def digest(self) -> str:
+        """Return a SHA-256 over the checkpoint's digest, the profiles and the guidance: with a seed, the tiles."""
+        digest = hashlib.sha256(f"GAN {self.gan.digest}, guidance {self.guidance}".encode())
+        if self.conditions is not None:
+            values = self.conditions.detach().cpu().numpy()
+            digest.update(f"{values.shape}".encode() + values.astype("<f4").tobytes())
+        return digest.hexdigest()
 
     def profile_of_tiles(self, n: int, seed: int, start: int = 0) -> np.ndarray | None:
         """Return which profile (row of `conditions`) tiles start..start + n - 1 have, (n,); None where there is one."""

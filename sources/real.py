@@ -1,10 +1,12 @@
 """Sets of tiles that exist already: a cohort's, one patient's, or a folder of pictures.
 
-Every source has `label` (what was loaded, for tables), `describe()` (the same in full, for metrics.json), `count()`
-(how many tiles there are; None: as many as asked for) and `batches(n, seed)`. Where count() is a number the tiles are
-numbered, and `choose` and `read` let a caller compute a tile's features once however often it is drawn.
+Every source has `label` (what was loaded, for tables), `describe()` (the same in full, for metrics.json), `digest()`
+(of what its tiles depend on), `count()` (how many tiles there are; None: as many as asked for) and `batches(n, seed)`.
+Where count() is a number the tiles are numbered, and `choose` and `read` let a caller compute a tile's features once
+however often it is drawn.
 """
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,10 @@ class NumberedSource:
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Return the tiles `indices` as uint8 RGB (n, H, W, 3)."""
+        raise NotImplementedError
+
+    def digest(self) -> str:
+        """Return a SHA-256 that changes with the content of any tile, or their order, and with nothing else."""
         raise NotImplementedError
 
     def choose(self, n: int, seed: int) -> np.ndarray:
@@ -68,6 +74,14 @@ class RealSource(NumberedSource):
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Return the tiles `indices` as uint8 RGB (n, H, W, 3)."""
         return self.cohort.tiles.read(self.indices[np.asarray(indices)])
+
+    def digest(self) -> str:
+        """Return a SHA-256 over the sealed digests of the stores in use, which tiles of them, and the side."""
+        tiles, digest = self.cohort.tiles, hashlib.sha256(f"stores at {self.cohort.tiles.img_size} px".encode())
+        whose, which = tiles.slide_index[self.indices], tiles.tile_index[self.indices]
+        for number in dict.fromkeys(whose.tolist()):
+            digest.update(tiles.stores[number].digest.encode() + which[whose == number].astype("<i8").tobytes())
+        return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
         """Return what was loaded."""
@@ -112,6 +126,13 @@ class FolderSource(NumberedSource):
                     f"{self.files[i]}: {found} pixels, {expected} expected as in the others; make all of one size"
                 )
         return np.stack(images)
+
+    def digest(self) -> str:
+        """Return a SHA-256 over the content of the files, in their order, and the side; names do not count."""
+        digest = hashlib.sha256(f"pictures at {self.img_size} px".encode())
+        for file in self.files:
+            digest.update(bytes.fromhex(sha256_of(file)))
+        return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
         """Return what was loaded; the digest is of the first picture's file, to tell folders of one name apart."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks: a second thread waits more than it works
+os.environ["RNAGAN_FEATURE_CACHE"] = "none"  # tests compute what they check, and leave nothing in the user's home
 
 from common.errors import run_command
 

@@ -116,6 +116,28 @@ def test_another_side_is_in_the_name_and_changes_the_features():
     assert not np.allclose(small(tiles(2)), load_extractor()(tiles(2)), rtol=0.1)
 
 
+def test_precision_is_in_the_name():
+    fast = load_extractor(side=64, precision="bf16")
+    assert fast.name == "efficientnet_lite0@64px, bf16" and fast.describe()["precision"] == "bf16"
+    assert load_extractor(side=64).describe()["precision"] == "fp32" and fast(tiles(2)).dtype == np.float32
+    with pytest.raises(InputError, match="fp32 or bf16"):
+        load_extractor(precision="fp16")
+
+
+def test_bf16_keeps_the_distance_of_real_tiles(data_folder):
+    files = {t: sorted((data_folder / "tiles" / t).glob("*.*g"))[:160:2] for t in ("lung_n", "brain_glioma")}
+    if not all(files.values()):
+        pytest.skip("no tiles of lung_n and brain_glioma in the real data")
+    sides = [
+        np.stack([np.asarray(Image.open(f).convert("RGB").resize((96, 96))) for f in chosen])
+        for chosen in files.values()
+    ]
+    exact, fast = (
+        frechet_distance(*map(load_extractor(side=96, precision=precision), sides)) for precision in ("fp32", "bf16")
+    )
+    assert fast == pytest.approx(exact, rel=5e-3)
+
+
 def test_lite0_tells_real_tissues_apart(data_folder):
     files = {t: sorted((data_folder / "tiles" / t).glob("*.*g"))[:240:10] for t in ("lung_n", "brain_glioma")}
     if not all(files.values()):

@@ -287,6 +287,15 @@ def test_matrix_is_symmetric_with_the_floor_on_the_diagonal(run):
     assert again["matrix"]["fid"][0][1] == pytest.approx(cell, rel=1e-6)  # a cell does not depend on its neighbours
 
 
+def test_features_of_stores_and_generators_are_kept_too(run, tmp_path):
+    line = f"--checkpoint {RNA_LUNG} --config {LUNG_CONFIG} {VAE} --feature_cache {tmp_path / 'kept'}"
+    first, (again, text) = run(line)[1], run(line)[1:3]
+    assert again == first and "A: features of 16 tiles from" in text and "B: features of" in text
+    for changed in (f"{line} --guidance 2", f"{line} --seed 5", f"{line} --patient1 {LUNG}"):
+        assert "A: features" not in run(changed)[2]  # other tiles
+    assert "A: features of 8 tiles" in run(line, n=4)[2]  # the first four of each draw
+
+
 def test_default_output_names_both_sides(study, monkeypatch, capsys):
     monkeypatch.chdir(study)
     line = f"--checkpoint {RNA_LUNG} --config {LUNG_CONFIG} --patient1 {LUNG} --sample_size 4 --iterations 1"
