@@ -44,7 +44,7 @@ from models.conditioning import CONDITIONS, CRITIC_CONDITIONS, InputRule
 from models.gan_losses import LOSSES, critic_step, generator_step, is_conditional
 from models.gan_settings import CACHES, OPTIMIZERS, check_gan_settings, resolve_gan_settings
 from models.generate import sample_tiles
-from models.networks import GAN_TYPES, build_critic, build_generator, generator_args
+from models.networks import GAN_TYPES, align_moments, build_critic, build_generator, generator_args
 from models.schedules import eased
 from sources.batches import Batches, place_of
 from sources.pictures import grid_of, write_png
@@ -160,6 +160,8 @@ def fit(
         losses = {k: torch.tensor(v, device=device) for k, v in saved["losses"].items()}
         for name, part in tracked.items():
             part.load_state_dict(saved[name])
+        align_moments(optimizer_g)
+        align_moments(optimizer_c)
     del saved  # gigabytes at the paper's size
 
     # One unit of time: the step. An epoch is as many steps as it takes to show as many tiles as there are.
