@@ -33,7 +33,7 @@ from tqdm import tqdm
 from common.checkpoint import NonFiniteError, content_digest, load_checkpoint, resolve_checkpoint
 from common.config import GANSettings, load_config, settings_dict
 from common.errors import InputError, command_parser, run_command, warn
-from common.run import FREE_TO_CHANGE, Run, generator_for, pick_device, seed_for
+from common.run import FREE_TO_CHANGE, Run, generator_for, keep_freed_memory, pick_device, seed_for
 from datasets.cohort import Cohort, open_cohort, write_left_out
 from datasets.expression import read_cohort_tables
 from datasets.fingerprint import marks
@@ -93,6 +93,7 @@ def main(args: argparse.Namespace) -> int | None:
     resolve_gan_settings(cfg)
     check_gan_settings(cfg, args.config)
     device = pick_device(cfg.device)
+    keep_freed_memory(device)
 
     # Expression first: it is read in seconds, and its VAE says which donors are held out.
     vae: dict[str, Any] = {"digest": None, "latent": None, "coverage": None}
