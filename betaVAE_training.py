@@ -29,7 +29,7 @@ from common.checkpoint import NonFiniteError
 from common.config import BetaVAESettings, load_config, settings_dict
 from common.errors import InputError, command_parser, run_command, shorten
 from common.files import read_json, write_json
-from common.run import FREE_TO_CHANGE, Run, generator_for, pick_device, seed_for
+from common.run import FREE_TO_CHANGE, Run, generator_for, keep_freed_memory, pick_device, seed_for
 from datasets.expression import ExpressionTable, read_cohort_tables
 from datasets.fingerprint import differences, fingerprints, marks
 from metrics.expression import reconstruction_report, write_gene_errors
@@ -46,6 +46,7 @@ CHOICES = {
     "missing_genes": MISSING,
     "lr_schedule": ("constant", "warmup_cosine"),
     "best_by": PARTS[:2],
+    "precision": ("fp32", "bf16"),
 }
 
 
@@ -60,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--save_dir", help="the run folder")
     parser.add_argument("--num_epochs", type=int)
     parser.add_argument("--max_steps", type=int, help="stop after so many steps in all; 0: no such limit")
+    parser.add_argument("--precision", choices=CHOICES["precision"], help="bf16: autocast; the loss stays fp32")
     parser.add_argument("--restart", action="store_true", help="move an earlier run in the folder aside")
     return parser
 
@@ -71,6 +73,7 @@ def main(args: argparse.Namespace) -> int | None:
     cfg = load_config(BetaVAESettings, args.config, args)
     check_settings(cfg, args.config)
     device = pick_device(cfg.device)
+    keep_freed_memory(device)
     table = read_cohort_tables(cfg)
     check_splits(table, cfg)
     part = {s: table.rows((table.obs["split"] == s).to_numpy()) for s in FEWEST_DONORS}
@@ -105,6 +108,7 @@ def fit(
     }
     model = BetaVAE(**model_args).to(device)
     optimizer = OPTIMIZERS[cfg.optimizer](model.parameters(), lr=cfg.lr, weight_decay=cfg.weights_decay, fused=True)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16")
     place = {"step": 0, "epoch": 0, "batch": 0, "sums": dict.fromkeys(PARTS, 0.0), "best": None}
     best_weights: dict[str, Tensor] | None = None  # of an epoch whose best.pt is not yet written
     data = fingerprints(table)
@@ -163,7 +167,9 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(place["step"], cfg)
             x = train[batch.to(device)]  # (batch, genes), z-scores
-            losses = beta_vae_loss(x, *model(x), beta=cfg.beta)
+            with autocast:
+                outputs = model(x)
+            losses = beta_vae_loss(x, *outputs, beta=cfg.beta)
             parts = {name: losses[name].item() for name in PARTS}
             if not all(map(math.isfinite, parts.values())):
                 names = shorten(part["train"].obs.index[batch.numpy()], 3)

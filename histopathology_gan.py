@@ -33,7 +33,7 @@ from tqdm import tqdm
 from common.checkpoint import NonFiniteError, content_digest, load_checkpoint, resolve_checkpoint
 from common.config import GANSettings, load_config, settings_dict
 from common.errors import InputError, command_parser, run_command, warn
-from common.run import FREE_TO_CHANGE, Run, generator_for, pick_device, seed_for
+from common.run import FREE_TO_CHANGE, Run, generator_for, keep_freed_memory, pick_device, seed_for
 from datasets.cohort import Cohort, open_cohort, write_left_out
 from datasets.expression import read_cohort_tables
 from datasets.fingerprint import marks
@@ -45,7 +45,7 @@ from models.conditioning import CONDITIONS, CRITIC_CONDITIONS, InputRule
 from models.gan_losses import LOSSES, critic_step, generator_step, is_conditional
 from models.gan_settings import CACHES, OPTIMIZERS, check_gan_settings, resolve_gan_settings
 from models.generate import sample_tiles
-from models.networks import GAN_TYPES, build_critic, build_generator, generator_args
+from models.networks import GAN_TYPES, align_moments, build_critic, build_generator, generator_args
 from models.schedules import eased, rate_groups, set_rate, side_at
 from sources.batches import Batches, place_of
 from sources.pictures import grid_of, write_png
@@ -97,6 +97,7 @@ def main(args: argparse.Namespace) -> int | None:
     resolve_gan_settings(cfg)
     check_gan_settings(cfg, args.config)
     device = pick_device(cfg.device)
+    keep_freed_memory(device)
 
     # Expression first: it is read in seconds, and its VAE says which donors are held out.
     vae: dict[str, Any] = {"digest": None, "latent": None, "coverage": None}
@@ -164,6 +165,8 @@ def fit(
         losses = {k: torch.tensor(v, device=device) for k, v in saved["losses"].items()}
         for name, part in tracked.items():
             part.load_state_dict(saved[name])
+        align_moments(optimizer_g)
+        align_moments(optimizer_c)
     del saved  # gigabytes at the paper's size
 
     # One unit of time: the step. An epoch is as many steps as it takes to show as many tiles as there are.

@@ -5,29 +5,31 @@
 Both sides have torchgan's networks and weights, one noise batch, one epsilon, one penalty norm per batch (torchgan's
 own) and one Adam step each for critic and generator: the same sums, so that the losses must follow each other. The peer
 is a plain loop over torchgan's networks and loss functions, as its train_ops have it: a generator pass for each of its
-three losses, the penalty's not detached, the critic not frozen, torch's default Adam. Steps are interleaved, each side
-on its own copy of the weights. `ratio_train_ops`: against torchgan's train_ops themselves, which also take two critic
-steps. bf16 is used where the CPU has it (AVX-512 or AMX; elsewhere it is emulated and slower).
+three losses, the penalty's not detached, the critic not frozen, torch's default Adam. Each side has its own process;
+steps alternate, the first of each is not counted. `ratio_train_ops`: against torchgan's train_ops themselves, which
+also take two critic steps. Ours is in bf16 (autocast) where the CPU has it: AVX512-BF16 or AMX.
 """
 
 import argparse
 import json
-import resource
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.turns import cpu, has_bf16, serve, take_turns
+from common.run import keep_freed_memory
 from models.conditioning import ConditionedCritic
 from models.dcgan import DCGANDiscriminator, DCGANGenerator
 from models.gan_losses import LOSSES, critic_step, generator_step
 
+SIDES = ("ours", "peer", "train_ops")
 DIMS, CHANNELS, PENALTY = 2048, 64, 10.0
 BETAS, RATE_G, RATE_C = (0.5, 0.999), 1e-4, 4e-4
 Step = Callable[[torch.Tensor, torch.Tensor, float], list[float]]
@@ -113,6 +115,25 @@ def our_step(side: int, weights: tuple[dict, dict], bf16: bool) -> Step:
     return step
 
 
+def serve_side(name: str, side: int, batch_size: int, bf16: bool) -> None:
+    """Do one side's steps on the inputs that the others have too."""
+    generator, critic = peer_networks(side)
+    if name == "ours":
+        step = our_step(side, (generator.state_dict(), critic.state_dict()), bf16)
+        del generator, critic
+        keep_freed_memory(torch.device("cpu"))
+    else:
+        step = {"peer": peer_step, "train_ops": train_ops_step}[name](generator, critic)
+    source = torch.Generator().manual_seed(1)
+
+    def turn() -> dict[str, Any]:
+        real = torch.rand(batch_size, 3, side, side, generator=source) * 2 - 1
+        noise = torch.randn(batch_size, DIMS, generator=source)
+        return {"losses": step(real, noise, torch.rand(1, generator=source).item())}
+
+    serve(turn)
+
+
 def main() -> None:
     """Interleave the steps, compare the losses, print the medians and a last line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -121,49 +142,32 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    parser.add_argument("--only", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    capability = torch.backends.cpu.get_cpu_capability()
-    bf16 = args.precision == "bf16" or (args.precision == "auto" and capability.startswith("AVX512"))
+    bf16 = args.precision == "bf16" or (args.precision == "auto" and has_bf16())
+    if args.only:
+        torch.set_num_threads(args.threads)
+        serve_side(args.only, args.side, args.batch_size, bf16)
+        return
 
-    generator, critic = peer_networks(args.side)
-    weights = (
-        {k: v.clone() for k, v in generator.state_dict().items()},
-        {k: v.clone() for k, v in critic.state_dict().items()},
-    )
-    sides = {"ours": our_step(args.side, weights, bf16), "peer": peer_step(generator, critic)}
-    sides["train_ops"] = train_ops_step(*peer_networks(args.side))
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    losses: dict[str, list[list[float]]] = {name: [] for name in sides}
-    source = torch.Generator().manual_seed(1)
-    for i in range(args.n + 1):  # the first is not timed
-        real = torch.rand(args.batch_size, 3, args.side, args.side, generator=source) * 2 - 1
-        noise = torch.randn(args.batch_size, DIMS, generator=source)
-        epsilon = torch.rand(1, generator=source).item()
-        for name, step in sides.items():
-            start = time.perf_counter()
-            losses[name].append(step(real, noise, epsilon))
-            if i:
-                seconds[name].append(time.perf_counter() - start)
-        rows = "  ".join(f"{v:10.4f}" for v in [*losses["ours"][-1], *losses["peer"][-1]])
-        print(f"step {i}: ours, peer (critic, penalty, generator each): {rows}", flush=True)
-
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    ours, peer = torch.tensor(losses["ours"]), torch.tensor(losses["peer"])
+    answers = take_turns(list(SIDES), args.n)
+    medians = {name: statistics.median(turn["seconds"] for turn in turns[1:]) for name, turns in answers.items()}
+    ours, peer = (torch.tensor([turn["losses"] for turn in answers[name]]) for name in ("ours", "peer"))
     drift = ((ours - peer).abs() / peer.abs().clamp(min=1)).max(1).values
-    print("seconds: " + "; ".join(f"{k} {' '.join(f'{v:.2f}' for v in values)}" for k, values in seconds.items()))
     print("seconds a step: " + ", ".join(f"{name} {value:.3f}" for name, value in medians.items()))
-    print(f"{capability}, {args.threads} threads, {'bf16' if bf16 else 'fp32'}; losses differ by {drift.max():.2g}")
     result = {
         "benchmark": "gan_step",
         "peer": "torchgan 0.1.0, plain loop at equal maths",
         "ratio": round(medians["peer"] / medians["ours"], 3),
         "ratio_train_ops": round(medians["train_ops"] / medians["ours"], 3),
         "n": args.n,
-        "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        **{f"peak_rss_gb_{name}": turns[-1]["peak_rss_gb"] for name, turns in answers.items()},
         "precision": "bf16" if bf16 else "fp32",
         "loss_difference_first_step": float(f"{drift[0]:.2g}"),
         "loss_difference_max": float(f"{drift.max():.2g}"),
+        "side": args.side,
+        "threads": args.threads,
+        **cpu(),
     }
     print(json.dumps(result))
 

@@ -6,14 +6,15 @@ Data: 1,700 columns of W @ H, a rank-20 factorisation of the GTEx v6 counts, on 
 that it lacks are copies of others, each with its samples rolled. Two measurements:
   epoch   betaVAE_training.py itself, one epoch with its validation, both checkpoints and the test metrics, in a process
           of its own: peak resident memory and wall time (--steps_only leaves it out)
-  step    forward, loss, backward, update of one batch of 128: ours (fused Adam, gradients freed) against a plain torch
-          loop (torch's default Adam, gradients zeroed in place); same network, steps interleaved, medians
+  step    forward, loss, backward, update of one batch of 128: ours (fused Adam, freed memory kept, bf16 autocast where
+          the processor has it) against a plain fp32 torch loop (torch's default Adam, gradients zeroed in place); each
+          in its own process, steps alternate, medians
 The last line is JSON; ratio: seconds of the plain step over ours.
 """
 
 import argparse
+import contextlib
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -29,7 +31,9 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import torch  # noqa: E402
 
+from benchmarks.turns import cpu, has_bf16, serve, take_turns  # noqa: E402
 from common.config import BetaVAESettings  # noqa: E402
+from common.run import keep_freed_memory  # noqa: E402
 from datasets.expression import ExpressionTable, write_expression  # noqa: E402
 from models.betavae import BetaVAE, beta_vae_loss  # noqa: E402
 from models.expression_scaler import ExpressionScaler  # noqa: E402
@@ -60,11 +64,16 @@ def paper_table(data: Path) -> ExpressionTable:
     return ExpressionTable(np.ascontiguousarray(values, np.float32), listed, obs, "TPM", "W @ H")
 
 
-def measure_epoch(table: ExpressionTable) -> float:
+def measure_epoch(table: ExpressionTable, precision: str) -> float:
     """Run the command for one epoch; print its wall time; return its peak resident memory, GB."""
     with tempfile.TemporaryDirectory() as folder:
         write_expression(table, Path(folder) / "table.h5ad")
-        config = {"path_csv": [f"{folder}/table.h5ad"], "rna_features": 19198, "save_dir": f"{folder}/run"}
+        config = {
+            "precision": precision,
+            "path_csv": [f"{folder}/table.h5ad"],
+            "rna_features": 19198,
+            "save_dir": f"{folder}/run",
+        }
         (Path(folder) / "c.json").write_text(json.dumps(config | {"num_epochs": 1, "device": "cpu", "log_interval": 1}))
         start = time.perf_counter()
         command = [sys.executable, "betaVAE_training.py", "--config", f"{folder}/c.json"]
@@ -76,28 +85,28 @@ def measure_epoch(table: ExpressionTable) -> float:
     return peak
 
 
-def measure_step(table: ExpressionTable, repeats: int) -> tuple[float, float]:
-    """Return median seconds of our step and of the plain one."""
+def serve_step(table: ExpressionTable, name: str, bf16: bool) -> None:
+    """Do one side's steps on one batch; `ours` as betaVAE_training.py does."""
     torch.manual_seed(0)
     model = BetaVAE(len(table.genes)).train()
     values = torch.from_numpy(table.values[: PAPER.batch_size])
     x = ExpressionScaler.fit(torch.from_numpy(table.values)).transform(values)
-    plain = torch.optim.Adam(model.parameters(), lr=PAPER.lr)
-    ours = torch.optim.Adam(model.parameters(), lr=PAPER.lr, fused=True)
-    seconds: dict[str, list[float]] = {"ours": [], "plain": []}
-    for repeat in range(repeats + 1):  # the first of each allocates its states and is not counted
-        for name, optimizer in (("ours", ours), ("plain", plain)):
-            start = time.perf_counter()
-            loss = beta_vae_loss(x, *model(x), beta=PAPER.beta)["total"]
-            optimizer.zero_grad(set_to_none=name == "ours")
-            loss.backward()
-            optimizer.step()
-            loss.item()
-            if repeat:
-                seconds[name].append(time.perf_counter() - start)
-    for name, values_ in seconds.items():
-        print(f"step, {name}: median {statistics.median(values_):.2f} s of {[round(v, 2) for v in values_]}")
-    return statistics.median(seconds["ours"]), statistics.median(seconds["plain"])
+    ours = name == "ours"
+    optimizer = torch.optim.Adam(model.parameters(), lr=PAPER.lr, fused=ours or None)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=ours and bf16)
+    if ours:
+        keep_freed_memory(torch.device("cpu"))
+
+    def turn() -> dict[str, Any]:
+        with autocast:
+            outputs = model(x)
+        loss = beta_vae_loss(x, *outputs, beta=PAPER.beta)["total"]
+        optimizer.zero_grad(set_to_none=ours)
+        loss.backward()
+        optimizer.step()
+        return {"loss": loss.item()}
+
+    serve(turn)
 
 
 def main() -> int:
@@ -106,13 +115,26 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="the folder of real data")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps_only", action="store_true", help="leave the epoch out")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    parser.add_argument("--only", choices=("ours", "plain"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    table = paper_table(args.data)
-    print(f"{os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    peak = None if args.steps_only else measure_epoch(table)
-    ours, plain = measure_step(table, args.repeats)
-    result = {"benchmark": "vae_step", "peer": "plain torch loop", "ratio": round(plain / ours, 3), "n": args.repeats}
-    result |= {"peak_rss_gb": peak and round(peak, 2), "seconds_per_step": round(ours, 3)}
+    bf16 = args.precision == "bf16" or (args.precision == "auto" and has_bf16())
+    torch.set_num_threads(args.threads)
+    if args.only:
+        with contextlib.redirect_stdout(sys.stderr):
+            table = paper_table(args.data)
+        serve_step(table, args.only, bf16)
+        return 0
+
+    peak = None if args.steps_only else measure_epoch(paper_table(args.data), "bf16" if bf16 else "fp32")
+    answers = take_turns(["ours", "plain"], args.repeats)  # the first turn allocates the optimiser's states
+    medians = {name: statistics.median(turn["seconds"] for turn in turns[1:]) for name, turns in answers.items()}
+    ratio = round(medians["plain"] / medians["ours"], 3)
+    result = {"benchmark": "vae_step", "peer": "plain torch loop", "ratio": ratio, "n": args.repeats}
+    result |= {"peak_rss_gb_epoch": peak and round(peak, 2), "seconds_per_step": round(medians["ours"], 3)}
+    result |= {f"peak_rss_gb_{name}": turns[-1]["peak_rss_gb"] for name, turns in answers.items()}
+    result |= {"precision": "bf16" if bf16 else "fp32", "threads": args.threads, **cpu()}
     print(json.dumps(result))
     return 0
 

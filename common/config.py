@@ -75,6 +75,7 @@ class BetaVAESettings(DataSettings):
     batch_size: int = 128
     num_epochs: int = 500
     best_by: str = "total"  # total | reconstruction
+    precision: str = "fp32"  # fp32 | bf16 (autocast; the loss stays fp32)
 
 
 @dataclass

@@ -60,14 +60,17 @@ class BetaVAE(nn.Module):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (n, genes) z-scores -> mean and log variance of the posterior, (n, z) each."""
         h = self.encoder(x)  # (n, encoder_sizes[-1])
-        return self.z_mu(h), self.z_logvar(h).clamp(-LOGVAR_LIMIT, LOGVAR_LIMIT)
+        return self.z_mu(h).float(), self.z_logvar(h).float().clamp(-LOGVAR_LIMIT, LOGVAR_LIMIT)
 
     def decode(self, z: Tensor) -> Tensor:
         """z (n, z) -> reconstruction (n, genes), z-scores."""
-        return self.decoder(z)
+        return self.decoder(z).float()
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """x (n, genes) -> reconstruction (n, genes), mu and logvar (n, z); `noise` (n, z) ~ N(0, I) may be given."""
+        """x (n, genes) -> reconstruction (n, genes), mu and logvar (n, z); `noise` (n, z) ~ N(0, I) may be given.
+
+        All three are fp32, under autocast too, and so are the noise and the sum of it and mu.
+        """
         mu, logvar = self.encode(x)
         if noise is None:
             noise = torch.randn_like(mu)

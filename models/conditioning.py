@@ -177,9 +177,17 @@ class ConditionedGenerator(nn.Module):
         keep: torch.Tensor | None = None,
         guidance: float = 1.0,
     ) -> torch.Tensor:
-        """Return tiles (n, 3, H, W), meant for [-1, 1], from noise (n, noise_dims) and c, as `enter` takes them."""
+        """Return tiles (n, 3, H, W), meant for [-1, 1], from noise (n, noise_dims) and c, as `enter` takes them.
+
+        They have the type of the network's weights (bf16 after `to_bf16`), or autocast's.
+        """
         noise, pixels = noise[:, : self.encoding_dims], noise[:, self.encoding_dims :]
-        return self.network(self.enter(noise, c, keep, guidance), pixels)
+        dtype = next(self.network.parameters()).dtype
+        return self.network(self.enter(noise, c, keep, guidance).to(dtype), pixels.to(dtype))
+
+    def to_bf16(self) -> None:
+        """Make the network's weights bf16: for drawing only. Noise and expression still meet in fp32."""
+        self.network.to(torch.bfloat16)
 
 
 class ConditionedCritic(nn.Module):

@@ -1,15 +1,22 @@
 """Tiles from a trained generator: tile k depends on (seed, k) and its profile only, bit for bit."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
+from common.errors import warn
 from common.run import generator_for
 from models.conditioning import ConditionedGenerator
 
 # The generator always runs on CHUNK tiles, k // CHUNK = const: a kernel may be chosen by batch size and then round
 # differently, which would make a tile depend on how many were asked for.
 CHUNK = 16
+WARM_UP = 3  # forward passes before one is recorded: libraries set themselves up in the first
+Draw = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+_recorded: WeakKeyDictionary[ConditionedGenerator, tuple[Any, Draw | None]] = WeakKeyDictionary()
 
 
 @torch.inference_mode()
@@ -42,13 +49,61 @@ def generate_tiles(
         elif condition is not None:
             c = condition.cpu().expand(CHUNK, -1)
         c = c if c is None else c.to(device)
-        tiles = generator(noise.to(device), c, guidance=guidance).float().cpu()  # (CHUNK, 3, H, W)
+        noise = noise.to(device)
+        tiles = chunk_drawer(generator, noise, c, guidance)(noise, c).float().cpu()  # (CHUNK, 3, H, W)
         waiting.append(tiles[max(start - first, 0) : min(stop - first, CHUNK)])
         held += len(waiting[-1])
         while held >= batch_size or (first + CHUNK >= stop and held):
             ready = torch.cat(waiting)
             yield ready[:batch_size]
             waiting, held = [ready[batch_size:]], max(held - batch_size, 0)
+
+
+def chunk_drawer(
+    generator: ConditionedGenerator, noise: torch.Tensor, c: torch.Tensor | None, guidance: float = 1.0
+) -> Draw:
+    """Return draw(noise, c) -> tiles, for inputs shaped as these: the generator, on a GPU as a CUDA graph.
+
+    Every chunk has one shape, so its kernels are recorded once and then launched together; the latest recording is kept
+    as long as the generator. Tiles of a recording are overwritten by the next call. Where recording fails, a warning
+    says why and the generator itself draws. To be called in inference mode.
+    """
+    plain = partial(generator, guidance=guidance)
+    if noise.device.type != "cuda":
+        return plain
+    key = guidance, noise.shape, c is None, [(p.data_ptr(), p.dtype) for p in generator.parameters()]
+    if generator not in _recorded or _recorded[generator][0] != key:
+        try:
+            _recorded[generator] = key, _record(plain, noise, c)
+        except RuntimeError as error:
+            warn(f"tiles are drawn without a CUDA graph, the same but slower: {str(error)[:160]}")
+            _recorded[generator] = key, None
+    return _recorded[generator][1] or plain
+
+
+def _record(plain: Draw, noise: torch.Tensor, c: torch.Tensor | None) -> Draw:
+    """Record plain(noise, c) as a CUDA graph on their GPU: warmed up on a side stream, then captured."""
+    here, noise, c = noise.device, noise.clone(), None if c is None else c.clone()  # the recording reads these
+    with torch.cuda.device(here):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                plain(noise, c)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            tiles = plain(noise, c)
+
+    def draw(new_noise: torch.Tensor, new_c: torch.Tensor | None) -> torch.Tensor:
+        noise.copy_(new_noise)
+        if c is not None:
+            c.copy_(new_c)
+        with torch.cuda.device(here):
+            graph.replay()
+        return tiles
+
+    return draw
 
 
 @torch.inference_mode()

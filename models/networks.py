@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from common.config import GANSettings, settings_dict
 from models.conditioning import ConditionedCritic, ConditionedGenerator, InputRule
 from models.dcgan import DCGANDiscriminator, DCGANGenerator
@@ -37,3 +39,14 @@ def build_critic(cfg: GANSettings, latent_dim: int = 0) -> ConditionedCritic:
     else:
         network = DCGANDiscriminator(cfg.img_size, cfg.step_channels, cfg.critic_norm, cfg.critic_output)
     return ConditionedCritic(network, latent_dim if cfg.critic_condition == "projection" else 0, cfg.cond_dim)
+
+
+def align_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Lay what the optimiser remembers of each weight out in memory as the weight, after a restore.
+
+    A fused optimiser reads both by position; in files of before networks were channels last they differ.
+    """
+    for weight, memory in optimizer.state.items():
+        for key, value in memory.items():
+            if value.shape == weight.shape and value.stride() != weight.stride():
+                memory[key] = torch.empty_like(weight).copy_(value)

@@ -66,6 +66,23 @@ def test_the_loss_of_known_numbers():
     assert torch.allclose(beta_vae_loss(x, y, mu, logvar, 1.0)["kl"], expected)
 
 
+def test_under_bf16_autocast_the_outputs_the_loss_and_the_gradients_are_fp32_and_close():
+    torch.manual_seed(0)
+    model = BetaVAE(60, [40, 30], [30, 40], 20, 0.0)
+    x, noise = torch.randn(64, 60), torch.randn(64, 20)
+    found = {}
+    for bf16 in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            outputs = model(x, noise)
+        assert all(part.dtype == torch.float32 for part in outputs)
+        losses = beta_vae_loss(x, *outputs, beta=5e-4)
+        losses["total"].backward()
+        found[bf16] = losses["total"].item(), torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert found[True][0] == pytest.approx(found[False][0], rel=1e-3) and found[True][0] != found[False][0]
+    assert torch.cosine_similarity(found[True][1], found[False][1], 0) > 0.999
+
+
 @pytest.mark.parametrize("transform", ["log1p", "ln_nonzero"])
 def test_the_scaler_gives_z_scores_and_comes_back(transform):
     values = torch.rand(700, 6) * 100 + 1.5  # more than one block of rows

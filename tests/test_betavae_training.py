@@ -177,6 +177,15 @@ def test_a_weight_that_is_not_finite_never_reaches_a_checkpoint(tmp_path, capsys
     assert "step 1" in capsys.readouterr().err and not (tmp_path / "run" / "last.pt").exists()
 
 
+def test_in_bf16_it_learns_too_and_the_weights_stay_fp32(tmp_path, trained):
+    assert train(write_cohort(tmp_path), "--precision", "bf16") == 0
+    state, _ = load_checkpoint(tmp_path / "run" / "best.pt", "betavae")
+    assert all(v.dtype != torch.bfloat16 for v in state["model"].values())
+    fp32, _ = load_checkpoint(trained / "run" / "best.pt", "betavae")
+    assert state["validation"]["total"] == pytest.approx(fp32["validation"]["total"], rel=0.05)
+    assert state["validation"]["total"] != fp32["validation"]["total"]
+
+
 def test_the_published_form_runs(tmp_path):
     published = {
         "transform": "ln_nonzero",

@@ -1,5 +1,7 @@
 """The networks against torchgan's, the losses against their formulas, the averaged generator."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -20,6 +22,7 @@ from models.gan_losses import (
     mismatched_pairs,
     zero_penalty,
 )
+from models.networks import align_moments
 from models.resampling import down, up
 from models.residual import ResidualCritic
 from models.schedules import eased, rate_groups, set_rate
@@ -267,17 +270,50 @@ def test_calibrated_statistics_depend_on_the_weights_alone():
     assert norm.running_var.mean().item() == pytest.approx(first.weight.square().sum(0).mean().item(), rel=0.2)
 
 
+def test_moments_from_a_file_in_another_memory_layout_are_read_as_they_were_written():
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        weight = nn.Parameter(torch.randn(6, 5, 4, 4).contiguous(memory_format=layout))
+        optimizer = torch.optim.Adam([weight], lr=0.1, fused=True)
+        weight.grad = torch.randn(6, 5, 4, 4).contiguous(memory_format=layout)
+        optimizer.step()
+        state = optimizer.state_dict()
+        state["state"][0] |= {"exp_avg": torch.randn(6, 5, 4, 4), "exp_avg_sq": torch.rand(6, 5, 4, 4)}
+        optimizer.load_state_dict(state)
+        align_moments(optimizer)
+        optimizer.step()
+        found.append(weight.detach())
+    assert torch.allclose(*found, atol=1e-6)
+
+
+# ---- The convolutions ----
+
+
+def both_ways(ours, peer, inputs):
+    """Assert equal values, gradients, and gradients of the gradients' squares, in double precision."""
+    for function in (ours, peer):
+        y = function(*inputs)
+        first = torch.autograd.grad(y.pow(3).sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), inputs)
+        found = [y, *first, *second]
+        if function is ours:
+            mine = found
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-9) for a, b in zip(mine, found, strict=True))
+
+
+@pytest.mark.parametrize("channels", [7, 3])
 @pytest.mark.parametrize("side", [2, 4, 8, 16, 32])
-def test_the_matrix_form_of_the_convolutions_equals_torchs(side, monkeypatch):
-    monkeypatch.setattr(resampling, "LARGE", 0)
+def test_the_other_forms_of_the_convolutions_equal_torchs_with_both_derivatives(side, channels, monkeypatch):
+    monkeypatch.setattr(resampling, "LARGE", 0)  # the matrix product, up to a side of resampling.SMALL
     source = torch.Generator().manual_seed(side)
-    x, w, b = (
-        torch.randn(*shape, generator=source, dtype=torch.float64) for shape in ((3, 5, side, side), (7, 5, 4, 4), (7,))
+    x, w, v, b = (
+        torch.randn(*shape, generator=source, dtype=torch.float64, requires_grad=True)
+        for shape in ((2, 5, side, side), (channels, 5, 4, 4), (5, channels, 4, 4), (channels,))
     )
-    peer = nn.functional.conv2d(x, w, b, stride=2, padding=1)
-    assert torch.allclose(down(x, w, b), peer)
-    v, c = w.transpose(0, 1).contiguous(), b
-    assert torch.allclose(up(x, v, c), nn.functional.conv_transpose2d(x, v, c, stride=2, padding=1))
+    options = {"stride": 2, "padding": 1}
+    both_ways(down, partial(nn.functional.conv2d, **options), (x, w, b))
+    both_ways(up, partial(nn.functional.conv_transpose2d, **options), (x, v, b))
 
 
 # ---- Turned tiles ----

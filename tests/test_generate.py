@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import gan_toy
 import numpy as np
@@ -11,12 +13,14 @@ import torch
 
 import generate_tissue_images as command
 import histopathology_gan
+import models.generate
 from common.checkpoint import load_checkpoint, resolve_checkpoint, save_checkpoint
+from common.errors import InputError
 from datasets.expression import read_expression, write_expression
 from datasets.tiles import read_image, read_image_folder
 from models.conditioning import ConditionedGenerator, InputRule
 from models.dcgan import DCGANGenerator
-from models.generate import CHUNK, generate_tiles
+from models.generate import CHUNK, chunk_drawer, generate_tiles
 from models.residual import ResidualGenerator
 from sources.gan import GANSource, open_gan
 
@@ -81,6 +85,33 @@ def test_each_tile_may_have_its_own_profile():
     for i in (0, 7, 19):
         alone = torch.cat(list(generate_tiles(generator, 1, 5, c[i], start=10 + i)))
         assert torch.equal(alone[0], mixed[i])
+
+
+@pytest.mark.parametrize("network", [DCGANGenerator(6, 32, 8), ResidualGenerator(6, 32, 8)])
+def test_bf16_tiles_are_within_a_few_grey_levels_and_depend_on_seed_and_k_only(network):
+    torch.manual_seed(0)
+    generator = ConditionedGenerator(deepcopy(network), InputRule(), 6, 6)
+    c = torch.randn(40, 6)
+    fp32 = torch.cat(list(generate_tiles(generator, 40, 5, c)))
+    generator.to_bf16()
+    whole = torch.cat(list(generate_tiles(generator, 40, 5, c)))
+    assert whole.dtype == torch.float32 and not torch.equal(whole, fp32)
+    levels = (whole - fp32).abs() * 127.5
+    assert levels.mean() < 0.5 and levels.max() < 8, (levels.mean(), levels.max())
+    assert torch.equal(torch.cat(list(generate_tiles(generator, 5, 5, c[30:35], start=30, batch_size=2))), whole[30:35])
+
+
+def test_where_a_gpu_cannot_record_the_generator_draws_and_one_warning_says_why(monkeypatch, capsys):
+    def refuse(*_):
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    monkeypatch.setattr(models.generate, "_record", refuse)
+    generator = ConditionedGenerator(DCGANGenerator(6, 16, 4), InputRule(), 6)
+    noise = SimpleNamespace(device=torch.device("cuda", 0), shape=(CHUNK, 6))
+    draws = [chunk_drawer(generator, noise, None) for _ in range(3)]
+    assert all(draw.func is generator for draw in draws)
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "operation not permitted when stream is capturing" in err
 
 
 # ---- The source ----
@@ -173,6 +204,18 @@ def test_an_interrupted_run_goes_on_and_a_longer_one_adds(cohort):
     Path("parts/seed99_00005.png").unlink()
     assert generate(f"--sample_size 20 --patient1 {PATIENT} --out parts") == 0
     assert (pixels("whole") == pixels("parts")).all() and kept.stat().st_mtime_ns == before
+
+
+def test_bf16_is_in_the_manifest_and_not_mixed_with_fp32(cohort, capsys):
+    assert generate(f"--patient1 {PATIENT} --sample_size 4 --out a") == 0
+    assert generate(f"--patient1 {PATIENT} --sample_size 4 --out b --precision bf16") == 0
+    assert manifest("b")["made_from"]["precision"] == "bf16" and "precision" not in manifest("a")["made_from"]
+    assert np.abs(pixels("a").astype(int) - pixels("b")).max() <= 4
+    capsys.readouterr()
+    assert generate(f"--patient1 {PATIENT} --sample_size 6 --out b") == 2
+    assert "precision (bf16 there, None now)" in capsys.readouterr().err
+    with pytest.raises(InputError, match="expected fp32 or bf16"):
+        open_gan("checkpoints/gan_lung", precision="fp16")
 
 
 def test_a_folder_of_other_tiles_is_refused(cohort, capsys):
