@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from models.conditioning import ConditionedCritic
 from models.dcgan import DCGANDiscriminator, DCGANGenerator
-from models.gan_losses import LOSSES, critic_step, generator_step
+from models.gan_losses import LOSSES, critic_step, generator_step, wasserstein_critic, wasserstein_generator
 
 DIMS, CHANNELS, PENALTY = 2048, 64, 10.0
 BETAS, RATE_G, RATE_C = (0.5, 0.999), 1e-4, 4e-4
@@ -43,27 +43,46 @@ def peer_networks(side: int) -> tuple[torch.nn.Module, torch.nn.Module]:
     return Generator(DIMS, side, step_channels=CHANNELS), critic
 
 
-def peer_step(generator: torch.nn.Module, critic: torch.nn.Module) -> Step:
-    """Return a step of torchgan's networks and loss functions in a plain loop."""
-    from torchgan.losses.functional import (
-        wasserstein_discriminator_loss,
-        wasserstein_generator_loss,
-        wasserstein_gradient_penalty,
-    )
+def loss_functions() -> tuple[tuple[Callable, Callable, Callable], str]:
+    """Return torchgan's functions of critic, generator and penalty, or the same formulas; and which of the two."""
+    try:
+        from torchgan.losses import functional
+    except ImportError:
 
+        def penalty(x: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            slope = torch.autograd.grad(scores, x, torch.ones_like(scores), create_graph=True)[0]
+            return (slope.norm() - 1).square()  # one norm for the whole batch
+
+        return (wasserstein_critic, wasserstein_generator, penalty), "its formulas (it is not installed)"
+    names = ("discriminator_loss", "generator_loss", "gradient_penalty")
+    return tuple(getattr(functional, f"wasserstein_{name}") for name in names), "its own loss functions"
+
+
+def plain_forward(network: torch.nn.Module) -> torch.nn.Module:
+    """Return one of our DCGAN networks, whose module tree is torchgan's, run layer by layer as torchgan runs it."""
+    if hasattr(network, "disc"):
+        network.forward = lambda images: network.disc(network.model(images)).flatten()
+    else:
+        network.forward = lambda noise: network.model(noise[:, :, None, None])
+    return network
+
+
+def peer_step(generator: torch.nn.Module, critic: torch.nn.Module, losses: tuple[Callable, ...]) -> Step:
+    """Return a step of torchgan's networks and loss functions (critic, generator, penalty) in a plain loop."""
+    critic_loss, generator_loss, gradient_penalty = losses
     adam_g = torch.optim.Adam(generator.parameters(), lr=RATE_G, betas=BETAS)
     adam_c = torch.optim.Adam(critic.parameters(), lr=RATE_C, betas=BETAS)
 
     def step(real: torch.Tensor, noise: torch.Tensor, epsilon: float) -> list[float]:
         adam_c.zero_grad()
-        loss_c = wasserstein_discriminator_loss(critic(real), critic(generator(noise).detach()))
+        loss_c = critic_loss(critic(real), critic(generator(noise).detach()))
         loss_c.backward()
         x = epsilon * real + (1 - epsilon) * generator(noise)
-        penalty = wasserstein_gradient_penalty(x, critic(x))
+        penalty = gradient_penalty(x, critic(x))
         (PENALTY * penalty).backward()
         adam_c.step()
         adam_g.zero_grad()
-        loss_g = wasserstein_generator_loss(critic(generator(noise)))
+        loss_g = generator_loss(critic(generator(noise)))
         loss_g.backward()
         adam_g.step()
         return [loss_c.item(), penalty.item(), loss_g.item()]
@@ -131,7 +150,7 @@ def main() -> None:
         {k: v.clone() for k, v in generator.state_dict().items()},
         {k: v.clone() for k, v in critic.state_dict().items()},
     )
-    sides = {"ours": our_step(args.side, weights, bf16), "peer": peer_step(generator, critic)}
+    sides = {"ours": our_step(args.side, weights, bf16), "peer": peer_step(generator, critic, loss_functions()[0])}
     sides["train_ops"] = train_ops_step(*peer_networks(args.side))
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     losses: dict[str, list[list[float]]] = {name: [] for name in sides}
