@@ -10,8 +10,9 @@ not waiting. What is measured is the toolkit's own code:
           one step of a beta-VAE of fixed widths
   side    one training step of both architectures, 8 tiles of 64 to 512 px, few channels, penalty in every step
 For each the slope of log time against log n is fitted by least squares: 1 is linear, 0 constant; for the side n is the
-number of pixels. Both times are fitted: by the clock, which other programs slow, and of the processor. Memory: the
-process's peak (VmHWM), and how much of it each further tile, gene or pixel takes. The last line is JSON.
+number of pixels. Both times are fitted: by the clock, which other programs slow, and of the processor; slope_end is
+that of the processor's time between the last two numbers, where what is constant weighs least. Memory: the process's
+peak (VmHWM), and how much of it each further tile, gene or pixel takes. The last line is JSON.
 """
 
 import argparse
@@ -121,10 +122,9 @@ def vae_step(folder: Path, n: int) -> Seconds:
 
 def gan_step(folder: Path, side: int, gan_type: str) -> Seconds:
     """Take training steps on 8 tiles of `side` px; seconds per tile."""
-    loss, dims = ("rpgan", 128) if gan_type == "residual" else ("wgan", 128)
-    cfg = gan_settings(
-        gan_type=gan_type, loss_type=loss, img_size=side, encoding_dims=dims, step_channels=4, penalty_every=1
-    )
+    loss = "rpgan" if gan_type == "residual" else "wgan"
+    sizes = {"img_size": side, "encoding_dims": 128, "step_channels": 4}
+    cfg = gan_settings(gan_type=gan_type, loss_type=loss, penalty_every=1, **sizes)
     step = GANStep(cfg, CPU)
     step(0)
     wall, processor, rounds = timed(lambda: step(1))
@@ -260,6 +260,7 @@ def measure_series(folder: Path, series: str, numbers: list[int]) -> dict[str, d
         fits[task] = {
             "slope": slope(units, [p["s"] for p in found]),
             "slope_processor": slope(units, [p["cpu_s"] for p in found]),
+            "slope_end": slope(units[-2:], [p["cpu_s"] for p in found[-2:]]),
             "peak_mb": [round(peak) for peak in peaks],
             "memory_ratio": round(peaks[-1] / peaks[0], 2),
             "bytes_each": round((peaks[-1] - peaks[0]) * 2**20 / (units[-1] - units[0])),
