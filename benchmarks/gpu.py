@@ -383,14 +383,23 @@ class Watch:
         ms = 1e3 * (time.perf_counter() - self._since) / steps
         if self.seen == warm + steps:
             self.ms = ms
-            if self.bench.gpu:
-                self._profile = profile(activities=[ProfilerActivity.CUDA])
-                self._profile.__enter__()
+        if self.bench.gpu:
+            try:
+                self._trace(ms * steps)
+            except (RuntimeError, AssertionError, OSError, ValueError):  # the time that was taken stands without it
+                traceback.print_exc(file=sys.stdout)
+                self._profile = None
+        self._since = time.perf_counter()
+
+    def _trace(self, ms: float) -> None:
+        warm, steps = self.bench.sizes.warm, self.bench.sizes.steps
+        if self.seen == warm + steps:
+            self._profile = profile(activities=[ProfilerActivity.CUDA])
+            self._profile.__enter__()
         elif self._profile is not None:
             self._profile.__exit__(None, None, None)
-            self.ms_traced = ms
-            self.busy = round(1e3 * kernel_seconds(self._profile, self.trace) / (ms * steps), 4)
-        self._since = time.perf_counter()
+            self.ms_traced = ms / steps
+            self.busy = round(1e3 * kernel_seconds(self._profile, self.trace) / ms, 4)
 
 
 class WatchedRun(Run):
