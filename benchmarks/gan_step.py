@@ -7,7 +7,8 @@ own) and one Adam step each for critic and generator: the same sums, so that the
 is a plain loop over torchgan's networks and loss functions, as its train_ops have it: a generator pass for each of its
 three losses, the penalty's not detached, the critic not frozen, torch's default Adam. Each side has its own process;
 steps alternate, the first of each is not counted. `ratio_train_ops`: against torchgan's train_ops themselves, which
-also take two critic steps. Ours is in bf16 (autocast) where the CPU has it: AVX512-BF16 or AMX.
+also take two critic steps. Ours is in bf16 (autocast) where the CPU has it, AVX512-BF16 or AMX, and keeps freed memory
+for the next step, as training does on a CPU (--plain_memory: it does not).
 """
 
 import argparse
@@ -27,7 +28,7 @@ from benchmarks.turns import cpu, has_bf16, serve, take_turns
 from common.run import keep_freed_memory
 from models.conditioning import ConditionedCritic
 from models.dcgan import DCGANDiscriminator, DCGANGenerator
-from models.gan_losses import LOSSES, critic_step, generator_step
+from models.gan_losses import LOSSES, critic_step, generator_step, wasserstein_critic, wasserstein_generator
 
 SIDES = ("ours", "peer", "train_ops")
 DIMS, CHANNELS, PENALTY = 2048, 64, 10.0
@@ -45,27 +46,46 @@ def peer_networks(side: int) -> tuple[torch.nn.Module, torch.nn.Module]:
     return Generator(DIMS, side, step_channels=CHANNELS), critic
 
 
-def peer_step(generator: torch.nn.Module, critic: torch.nn.Module) -> Step:
-    """Return a step of torchgan's networks and loss functions in a plain loop."""
-    from torchgan.losses.functional import (
-        wasserstein_discriminator_loss,
-        wasserstein_generator_loss,
-        wasserstein_gradient_penalty,
-    )
+def loss_functions() -> tuple[tuple[Callable, Callable, Callable], str]:
+    """Return torchgan's functions of critic, generator and penalty, or the same formulas; and which of the two."""
+    try:
+        from torchgan.losses import functional
+    except ImportError:
 
+        def penalty(x: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            slope = torch.autograd.grad(scores, x, torch.ones_like(scores), create_graph=True)[0]
+            return (slope.norm() - 1).square()  # one norm for the whole batch
+
+        return (wasserstein_critic, wasserstein_generator, penalty), "its formulas (it is not installed)"
+    names = ("discriminator_loss", "generator_loss", "gradient_penalty")
+    return tuple(getattr(functional, f"wasserstein_{name}") for name in names), "its own loss functions"
+
+
+def plain_forward(network: torch.nn.Module) -> torch.nn.Module:
+    """Return one of our DCGAN networks, whose module tree is torchgan's, run layer by layer as torchgan runs it."""
+    if hasattr(network, "disc"):
+        network.forward = lambda images: network.disc(network.model(images)).flatten()
+    else:
+        network.forward = lambda noise: network.model(noise[:, :, None, None])
+    return network
+
+
+def peer_step(generator: torch.nn.Module, critic: torch.nn.Module, losses: tuple[Callable, ...]) -> Step:
+    """Return a step of torchgan's networks and loss functions (critic, generator, penalty) in a plain loop."""
+    critic_loss, generator_loss, gradient_penalty = losses
     adam_g = torch.optim.Adam(generator.parameters(), lr=RATE_G, betas=BETAS)
     adam_c = torch.optim.Adam(critic.parameters(), lr=RATE_C, betas=BETAS)
 
     def step(real: torch.Tensor, noise: torch.Tensor, epsilon: float) -> list[float]:
         adam_c.zero_grad()
-        loss_c = wasserstein_discriminator_loss(critic(real), critic(generator(noise).detach()))
+        loss_c = critic_loss(critic(real), critic(generator(noise).detach()))
         loss_c.backward()
         x = epsilon * real + (1 - epsilon) * generator(noise)
-        penalty = wasserstein_gradient_penalty(x, critic(x))
+        penalty = gradient_penalty(x, critic(x))
         (PENALTY * penalty).backward()
         adam_c.step()
         adam_g.zero_grad()
-        loss_g = wasserstein_generator_loss(critic(generator(noise)))
+        loss_g = generator_loss(critic(generator(noise)))
         loss_g.backward()
         adam_g.step()
         return [loss_c.item(), penalty.item(), loss_g.item()]
@@ -115,15 +135,18 @@ def our_step(side: int, weights: tuple[dict, dict], bf16: bool) -> Step:
     return step
 
 
-def serve_side(name: str, side: int, batch_size: int, bf16: bool) -> None:
+def serve_side(name: str, side: int, batch_size: int, bf16: bool, plain_memory: bool) -> None:
     """Do one side's steps on the inputs that the others have too."""
     generator, critic = peer_networks(side)
     if name == "ours":
         step = our_step(side, (generator.state_dict(), critic.state_dict()), bf16)
         del generator, critic
-        keep_freed_memory(torch.device("cpu"))
+        if not plain_memory:
+            keep_freed_memory(torch.device("cpu"))
+    elif name == "peer":
+        step = peer_step(generator, critic, loss_functions()[0])
     else:
-        step = {"peer": peer_step, "train_ops": train_ops_step}[name](generator, critic)
+        step = train_ops_step(generator, critic)
     source = torch.Generator().manual_seed(1)
 
     def turn() -> dict[str, Any]:
@@ -142,12 +165,13 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    parser.add_argument("--plain_memory", action="store_true", help="ours without keeping freed memory")
     parser.add_argument("--only", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     bf16 = args.precision == "bf16" or (args.precision == "auto" and has_bf16())
     if args.only:
         torch.set_num_threads(args.threads)
-        serve_side(args.only, args.side, args.batch_size, bf16)
+        serve_side(args.only, args.side, args.batch_size, bf16, args.plain_memory)
         return
 
     answers = take_turns(list(SIDES), args.n)

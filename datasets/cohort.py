@@ -1,8 +1,9 @@
 """The join of tiles and expression: which slides a stage uses, which row of the table each tile belongs to."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -114,28 +115,34 @@ def open_cohort(
     return _keep_splits(settings, splits, table, slides, stores, left_out)
 
 
-def patient_batches(patient_of_tile: np.ndarray, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Return the tile indices (batch_size,) of batch `step`: shuffled, every patient equally often.
+class PatientBatches:
+    """Batches of tile indices: shuffled, every patient equally often.
 
     `patient_of_tile` (N,) says whose each tile is. Patients are dealt in rounds, each once per round in a new order; a
     patient's tiles are gone through without repeats before any returns. A batch holds at least
-    min(patients, batch_size / 2) patients. The result depends on the arguments alone: nothing to save or resume.
+    min(patients, batch_size / 2) patients. It depends on the arguments alone: nothing to save or resume. What depends
+    on the number of tiles is done once, here, not for each batch.
     """
-    order = np.argsort(patient_of_tile, kind="stable")  # tiles, patient by patient
-    rows = np.asarray(patient_of_tile)[order]
-    starts = np.flatnonzero(np.append(True, rows[1:] != rows[:-1]))
-    ends = np.append(starts[1:], len(order))
-    n_patients = len(starts)
-    slots = np.arange(step * batch_size, (step + 1) * batch_size)
-    deals = {r: _shuffled(n_patients, seed, "patients", r) for r in {int(s) // n_patients for s in slots}}
-    chosen = np.empty(batch_size, np.int64)
-    for i, slot in enumerate(slots):
-        visit, seat = divmod(int(slot), n_patients)
-        patient = int(deals[visit][seat])
-        n_tiles = int(ends[patient] - starts[patient])
-        again, turn = divmod(visit, n_tiles)
-        chosen[i] = order[starts[patient] + _shuffled(n_tiles, seed, "tiles", patient, again)[turn]]
-    return chosen
+
+    def __init__(self, patient_of_tile: np.ndarray, batch_size: int, seed: int) -> None:
+        self.batch_size, self.seed = batch_size, seed
+        self._order = np.argsort(patient_of_tile, kind="stable")  # tiles, patient by patient
+        rows = np.asarray(patient_of_tile)[self._order]
+        self._starts = np.flatnonzero(np.append(True, rows[1:] != rows[:-1]))
+        self._counts = np.diff(np.append(self._starts, len(rows)))  # tiles of each patient
+        self._round = functools.lru_cache(maxsize=4)(partial(_shuffled, len(self._starts), seed, "patients"))
+
+    def of(self, step: int) -> np.ndarray:
+        """Return the tile indices (batch_size,) of batch `step`."""
+        chosen = np.empty(self.batch_size, np.int64)
+        for i in range(self.batch_size):
+            visit, seat = divmod(step * self.batch_size + i, len(self._starts))
+            patient = int(self._round(visit)[seat])
+            n_tiles = int(self._counts[patient])
+            again, turn = divmod(visit, n_tiles)
+            tile = _shuffled(n_tiles, self.seed, "tiles", patient, again)[turn]
+            chosen[i] = self._order[self._starts[patient] + tile]
+        return chosen
 
 
 def _shuffled(n: int, seed: int, *place: int | str) -> np.ndarray:

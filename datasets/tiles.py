@@ -179,8 +179,7 @@ class TileStore:
         rows = content["tiles"]
         self.coords = np.array([row[:2] for row in rows], np.int64).reshape(-1, 2)  # (n, 2) x, y at level 0
         self.tissue = np.array([row[2] for row in rows], np.float32)  # (n,)
-        self._spans = [tuple(row[3:6]) for row in rows]  # offset, length, CRC32
-        self.names = [row[6] for row in rows]
+        self._spans = np.array([row[3:6] for row in rows], np.int64).reshape(-1, 3)  # offset, length, CRC32
         if not self.path.exists():
             raise InputError(f"{self.path}: missing, though {self.json_path.name} describes it; {REMEDY}")
         if (found := self.path.stat().st_size) != content["tar_bytes"]:
@@ -191,14 +190,15 @@ class TileStore:
 
     def read_bytes(self, index: int) -> bytes:
         """Return tile `index` as stored (JPEG or PNG), its CRC32 checked."""
-        offset, length, crc = self._spans[index]
+        offset, length, crc = self._spans[index].tolist()
         file = os.open(self.path, os.O_RDONLY)
         try:
             data = os.pread(file, length, offset)
         finally:
             os.close(file)
         if len(data) != length or zlib.crc32(data) != crc:
-            raise InputError(f"{self.path}: tile {index} ({self.names[index]}) is damaged; {REMEDY}")
+            name = read_json(self.json_path)["tiles"][index][6]  # not kept: memory is for many slides
+            raise InputError(f"{self.path}: tile {index} ({name}) is damaged; {REMEDY}")
         return data
 
     def read(self, index: int) -> np.ndarray:
@@ -218,12 +218,17 @@ def open_stores(folder: str | Path) -> dict[str, TileStore]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such tile folder; make it with prepare_data.py tiles, or check the path")
-    sealed = (p for p in folder.glob("[!.]*.json") if FORMAT.encode() in p.read_bytes()[:64])
+    sealed = (p for p in folder.glob("[!.]*.json") if FORMAT.encode() in _start_of(p))
     stems = sorted({p.with_suffix("") for p in (*folder.glob("[!.]*.tar"), *sealed)})
     stores = {stem.name: TileStore(stem.with_name(stem.name + ".json")) for stem in stems}
     if not stores:
         raise InputError(f"{folder}: no tile store (<slide>.tar with <slide>.json) in it; run prepare_data.py tiles")
     return stores
+
+
+def _start_of(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(64)
 
 
 # ---- Pictures in folders ----

@@ -5,7 +5,8 @@
 No matrix square root is taken. With any factor F of a covariance, S = F^T F, the last trace is the sum of the singular
 values of F1 F2^T, which cannot become complex. For n features of d dimensions, n <= d, the centred features over
 sqrt(n - 1) are such a factor (the Gram form: an n x n problem instead of d x d); otherwise the covariance gives one by
-its eigenvectors. Everything is float64: in float32 the small singular values are wrong by percents of the distance.
+its eigenvectors. Everything is float64: in float32 the small singular values are wrong by percents of the distance. Of
+more than d features, ROWS at a time are copied to float64: memory beside the features does not grow with n.
 """
 
 from typing import Any
@@ -15,6 +16,8 @@ import torch
 
 from common.errors import InputError
 
+ROWS = 4096  # features that are float64 at a time; ours
+
 
 def frechet_distance(x: Any, y: Any) -> float:
     """Return the squared Fréchet distance d^2 >= 0 ("FID" with Inception features) of two sets of features.
@@ -22,7 +25,7 @@ def frechet_distance(x: Any, y: Any) -> float:
     x: (n, d), y: (m, d), arrays or tensors, finite, n and m >= 2 (InputError otherwise). Identical sets give about 0.
     Where n or m is not large against d the value is biased upwards (see small_sample_note).
     """
-    x, y = feature_matrix(x, "first"), feature_matrix(y, "second")
+    x, y = checked_features(x, "first"), checked_features(y, "second")
     return _distance(_factor(x), _factor(y))
 
 
@@ -33,13 +36,13 @@ def frechet_from_statistics(mu1: Any, sigma1: Any, mu2: Any, sigma2: Any) -> flo
 
 def frechet_to_statistics(x: Any, mu: Any, sigma: Any) -> float:
     """Return d^2 between features x (n, d) and a Gaussian known by its mean (d,) and covariance (d, d)."""
-    return _distance(_factor(feature_matrix(x, "first")), _checked_statistics(mu, sigma))
+    return _distance(_factor(checked_features(x, "first")), _checked_statistics(mu, sigma))
 
 
 def statistics_of(x: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return mean (d,) and covariance (d, d; denominator n - 1) of features x (n, d), float64."""
-    x = feature_matrix(x, "first")
-    return x.mean(0).numpy(), torch.atleast_2d(torch.cov(x.T)).numpy()
+    mean, sigma = _moments(checked_features(x, "first"))
+    return mean.numpy(), sigma.numpy()
 
 
 def small_sample_note(n: int, dim: int) -> str | None:
@@ -54,16 +57,22 @@ def small_sample_note(n: int, dim: int) -> str | None:
 
 def feature_matrix(x: Any, which: str) -> torch.Tensor:
     """Return x as a float64 (n, d) tensor on the CPU; InputError for another shape, n < 2, NaN or infinity."""
+    return checked_features(x, which).double()
+
+
+def checked_features(x: Any, which: str) -> torch.Tensor:
+    """Return x as a tensor (n, d) on the CPU, of its own type and not copied where it is there; InputError as above."""
     x = np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x  # a tensor has no negative strides
-    x = torch.as_tensor(x).detach().to("cpu", torch.float64)
+    x = torch.as_tensor(x).detach().cpu()
     if x.ndim != 2:
         raise InputError(f"{which} set of features: expected a table (n, d), found shape {tuple(x.shape)}")
     if len(x) < 2:
         raise InputError(
             f"{which} set of features: {len(x)} image(s); a distance between sets needs at least 2 on each side"
         )
-    if not torch.isfinite(x).all():
-        row = int((~torch.isfinite(x).all(1)).nonzero()[0])
+    finite = torch.cat([torch.isfinite(rows).all(1) for rows in x.split(ROWS)])  # (n,)
+    if not finite.all():
+        row = int((~finite).nonzero()[0])
         raise InputError(
             f"{which} set of features: row {row} holds NaN or infinity; check that image and the extractor"
         )
@@ -73,9 +82,22 @@ def feature_matrix(x: Any, which: str) -> torch.Tensor:
 def _factor(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Features (n, d) -> mean (d,), factor (r, d) of the covariance, r = min(n, rank)."""
     n, d = x.shape
-    mean = x.mean(0)
-    centred = (x - mean) / (n - 1) ** 0.5
-    return mean, centred if n <= d else _root(centred.T @ centred)
+    if n > d:
+        mean, sigma = _moments(x)
+        return mean, _root(sigma)
+    mean = x.double().mean(0)
+    return mean, (x.double() - mean) / (n - 1) ** 0.5
+
+
+def _moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features (n, d) -> mean (d,) and covariance (d, d; denominator n - 1), float64, ROWS at a time."""
+    n, d = x.shape
+    mean = sum((rows.double().sum(0) for rows in x.split(ROWS)), torch.zeros(d, dtype=torch.float64)) / n
+    sigma = torch.zeros(d, d, dtype=torch.float64)
+    for rows in x.split(ROWS):
+        centred = rows.double() - mean
+        sigma.addmm_(centred.T, centred)
+    return mean, sigma / (n - 1)
 
 
 def _root(sigma: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ import torch
 
 from common.errors import InputError
 from common.run import generator_for
-from metrics.frechet import feature_matrix
+from metrics.frechet import checked_features, feature_matrix
 
 ENTRIES = 1 << 22  # entries of a Gram matrix held at a time: 32 MiB
 
@@ -23,14 +23,14 @@ def kernel_distance(x: Any, y: Any, *, subset_size: int = 1000, subsets: int = 1
     Up to `subset_size` features a side the estimate uses them all at once; above, it is the mean over `subsets` random
     subsets of that size (section 4 of the paper), seeded. InputError for fewer than 2 features, NaN or infinity.
     """
-    x, y = feature_matrix(x, "first"), feature_matrix(y, "second")
+    x, y = checked_features(x, "first"), checked_features(y, "second")
     if max(len(x), len(y)) <= subset_size:
-        return _mmd2(x, y)
+        return _mmd2(x.double(), y.double())
     values = []
     for k in range(subsets):
         g = generator_for(seed, "kernel_distance", k)
         rows = [torch.randperm(len(s), generator=g)[:subset_size] for s in (x, y)]
-        values.append(_mmd2(x[rows[0]], y[rows[1]]))
+        values.append(_mmd2(x[rows[0]].double(), y[rows[1]].double()))
     return sum(values) / subsets
 
 

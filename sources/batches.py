@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from common.config import GANSettings
 from common.errors import InputError
 from common.run import generator_for
-from datasets.cohort import Cohort, patient_batches
+from datasets.cohort import Cohort, PatientBatches
 from datasets.feed import tile_batches
 from datasets.tiles import to_model
 from models.augment import TURNS, turned
@@ -41,6 +41,7 @@ class Batches:
     ) -> None:
         self.cohort, self.conditions, self.cfg, self.device = cohort, conditions, cfg, device
         self.where = place_of(cfg.cache, len(cohort.tiles), cfg.img_size, device)
+        self._patients = PatientBatches(cohort.patient_of_tile, cfg.batch_size, cfg.seed)
         self._active = None if conditions is None else conditions.ne(0).any(0)  # (z,)
         first, stop = done * cfg.critic_steps, last * cfg.critic_steps
         if self.where == "gpu" and stop > first:
@@ -72,7 +73,7 @@ class Batches:
         n, size = len(self.cohort.tiles), self.cfg.batch_size
         if self.cfg.shuffle == "slides":
             return np.arange(batch * size, (batch + 1) * size) % n
-        return patient_batches(self.cohort.patient_of_tile, size, self.cfg.seed, batch)
+        return self._patients.of(batch)
 
     def _pick(self, batch: int) -> tuple[np.ndarray, torch.Tensor]:
         indices = self.indices(batch)

@@ -6,7 +6,7 @@ import pytest
 
 from common.config import GANSettings
 from common.errors import InputError
-from datasets.cohort import open_cohort, patient_batches, write_left_out
+from datasets.cohort import PatientBatches, open_cohort, write_left_out
 from datasets.keys import split_of
 from datasets.tiles import write_store
 
@@ -159,7 +159,7 @@ def test_two_slides_of_a_donor_are_one_patient_and_two_tissues_are_two(tmp_path)
     patients = cohort.patient_of_tile
     assert len(cohort.slides) == 7 and len(set(patients)) == 6
     assert sorted(np.bincount(patients)) == [3, 3, 3, 3, 3, 8]
-    drawn = np.concatenate([patient_batches(patients, 6, 1, step) for step in range(10)])
+    drawn = np.concatenate([PatientBatches(patients, 6, 1).of(step) for step in range(10)])
     assert set(np.bincount(patients[drawn])) == {10}
 
 
@@ -167,7 +167,8 @@ def test_two_slides_of_a_donor_are_one_patient_and_two_tissues_are_two(tmp_path)
 
 
 def batches(rows, size, seed, steps):
-    return np.stack([patient_batches(rows, size, seed, step) for step in range(steps)])
+    source = PatientBatches(rows, size, seed)
+    return np.stack([source.of(step) for step in range(steps)])
 
 
 def test_batches_hold_many_patients_and_every_patient_equally_often():
@@ -184,6 +185,12 @@ def test_a_patients_tiles_are_gone_through_before_any_returns():
     assert sorted(drawn.tolist()) == list(range(8))
 
 
+def test_tiles_are_sorted_once_not_for_each_batch(monkeypatch):
+    source = PatientBatches(np.repeat(np.arange(9), 4), 6, 1)
+    monkeypatch.setattr("datasets.cohort.np.argsort", None)
+    assert len(np.unique(source.of(0))) == 6
+
+
 def test_few_patients_all_take_part():
     rows = np.repeat([0, 1, 2], 4)
     assert all(set(rows[b]) == {0, 1, 2} for b in batches(rows, 8, seed=3, steps=20))
@@ -192,6 +199,6 @@ def test_few_patients_all_take_part():
 def test_a_batch_depends_on_seed_and_step_alone():
     rows = np.repeat(np.arange(12), 5)
     drawn = batches(rows, 4, seed=1, steps=10)
-    assert (patient_batches(rows, 4, 1, 7) == drawn[7]).all()
+    assert (PatientBatches(rows, 4, 1).of(7) == drawn[7]).all()
     assert (batches(rows, 4, seed=2, steps=10) != drawn).any()
     assert len({tuple(rows[b]) for b in drawn}) > 5  # shuffled

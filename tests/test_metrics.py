@@ -8,9 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import linalg
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.errors import InputError
 from metrics.frechet import (
+    ROWS,
     frechet_distance,
     frechet_from_statistics,
     frechet_to_statistics,
@@ -52,6 +54,29 @@ def test_gram_and_covariance_forms_agree_with_sqrtm(n, m, d):
     )
     assert frechet_to_statistics(x, *statistics_of(y)) == pytest.approx(frechet_distance(x, y), rel=1e-9)
     assert frechet_distance(x, y) == pytest.approx(frechet_distance(y, x), rel=1e-12)
+
+
+class Largest(TorchDispatchMode):
+    """The bytes of the largest tensor that is made."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            given = {a.data_ptr() for a in args if isinstance(a, torch.Tensor)}  # a view of what was there counts not
+            self.bytes = max(self.bytes, 0 if made.data_ptr() in given else made.numel() * made.element_size())
+        return made
+
+
+def test_many_features_are_taken_in_parts():
+    x, y = (normal(5 * ROWS + 3, 32, seed, shift=seed).astype(np.float32) for seed in (0, 1))
+    with Largest() as largest:
+        distances = frechet_distance(x, y), kernel_distance(x, y, subset_size=200, subsets=2)
+        mean, covariance = statistics_of(x)
+    assert 0 < largest.bytes <= ROWS * 32 * 8 < x.nbytes
+    assert all(value > 0 for value in distances)
+    assert np.allclose(mean, x.mean(0, dtype=np.float64)) and np.allclose(covariance, np.cov(x.T.astype(np.float64)))
 
 
 def test_frechet_of_few_images_in_many_dimensions_equals_sqrtm():

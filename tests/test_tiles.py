@@ -4,6 +4,7 @@ import errno
 import json
 import pickle
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -120,6 +121,19 @@ def test_a_store_cut_while_open_is_refused_at_the_read(tmp_path):
         file.truncate(600)
     with pytest.raises(InputError, match=r"tile 3 .* is damaged"):
         store.read(3)
+
+
+def test_an_open_store_takes_little_memory(tmp_path):
+    path, _ = make_store(tmp_path, n=400, side=2)
+    TileStore(path)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        store = TileStore(path)
+        assert tracemalloc.get_traced_memory()[0] - before < 400 * 90  # 44 a tile, and the store
+    finally:
+        tracemalloc.stop()
+    assert len(store) == 400
 
 
 def test_every_flipped_byte_of_a_tile_is_named(tmp_path):

@@ -1,0 +1,67 @@
+"""benchmarks/gpu.py runs once on a machine that is lent: what it counts, and that one failure leaves the rest."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import gpu  # noqa: E402
+
+NOT_THERE = ("openslide", "torchgan", "torchvision", "pandas", "pyarrow", "anndata", "PIL", "sklearn")
+
+
+def bench_for(seconds=60):
+    return gpu.Bench(torch.device("cpu"), gpu.QUICK, 0.25, None, time.monotonic() + seconds)
+
+
+def test_it_starts_without_the_packages_that_a_gpu_node_may_lack():
+    block = "".join(f"sys.modules[{name!r}] = None; " for name in NOT_THERE)
+    code = f"import sys; {block}sys.path.insert(0, 'benchmarks'); import gpu; gpu.build_parser()"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_flops_are_those_of_torchs_counter():
+    network = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(5 * 36, 2))
+    x = torch.randn(4, 3, 8, 8)
+    with FlopCounterMode(display=False) as expected:
+        network(x).sum().backward()
+    with gpu.Flops() as found:
+        network(x).sum().backward()
+    assert found.total == expected.get_total_flops() > 2 * 4 * 36 * 3 * 9 * 5
+
+
+def test_time_in_kernels_counts_what_runs_at_once_only_once(tmp_path):
+    spans = [("kernel", 0, 10), ("kernel", 5, 10), ("kernel", 30, 5), ("gpu_memcpy", 50, 9), ("kernel", 6, 2)]
+    events = [{"cat": cat, "ts": ts, "dur": dur} for cat, ts, dur in spans] + [{"ph": "M"}]
+    trace = SimpleNamespace(export_chrome_trace=lambda path: Path(path).write_text(json.dumps({"traceEvents": events})))
+    assert gpu.kernel_seconds(trace, tmp_path / "trace.json") == pytest.approx(20e-6)
+
+
+def test_a_variant_that_fails_or_takes_too_long_is_reported(capsys):
+    bench = bench_for()
+    assert "ZeroDivisionError" in bench.attempt("bad", lambda: {"x": 1 / 0})["error"]
+    assert "took more than" in bench.attempt("slow", lambda: {"x": time.sleep(5)}, seconds=1.05)["error"]
+    assert bench.attempt("good", lambda: {"x": 1}) == {"x": 1}
+    assert "no time left" in bench_for(0).attempt("late", lambda: {"x": 1})["error"]
+    assert "good" in capsys.readouterr().out
+
+
+def test_a_part_that_fails_leaves_the_others_and_its_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(gpu.PARTS, "dcgan", (lambda bench: 1 / 0, 10))
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    out = tmp_path / "gpu.jsonl"
+    words = ["--device", "cpu", "--quick", "--parts", "dcgan", "device", "--out", str(out)]
+    assert gpu.main(gpu.build_parser().parse_args(words)) == 0
+    first, second = map(json.loads, out.read_text().splitlines())
+    assert "ZeroDivisionError" in first["error"] and second["name"] == "CPU" and second["bf16"]["tflops"] > 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["device"]["name"] == "CPU"
