@@ -114,7 +114,7 @@ def _taps(down: tuple[float, ...], across: tuple[float, ...], x: torch.Tensor) -
     """Return a filter, the product of two, for each channel of x: (c, 1, taps, taps)."""
     make = (
         _made_once.__wrapped__ if torch.compiler.is_compiling() else _made_once
-    )  # torch.compile sees through no cache
+    )  # it sees through no cache
     return make(down, across, x.dtype, x.device).expand(x.shape[1], 1, len(down), len(across))
 
 
