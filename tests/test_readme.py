@@ -9,6 +9,7 @@ from conftest import ROOT
 from test_pipeline import COMMANDS
 
 from common.config import BetaVAESettings, GANSettings, load_config
+from models.gan_settings import check_gan_settings, resolve_gan_settings
 
 README = (ROOT / "README.md").read_text()
 CONFIGS = sorted(p.relative_to(ROOT) for p in (ROOT / "configs").rglob("*.json"))
@@ -21,6 +22,9 @@ def test_a_shipped_config_loads(path, monkeypatch):
     cfg = load_config(cls, path)
     assert cfg.rna_features == (0 if path.parent.name == "spots" else 19198)
     assert cfg.split_seed == 99 and cfg.save_dir.startswith("checkpoints/")
+    if cls is GANSettings:
+        resolve_gan_settings(cfg)
+        check_gan_settings(cfg, str(path))
 
 
 def test_there_are_corrected_and_published_configs():
