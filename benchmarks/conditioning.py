@@ -57,7 +57,7 @@ PUBLISHED = DCGAN | {  # configs/reference at this size
     "adam_beta2": 0.999,
 }
 SEES = DCGAN | {"loss_type": "wgangpvae", "cond_dim": 32, "cond_dropout": 0.0}
-RESIDUAL = SEES | {
+ONE_RATE = SEES | {  # the residual networks before their rates were equalised
     "gan_type": "residual",
     "loss_type": "rpganvae",
     "step_channels": 8,
@@ -67,6 +67,7 @@ RESIDUAL = SEES | {
     "gamma": 1.0,
     "turns": True,
 }
+RESIDUAL = ONE_RATE | {"equalised": True, "lr_generator": 2e-3, "lr_critic": 4e-3, "gamma": 0.5}
 ROWS: dict[str, dict[str, Any]] = {
     "published": PUBLISHED,
     "latent kept": DCGAN | {"loss_type": "wganvae"},
@@ -75,10 +76,11 @@ ROWS: dict[str, dict[str, Any]] = {
     "projection+mismatched, added": SEES | {"condition": "add"},
     "projection+mismatched, turned": SEES | {"turns": True},
     "residual": RESIDUAL,
-    "residual+dropout": RESIDUAL | {"cond_dropout": 0.1},
-    "residual+dropout, guidance 1.5": RESIDUAL | {"cond_dropout": 0.1},  # the model of the row above, sampled otherwise
+    "residual, one rate": ONE_RATE,
+    "residual, one rate+dropout": ONE_RATE | {"cond_dropout": 0.1},
+    "residual, one rate+dropout, guidance 1.5": ONE_RATE | {"cond_dropout": 0.1},  # the row above, sampled otherwise
 }
-GUIDANCE = {"residual+dropout, guidance 1.5": "1.5"}
+GUIDANCE = {"residual, one rate+dropout, guidance 1.5": "1.5"}
 LARGE = {"dcgan": {"step_channels": 64}, "residual": {"step_channels": 32, "batch_size": 32}}  # from 128 px, on a GPU
 MEASURES = ("nuclear_density", "haematoxylin_od", "eosin_od", "white_space", "nuclear_size")
 CONTROLS = {"unconditional": "without expression", "greyscale": "greyscale", "colour_histogram": "colours alone"}
