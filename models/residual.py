@@ -27,7 +27,6 @@ HALF = 0.5**0.5  # keeps the variance of a sum of two branches; Karras et al. 20
 MAPPED = 128  # width of the mapped input
 SMALLEST = 4  # px, the side at which drawing starts
 WIDEST = 16  # channels at 4 px, in those at full size
-SMOOTH = (-1 / 16, 4 / 16, 10 / 16, 4 / 16, -1 / 16)
 PIXEL_NOISE = 1.0  # its strength at the start, learned per channel; with 0.1 noise hardly moved a nucleus
 
 
@@ -93,38 +92,16 @@ def enlarge(x: torch.Tensor) -> torch.Tensor:
     return 4 * Spread.apply(x)
 
 
-def without_grid(image: torch.Tensor) -> torch.Tensor:
-    """Return images (n, 3, s, s) without what alternates from pixel to pixel along a row or a column.
-
-    Filtered by SMOOTH both ways, edges continued: 0 at half a cycle per pixel, 1 at 0 and 3/4 halfway; slopes and
-    curves stay. The critic's halving hardly sees that frequency: nothing else keeps a generator from it.
-    """
-    image = F.pad(image, (2, 2, 2, 2), mode="replicate")
-    for down, across in (((1.0,), SMOOTH), (SMOOTH, (1.0,))):
-        image = F.conv2d(image, _taps(down, across, image), groups=image.shape[1])
-    return image
-
-
 def _tent(x: torch.Tensor) -> torch.Tensor:
     """Return [1, 2, 1] x [1, 2, 1] / 16 for each channel of x, (c, 1, 3, 3)."""
-    return _taps((0.25, 0.5, 0.25), (0.25, 0.5, 0.25), x)
+    make = _one_tent.__wrapped__ if torch.compiler.is_compiling() else _one_tent  # it sees through no cache
+    return make(x.dtype, x.device).expand(x.shape[1], 1, 3, 3)
 
 
-def _taps(down: tuple[float, ...], across: tuple[float, ...], x: torch.Tensor) -> torch.Tensor:
-    """Return a filter, the product of two, for each channel of x: (c, 1, taps, taps)."""
-    make = (
-        _made_once.__wrapped__ if torch.compiler.is_compiling() else _made_once
-    )  # it sees through no cache
-    return make(down, across, x.dtype, x.device).expand(x.shape[1], 1, len(down), len(across))
-
-
-@functools.lru_cache(maxsize=32)  # a copy to a GPU would stop it at every call
-def _made_once(
-    down: tuple[float, ...], across: tuple[float, ...], dtype: torch.dtype, device: torch.device
-) -> torch.Tensor:
-    with torch.inference_mode(False):  # made while drawing, it is used in training
-        lines = [torch.tensor(values, dtype=dtype, device=device) for values in (down, across)]
-        return lines[0][:, None] * lines[1]
+@functools.lru_cache(maxsize=8)  # made once: a copy to a GPU would stop it at every call
+def _one_tent(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    line = torch.tensor([0.25, 0.5, 0.25], dtype=dtype, device=device)
+    return line[:, None] * line
 
 
 class ModulatedConv(nn.Module):
@@ -208,7 +185,7 @@ class ResidualGenerator(nn.Module):
             if not last and (not self.blocks[i + 1].grow or str(h.shape[-1]) not in self.early_to_rgb):
                 continue
             to_rgb = self.to_rgb if last else self.early_to_rgb[str(h.shape[-1])]
-            part = without_grid(to_rgb(F.leaky_relu(h, SLOPE)))
+            part = to_rgb(F.leaky_relu(h, SLOPE))
             image = part if image is None else F.interpolate(image, scale_factor=2.0, mode="bilinear") + part
             if image.shape[-1] == self.side:
                 break
@@ -216,7 +193,11 @@ class ResidualGenerator(nn.Module):
 
 
 class JudgingBlock(nn.Module):
-    """A residual block of the critic; `shrink`: between its convolutions the side halves."""
+    """A residual block of the critic; `shrink`: between its convolutions the side halves.
+
+    After a LeakyReLU, not before: what alternates from pixel to pixel is 0 after halving unless it was rectified, and a
+    critic that cannot see it lets the generator draw a grid.
+    """
 
     def __init__(self, n_in: int, n_out: int, shrink: bool) -> None:
         super().__init__()
@@ -226,10 +207,10 @@ class JudgingBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (n, n_in, s, s) -> (n, n_out, s or s / 2, ...)."""
-        y = self.first(F.leaky_relu(x, SLOPE))
+        y = F.leaky_relu(self.first(F.leaky_relu(x, SLOPE)), SLOPE)
         if self.shrink:
             x, y = halve(x), halve(y)
-        return (self.skip(x) + self.second(F.leaky_relu(y, SLOPE))) * HALF
+        return (self.skip(x) + self.second(y)) * HALF
 
 
 class ResidualCritic(nn.Module):
