@@ -73,7 +73,6 @@ def main(args: argparse.Namespace) -> int | None:
     cfg = load_config(BetaVAESettings, args.config, args)
     check_settings(cfg, args.config)
     device = pick_device(cfg.device)
-    keep_freed_memory(device)
     table = read_cohort_tables(cfg)
     check_splits(table, cfg)
     part = {s: table.rows((table.obs["split"] == s).to_numpy()) for s in FEWEST_DONORS}
@@ -108,6 +107,7 @@ def fit(
     }
     model = BetaVAE(**model_args).to(device)
     optimizer = OPTIMIZERS[cfg.optimizer](model.parameters(), lr=cfg.lr, weight_decay=cfg.weights_decay, fused=True)
+    keep_freed_memory(device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16")
     place = {"step": 0, "epoch": 0, "batch": 0, "sums": dict.fromkeys(PARTS, 0.0), "best": None}
     best_weights: dict[str, Tensor] | None = None  # of an epoch whose best.pt is not yet written

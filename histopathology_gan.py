@@ -97,7 +97,6 @@ def main(args: argparse.Namespace) -> int | None:
     resolve_gan_settings(cfg)
     check_gan_settings(cfg, args.config)
     device = pick_device(cfg.device)
-    keep_freed_memory(device)
 
     # Expression first: it is read in seconds, and its VAE says which donors are held out.
     vae: dict[str, Any] = {"digest": None, "latent": None, "coverage": None}
@@ -209,12 +208,14 @@ def fit(
     if done >= last and not (model.exists() and load_checkpoint(model)[0]["images_seen"] == done * per_step):
         save(done, model=True)  # last.pt is written first: the model may be missing after a crash
     batches = Batches(cohort, conditions, cfg, device, done, last)
+    keep_freed_memory(device)
     saved_at = reported_at = time.monotonic()
     unchecked: list[tuple[int, torch.Tensor]] = []
     bar = tqdm(initial=done, total=max(last, done), unit="step", desc=run.name, mininterval=1, disable=None)
     for step in range(done + 1, last + 1):
         # What the images shown so far ask for.
-        torch.compiler.cudagraph_mark_step_begin()  # of no effect unless compiled with CUDA graphs
+        if cfg.compile == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()
         images = (step - 1) * per_step
         gamma_final = cfg.gamma if cfg.gamma_final is None else cfg.gamma_final
         options["gamma"] = eased(cfg.gamma, gamma_final, images, cfg.schedule_images)

@@ -7,6 +7,7 @@ import torch
 
 from models.conditioning import ConditionedCritic, ConditionedGenerator
 
+FORMS = 8  # in which a step has a network run, at most: with gradients, frozen, without; for one batch or two
 MODES = ("default", "reduce-overhead")  # torch.compile's; reduce-overhead: CUDA graphs on a GPU
 
 
@@ -24,6 +25,8 @@ def compile_networks(
     and back, on `batch_size` tiles of each of `sides` (pixels), so that what fails does so before the first step.
     """
     network, judge = generator.network, critic.network
+    limit = torch._dynamo.config.recompile_limit  # per function; beyond it, silently, nothing is compiled
+    torch._dynamo.config.recompile_limit = max(limit, FORMS * len(sides))
     buffers = {k: v.clone() for k, v in network.named_buffers()}  # batch norm's statistics
     try:
         network.compile(mode=mode, dynamic=False)
@@ -58,9 +61,16 @@ def _try_out(
 ) -> None:
     generator.network.side = side
     noise = torch.zeros(batch_size, generator.noise_dims, device=next(generator.parameters()).device)
-    pairs = 2 if critic.norm == "none" else 1  # such a critic takes real and generated tiles in one pass
     with autocast:
         tiles = generator(noise).float()
-        for images in (tiles, torch.cat([tiles.detach()] * pairs)):
-            score = critic.score(critic.network.features(images)).float()
-            score.sum().backward()
+        real = tiles.detach()
+        shown = [torch.cat([real, real])] if critic.norm == "none" else [real, real]  # as critic_step shows them
+        scores = [critic.score(critic.network.features(images)).float() for images in shown]
+    sum(x.sum() for x in scores).backward()
+    critic.requires_grad_(False)  # as in generator_step
+    with autocast:
+        scores = critic(tiles).float()
+        with torch.no_grad():
+            critic(real)
+    scores.sum().backward()
+    critic.requires_grad_(True)

@@ -74,8 +74,9 @@ def check_gan_settings(cfg: GANSettings, config: str) -> None:
         raise InputError(f"{config}: gamma_final = {cfg.gamma_final}: expected 0 or more")
     if cfg.img_size < 16 or cfg.img_size & (cfg.img_size - 1):
         raise InputError(f"{config}: img_size = {cfg.img_size}: expected a power of two, 16 or more")
-    if cfg.first_side and cfg.gan_type != "residual":
-        raise InputError(f"{config}: first_side = {cfg.first_side} needs gan_type = residual")
+    for key in ("first_side", "equalised"):
+        if getattr(cfg, key) and cfg.gan_type != "residual":
+            raise InputError(f"{config}: {key} = {getattr(cfg, key)} needs gan_type = residual")
     grown_sides(cfg.first_side, cfg.img_size)  # InputError for a side that cannot be
     if bool(cfg.first_side) != bool(cfg.grow_images):
         raise InputError(f"{config}: first_side and grow_images go together: from which side, and over how many images")

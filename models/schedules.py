@@ -36,14 +36,14 @@ def rate_groups(model: nn.Module, equalised: bool) -> list[dict[str, Any]]:
     """
     groups: dict[float, list[nn.Parameter]] = {}
     for module in model.modules():
-        wide = equalised and isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+        wide = equalised and isinstance(module, nn.Conv2d | nn.Linear)
         for name, weight in module.named_parameters(recurse=False):
-            share = nn.init._calculate_correct_fan(weight, "fan_in") ** -0.5 if wide and name == "weight" else 1.0
+            share = weight[0].numel() ** -0.5 if wide and name == "weight" else 1.0
             groups.setdefault(share, []).append(weight)
     return [{"params": weights, "share": share} for share, weights in sorted(groups.items())]
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of an optimiser made of rate_groups."""
+    """Set the learning rate of an optimiser made of rate_groups; a file of before them has no shares, and one group."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["share"]
+        group["lr"] = rate * group.get("share", 1.0)

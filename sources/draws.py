@@ -3,7 +3,9 @@
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
+import torchvision
 from tqdm import tqdm
 
 from common.errors import InputError
@@ -149,6 +151,8 @@ class Draws:
         return {
             "tiles": self.source.digest(),
             "seed": seed,
+            "n": None if seed is None else self.wanted,  # under standardise = batch a tile depends on it
+            "versions": [f"{library.__name__} {library.__version__}" for library in (torch, torchvision, PIL)],
             "side": self.side,
             "extractor": extractor.name,
             "weights": extractor.digest,

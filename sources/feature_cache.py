@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from common.files import atomic_path
+from common.files import atomic_path, remove_partials
 
-FORMAT = "rna-gan features 1"  # raise the number whenever equal tiles would give other features
+FORMAT = "rna-gan features 2"  # raise the number when a model draws other tiles, or equal tiles give other features
 LIMIT = 4 * 2**30  # bytes of one folder; ours
 VARIABLE = "RNAGAN_FEATURE_CACHE"
 
@@ -55,9 +55,10 @@ class FeatureCache:
                 return {}
             if numbers.dtype != np.int64 or features.dtype != np.float32:
                 return {}
-            os.utime(path)  # used now
         except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error):
             return {}
+        with contextlib.suppress(OSError):  # a cache that may only be read
+            os.utime(path)  # used now
         return dict(zip(numbers.tolist(), features, strict=True))
 
     def save(self, of: dict[str, Any], rows: Rows) -> None:
@@ -66,6 +67,7 @@ class FeatureCache:
             return
         path, description = self._place(of)
         numbers = np.array(sorted(rows), np.int64)
+        remove_partials(self.folder)
         with contextlib.suppress(OSError):
             with atomic_path(path) as partial, open(partial, "wb") as file:
                 features = np.stack([rows[k] for k in numbers.tolist()]).astype(np.float32)

@@ -147,7 +147,7 @@ class GANSource:
 
     def digest(self) -> str:
         """Return a SHA-256 over the checkpoint's digest, the profiles and the guidance: with a seed, the tiles."""
-        digest = hashlib.sha256(f"GAN {self.gan.digest}, guidance {self.guidance}".encode())
+        digest = hashlib.sha256(f"GAN {self.gan.digest}, {self.gan.precision}, guidance {self.guidance}".encode())
         if self.conditions is not None:
             values = self.conditions.detach().cpu().numpy()
             digest.update(f"{values.shape}".encode() + values.astype("<f4").tobytes())

@@ -377,6 +377,9 @@ def test_equalised_rates_move_every_layer_by_the_same_part_of_its_weights():
     for groups in (plain, equalised):
         assert sorted(map(id, critic.parameters())) == sorted(id(w) for g in groups for w in g["params"])
     optimizer = torch.optim.Adam(equalised, lr=1.0, betas=(0.0, 0.99))
+    old = torch.optim.Adam(critic.parameters(), lr=1.0)  # as in a file of before the groups
+    set_rate(old, 0.03)
+    assert [group["lr"] for group in old.param_groups] == [0.03]
     set_rate(optimizer, 0.01)
     before = [w.detach().clone() for w in critic.parameters()]
     critic(torch.randn(4, 3, 32, 32), torch.randn(4, 5)).sum().backward()

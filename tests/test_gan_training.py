@@ -361,6 +361,7 @@ def test_a_vae_trained_again_since_is_refused(cohort, capsys):
         ("--condition_share 2", {}, "bad.json: condition_share = 2.0: expected 0"),
         ("", {"lr_final": 0.1}, "bad.json: lr_final and gamma_final need schedule_images"),
         ("", {"first_side": 8}, "bad.json: first_side = 8 needs gan_type = residual"),
+        ("", {"equalised": True}, "bad.json: equalised = True needs gan_type = residual"),
         ("--gan_type residual", {"first_side": 8}, "bad.json: first_side and grow_images go together"),
         ("--gan_type residual", {"first_side": 12, "grow_images": 9}, "first_side = 12: expected 0, or a power of two"),
         ("", {"gamma_final": 0.1}, "bad.json: lr_final and gamma_final need schedule_images"),
