@@ -151,7 +151,7 @@ class Draws:
         return {
             "tiles": self.source.digest(),
             "seed": seed,
-            "n": None if seed is None else self.wanted,  # under standardise = batch a tile depends on it
+            "n": self.wanted if seed is not None and self.source.by_chunk else None,
             "versions": [f"{library.__name__} {library.__version__}" for library in (torch, torchvision, PIL)],
             "side": self.side,
             "extractor": extractor.name,

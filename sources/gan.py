@@ -134,6 +134,11 @@ class GANSource:
         plain = f"RNA-GAN {tissues}" if gan.conditional else f"GAN {tissues}"
         self.label = label or plain + (f", {self.names[0]}" if len(self.names) == 1 else "")
 
+    @property
+    def by_chunk(self) -> bool:
+        """Whether a tile depends on the others of its chunk, so on how many are drawn: the published rule's doing."""
+        return self.gan.generator.rule.standardise == "batch"
+
     def count(self) -> None:
         """Return None: as many as asked for."""
         return None
