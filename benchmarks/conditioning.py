@@ -67,7 +67,15 @@ ONE_RATE = SEES | {  # the residual networks before their rates were equalised
     "gamma": 1.0,
     "turns": True,
 }
-RESIDUAL = ONE_RATE | {"equalised": True, "lr_generator": 2e-3, "lr_critic": 4e-3, "gamma": 0.5}
+RESIDUAL = ONE_RATE | {
+    "equalised": True,
+    "lr_generator": 2e-3,
+    "lr_critic": 4e-3,
+    "gamma": 0.5,
+    "batch_size": 16,
+    "first_side": 32,
+    "grow_images": 12000,
+}
 ROWS: dict[str, dict[str, Any]] = {
     "published": PUBLISHED,
     "latent kept": DCGAN | {"loss_type": "wganvae"},

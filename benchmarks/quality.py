@@ -48,7 +48,13 @@ from sources.pictures import grid_of, write_png  # noqa: E402
 
 WITHOUT = {"wganvae": "wgan", "wgangpvae": "wgangp", "rpganvae": "rpgan"}  # the same loss without expression
 CORRECTED = bench.SEES | {"turns": True}
-ROWS = {"published DCGAN": bench.PUBLISHED, "corrected DCGAN": CORRECTED, "residual": bench.RESIDUAL}
+ROWS = {
+    "published DCGAN": bench.PUBLISHED,
+    "corrected DCGAN": CORRECTED,
+    "residual": bench.RESIDUAL,
+    "residual, penalties by difference": bench.RESIDUAL | {"penalty_form": "difference"},
+    "residual, full side throughout": bench.RESIDUAL | {"first_side": 0, "grow_images": 0},
+}
 SHOWN = 24  # tiles in a grid
 
 

@@ -4,7 +4,8 @@ Residual blocks and no batch norm as in R3GAN (Huang et al. 2024); in the genera
 by itself, then scaled and shifted by a mapped input, with per-pixel noise of learned strength, as in StyleGAN (Karras
 et al. 2019, section 2, eq. 1); a minibatch-spread feature in the critic (Karras et al. 2018, section 3). Written from
 those equations. Without that normalisation it learnt no structure in the demo's time.
-Sides change by the tent filter [1, 2, 1]: no checkerboard, whatever the weights.
+Sides change by the filter [1, 3, 3, 1]: what alternates from pixel to pixel is lost, and new pixels are all made alike,
+halfway between two old ones. With [1, 2, 1] every other was an old one, sharper than those between: a grid.
 
 Channels are `step_channels` at full size and double with each halving, up to 16 times that. `depth` blocks per size.
 With `first_side` both may train at that side first and double it later (after Karras et al. 2018, section 2): from
@@ -53,7 +54,7 @@ def channels_of(out_size: int, step_channels: int) -> list[int]:
 
 
 class Halve(torch.autograd.Function):
-    """(n, c, s, s) -> (n, c, s / 2, s / 2): every other pixel, smoothed by [1, 2, 1] / 4; beyond the edge is 0.
+    """(n, c, s, s) -> (n, c, s / 2, s / 2): smoothed by [1, 3, 3, 1] / 8, every other one kept; beyond the edge is 0.
 
     A linear map: its gradient is its transpose, and so on for the gradient's gradient, which torch's own grouped
     convolution takes channel by channel.
@@ -61,7 +62,7 @@ class Halve(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(x, _tent(x), stride=2, padding=1, groups=x.shape[1])
+        return F.conv2d(x, _filter(x), stride=2, padding=1, groups=x.shape[1])
 
     @staticmethod
     def backward(ctx: Any, slope: torch.Tensor) -> torch.Tensor:
@@ -74,7 +75,7 @@ class Spread(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return F.conv_transpose2d(x, _tent(x), stride=2, padding=1, output_padding=1, groups=x.shape[1])
+        return F.conv_transpose2d(x, _filter(x), stride=2, padding=1, groups=x.shape[1])
 
     @staticmethod
     def backward(ctx: Any, slope: torch.Tensor) -> torch.Tensor:
@@ -92,15 +93,15 @@ def enlarge(x: torch.Tensor) -> torch.Tensor:
     return 4 * Spread.apply(x)
 
 
-def _tent(x: torch.Tensor) -> torch.Tensor:
-    """Return [1, 2, 1] x [1, 2, 1] / 16 for each channel of x, (c, 1, 3, 3)."""
-    make = _one_tent.__wrapped__ if torch.compiler.is_compiling() else _one_tent  # it sees through no cache
-    return make(x.dtype, x.device).expand(x.shape[1], 1, 3, 3)
+def _filter(x: torch.Tensor) -> torch.Tensor:
+    """Return [1, 3, 3, 1] x [1, 3, 3, 1] / 64 for each channel of x, (c, 1, 4, 4)."""
+    make = _one_filter.__wrapped__ if torch.compiler.is_compiling() else _one_filter  # it sees through no cache
+    return make(x.dtype, x.device).expand(x.shape[1], 1, 4, 4)
 
 
 @functools.lru_cache(maxsize=8)  # made once: a copy to a GPU would stop it at every call
-def _one_tent(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    line = torch.tensor([0.25, 0.5, 0.25], dtype=dtype, device=device)
+def _one_filter(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    line = torch.tensor([0.125, 0.375, 0.375, 0.125], dtype=dtype, device=device)
     return line[:, None] * line
 
 
