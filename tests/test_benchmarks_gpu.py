@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py runs once on a machine that is lent: what it counts, and that one failure leaves the rest."""
+"""benchmarks/gpu.py runs for minutes on a GPU: what it counts, and that one failure leaves the rest."""
 
 import json
 import subprocess
