@@ -1,12 +1,15 @@
-"""What the benchmarks share: sides that take turns, peaks of memory, a training step; and one point of scaling."""
+"""What the benchmarks share: sides that take turns, peaks of memory, a training step; scaling; FID's draws."""
 
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -83,3 +86,16 @@ def test_the_step_has_the_rates_of_the_command():
     rates = {group["lr"] for group in step.adam_c.param_groups}
     assert max(rates) == 4e-3 and min(rates) < 2e-3
     assert all(torch.isfinite(value) for value in step(1).values())
+
+
+def test_the_reference_draws_other_tiles_each_time(tmp_path):
+    spec = importlib.util.spec_from_file_location("benchmark_of_fid", ROOT / "benchmarks" / "fid.py")
+    spec.loader.exec_module(fid := importlib.util.module_from_spec(spec))
+    for name in (fid.LUNG, fid.OTHER):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.fromarray(np.full((8, 8, 3), 20 * i, np.uint8)).save(tmp_path / name / f"{i}.png")
+    side, _ = fid.write_sides(tmp_path, 6, tmp_path)
+    parts = [sorted(path.name for path in Path(part).iterdir()) for part in fid.parts_of(side, 2)]
+    assert [len(part) for part in parts] == [2, 2, 2]
+    assert sorted(name for part in parts for name in part) == sorted(path.name for path in Path(side).iterdir())
