@@ -7,9 +7,12 @@ End to end is a fresh process from its start to the printed value: imports, weig
 tools take turns; all have the same number of threads, and fid.py a cold cache (warm: the same call again). "features"
 is what the peer spends on activations alone: pytorch-fid's distance is a square root of a singular 2048 x 2048 matrix,
 torch-fidelity's the eigenvalues of one. torch-fidelity resizes as TensorFlow did, so that its value is its own.
-The reference's procedure is pytorch-fid's network at batch size 2, loaded anew for each of 5 draws of --reference_n
-tiles, each with its distance; fid.py does the same in one call of 5 draws. --reference_draws 1 measures one draw and
-multiplies by 5; the JSON says so.
+The reference's procedure is, in one process, pytorch-fid's network at batch size 2, loaded anew for each of 5 draws of
+--reference_n tiles, each with its distance. Its draws are other tiles each time: here disjoint parts of folders of
+5 x --reference_n pictures. fid.py makes 5 draws of --reference_n from the whole folders in one call; its draws overlap
+at random, and it extracts a tile that is drawn twice once: of 5 draws about 3.4 parts of 5 are extracted. That is its
+advantage by design, and part of the ratio; so the values are of other tiles and not to be compared. Each side's time
+holds its own start. --reference_draws: fewer draws on both sides, from folders as much smaller, for a quick trial.
 
 --weights: the published file pt_inception-2015-12-05-6726825d.pth. Without it random weights of that layout are made
 (seeded, He; batch norm's statistics are those of real tiles, its shift 1, so that most ReLUs are open: with a shift of
@@ -35,14 +38,16 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.turns import cpu
 from models.features import FID_WEIGHTS, fid_inception, load_extractor
 from sources.real import FolderSource
 
 ROOT = Path(__file__).resolve().parent.parent
 LUNG, OTHER = "lung_n", "lung_aca"  # folders of --data
-FEATURES = "seconds of features:"
+FEATURES, PEAK = "seconds of features:", "peak MB:"
 
-# Each peer as it is called by its users, with a clock around its features. A and B are the folders, W the weights.
+# Each peer as it is called by its users, with a clock around its features. A and B are the folders, W the weights;
+# PAIRS the folders of each draw.
 PYTORCH_FID = """
 import sys, time
 from pytorch_fid import fid_score
@@ -61,9 +66,9 @@ def timed(*args, **kwargs):
     return result
 fid_score.calculate_activation_statistics = timed
 sys.argv = ["pytorch-fid", "--device", "cpu", A, B]
-if draws:
-    for _ in range(draws):
-        print("FID: ", fid_score.calculate_fid_given_paths([A, B], 2, "cpu", 2048, 0))
+if PAIRS:
+    for pair in PAIRS:
+        print("FID: ", fid_score.calculate_fid_given_paths(pair, 2, "cpu", 2048, 0))
 else:
     fid_score.main()
 """
@@ -90,7 +95,7 @@ def timed(*args, **kwargs):
     spent.append(time.perf_counter() - start)
 fid.Draws.extract = timed
 line = ["--checkpoint", A, "--checkpoint2", B, "--extractor", "inception", "--weights", W, "--device", "cpu"]
-line += ["--out", OUT, "--sample_size", N, "--iterations", draws or "1", "--precision", precision]
+line += ["--out", OUT, "--sample_size", N, "--iterations", draws, "--precision", precision]
 assert run_command(fid.main, fid.build_parser(), [*map(str, line), "--feature_cache", cache]) == 0
 import json
 print("FID: ", json.load(open(OUT + "/metrics.json"))["fid"]["mean"])
@@ -114,6 +119,17 @@ def write_sides(data: Path, n: int, folder: Path) -> tuple[str, str]:
     return str(folder / "A"), str(folder / "B")
 
 
+def parts_of(folder: str, n: int) -> list[str]:
+    """Return new folders of n pictures each, links to those of `folder`, which has a multiple of n."""
+    parts = []
+    for i, picture in enumerate(sorted(Path(folder).iterdir())):
+        part = Path(f"{folder}_{i // n}")
+        part.mkdir(exist_ok=True)
+        (part / picture.name).hardlink_to(picture)
+        parts += [str(part)] * (i % n == 0)
+    return parts
+
+
 def make_weights(path: Path, images: np.ndarray) -> None:
     """Write random weights in the layout of the published file; images (n, H, W, 3) uint8 calibrate batch norm."""
     source, network = torch.Generator().manual_seed(0), fid_inception().requires_grad_(False)
@@ -134,28 +150,30 @@ def make_weights(path: Path, images: np.ndarray) -> None:
 
 
 def run(script: str, names: dict[str, Any], threads: int, home: Path) -> dict[str, float]:
-    """Run a script with these names in a fresh process; return its value, wall and feature seconds and peak GB."""
+    """Run a script with these names in a fresh process; return its value, wall and feature seconds and peak GB.
+
+    The peak is the process's own (VmHWM), told by itself at its end.
+    """
     head = "".join(f"{name} = {value!r}\n" for name, value in names.items())
-    code = f"{head}{script}\nprint({FEATURES!r}, sum(spent))"
+    tail = f"from benchmarks.turns import peak_mb\nprint({FEATURES!r}, sum(spent))\nprint({PEAK!r}, peak_mb())"
+    code = f"{head}{script}\n{tail}"
     settings = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TORCH_HOME": str(home)}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
         start = time.perf_counter()
-        child = subprocess.Popen(
+        status = subprocess.call(
             [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, env=os.environ | settings, stdout=out, stderr=errors
         )
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.perf_counter() - start
         out.seek(0)
         errors.seek(0)
         text = out.read()
         values = re.findall(r"^FID: +(\S+)", text, re.M)
-        if child.returncode or not values:
-            sys.exit(f"{text}{errors.read()}\nthis side failed, status {child.returncode}")
+        if status or not values:
+            sys.exit(f"{text}{errors.read()}\nthis side failed, status {status}")
     if "called without it" in text:
         print(text.splitlines()[0])
-    spent = float(re.search(rf"^{FEATURES} (\S+)", text, re.M).group(1))
-    return {"value": float(values[-1]), "s": seconds, "features_s": spent, "peak_gb": usage.ru_maxrss / 2**20}
+    spent, peak = (float(re.search(rf"^{words} (\S+)", text, re.M).group(1)) for words in (FEATURES, PEAK))
+    return {"value": float(values[-1]), "s": seconds, "features_s": spent, "peak_gb": peak / 1024}
 
 
 def lite0_difference(a: str, b: str, threads: int) -> float:
@@ -180,8 +198,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, help="turns of each tool (default 1)")
     parser.add_argument("--threads", type=int, default=2, help="of each tool (default 2)")
     parser.add_argument("--reference_n", type=int, default=100, help="tiles a side and draw there; 0: leave it out")
-    parser.add_argument("--reference_draws", type=int, choices=(1, 5), default=5)
+    parser.add_argument("--reference_draws", type=int, default=5, help="of both sides there (default 5)")
     args = parser.parse_args()
+    if args.reference_draws < 1 or args.reference_n == 1:
+        parser.error("--reference_draws: at least 1; --reference_n: at least 2, or 0")
     torch.set_num_threads(args.threads)
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -196,8 +216,8 @@ def main() -> None:
             both = [FolderSource(side).read(np.arange(min(12, args.n))) for side in (a, b)]
             make_weights(weights, np.concatenate(both))
             print("RANDOM WEIGHTS: the values below are no FID, only equal or not")
-        common = {"A": a, "B": b, "W": str(weights), "draws": 0}
-        ours = {**common, "N": args.n, "OUT": str(folder / "out")}
+        common = {"A": a, "B": b, "W": str(weights), "PAIRS": []}
+        ours = {**common, "N": args.n, "draws": 1, "OUT": str(folder / "out")}
 
         def in_turns(sides: dict[str, tuple[str, dict[str, Any]]], rounds: int) -> dict[str, list[dict[str, float]]]:
             found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
@@ -220,21 +240,24 @@ def main() -> None:
         measured = in_turns(sides, args.rounds)
         reference: dict[str, Any] = {}
         if args.reference_n:
-            few = folder / "few"
-            few.mkdir()
-            a5, b5 = write_sides(args.data, args.reference_n, few)
-            fewer = {**ours, "A": a5, "B": b5, "N": args.reference_n, "draws": 5}
-            theirs = {**common, "A": a5, "B": b5, "draws": args.reference_draws}
-            pair = {"reference": (PYTORCH_FID, theirs)}
-            pair |= {f"5 draws {p}": (OURS, {**fewer, "precision": p}) for p in ("fp32", "bf16")}
-            times = {name: rows[0]["s"] for name, rows in in_turns(pair, 1).items()}
-            times["reference"] *= 5 / args.reference_draws
+            draws, n = args.reference_draws, args.reference_n
+            (folder / "draws").mkdir()
+            a5, b5 = write_sides(args.data, draws * n, folder / "draws")
+            whole = {**common, "A": a5, "B": b5}
+            pairs = [list(pair) for pair in zip(parts_of(a5, n), parts_of(b5, n), strict=True)]
+            three = {"reference": (PYTORCH_FID, whole | {"PAIRS": pairs})}
+            for p in ("fp32", "bf16"):
+                three[f"draws_{p}"] = (OURS, {**ours, **whole, "N": n, "draws": draws, "precision": p})
+            rows = {name: found[0] for name, found in in_turns(three, 1).items()}
             reference = {
-                "reference_n": args.reference_n,
-                "reference_draws_measured": args.reference_draws,
-                "ratio_reference": round(times["reference"] / times["5 draws fp32"], 2),
-                "ratio_reference_bf16": round(times["reference"] / times["5 draws bf16"], 2),
+                "reference_n": n,
+                "reference_draws": draws,
+                "ratio_reference": round(rows["reference"]["s"] / rows["draws_fp32"]["s"], 2),
+                "ratio_reference_bf16": round(rows["reference"]["s"] / rows["draws_bf16"]["s"], 2),
             }
+            for p in ("fp32", "bf16"):
+                ratio = rows["reference"]["features_s"] / rows[f"draws_{p}"]["features_s"]
+                reference["ratio_reference_features" + "_bf16" * (p == "bf16")] = round(ratio, 2)
         drift = lite0_difference(a, b, args.threads)
 
     def median(name: str, what: str) -> float:
@@ -262,7 +285,7 @@ def main() -> None:
         "relative_difference_bf16_lite0": float(f"{drift:.2g}"),
         "weights": "published" if args.weights else "random",
         "threads": args.threads,
-        "cpu": torch.backends.cpu.get_cpu_capability(),
+        **cpu(),
     }
     print(json.dumps(result))
 

@@ -11,6 +11,7 @@ levels of 255.
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from pathlib import Path
@@ -23,17 +24,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.turns import cpu, has_bf16, serve, take_turns
 from models.conditioning import ConditionedGenerator, InputRule
 from models.dcgan import DCGANGenerator
-from models.generate import generate_tiles
+from models.generate import CHUNK, generate_tiles
 
-DIMS, CHANNELS, CHUNK = 2048, 64, 10
+DIMS, CHANNELS, PEER_CHUNK = 2048, 64, 10
 
 
 def serve_peer(peer: torch.nn.Module, tiles: int) -> None:
     """Draw as the published code does."""
 
     def draw() -> dict[str, Any]:
-        for _ in range(tiles // CHUNK):
-            peer(torch.randn(CHUNK, DIMS)).detach().cpu()
+        for _ in range(tiles // PEER_CHUNK):
+            peer(torch.randn(PEER_CHUNK, DIMS)).detach().cpu()
         return {}
 
     serve(draw)
@@ -70,6 +71,10 @@ def main() -> None:
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--only", choices=("peer", "ours"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.tiles < 1 or args.tiles % math.lcm(PEER_CHUNK, CHUNK):
+        parser.error(
+            f"--tiles {args.tiles}: a multiple of {PEER_CHUNK} and {CHUNK}, so that neither side draws more than counts"
+        )
     precision = args.precision if args.precision != "auto" else "bf16" if has_bf16() else "fp32"
     if args.only:
         from torchgan.models import DCGANGenerator as Peer

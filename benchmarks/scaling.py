@@ -17,7 +17,6 @@ peak (VmHWM), and how much of it each further tile, gene or pixel takes. The las
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ import numpy as np
 import torch
 from steps import GANStep, gan_settings, timed
 
+from benchmarks.turns import cpu, peak_mb
 from common.config import BetaVAESettings
 from datasets.cohort import Cohort, open_cohort
 from datasets.expression import read_expression, write_expression
@@ -202,7 +202,7 @@ def per_batch(cohort: Cohort, cache: str, batches: int = 25) -> Seconds:
     def take(count: int) -> None:
         nonlocal step
         for _ in range(count):
-            source.take(step := step + 1, 0)
+            source.take(step := step + 1, 0, SIDE)
 
     take(-(-len(cohort.tiles) // BATCH) if cache == "ram" else batches)
     wall, processor, rounds = timed(partial(take, batches))
@@ -210,15 +210,6 @@ def per_batch(cohort: Cohort, cache: str, batches: int = 25) -> Seconds:
 
 
 # ---- Points, tables, slopes ----
-
-
-def peak_mb() -> float:
-    """Return the peak memory of this process in MB: VmHWM, since ru_maxrss also counts the process that started it."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def point(folder: Path, series: str, task: str, n: int) -> dict[str, float]:
@@ -275,7 +266,7 @@ def main(args: argparse.Namespace) -> None:
         measure_point(*args.point)
         return
     start = time.perf_counter()
-    result: dict[str, object] = {"benchmark": "scaling", "quick": args.quick}
+    result: dict[str, object] = {"benchmark": "scaling", "quick": args.quick, **cpu()}
     with tempfile.TemporaryDirectory() as folder:
         for series in args.series:
             result[series] = measure_series(Path(folder), series, NUMBERS[series][args.quick])

@@ -18,6 +18,7 @@ from common.run import generator_for
 from models.gan_losses import LOSSES, NOTHING_SHOWN, Shown, critic_step, generator_step
 from models.gan_settings import OPTIMIZERS, resolve_gan_settings
 from models.networks import build_critic, build_generator, generator_args
+from models.schedules import rate_groups, set_rate
 
 
 def gan_settings(**values: Any) -> GANSettings:
@@ -31,7 +32,10 @@ class GANStep:
     """Critic and generator of `cfg` on `device`; calling it takes one step, on one made-up batch of tiles.
 
     `latent_dim` > 0: with expression, the same made-up profiles (batch, latent_dim) in every step. Step `number` has
-    the zero-centred penalties where penalty_every divides it.
+    the zero-centred penalties where penalty_every divides it. Networks, losses, optimisers and their rates are those of
+    histopathology_gan.py at the beginning; left out is what it does around them: reading tiles, turning (`turns`) and
+    augmenting them, jitter and dropout of the expression, more than one critic step, schedules and smaller sides
+    (`first_side`), compilation, and the generator's moving average.
     """
 
     def __init__(self, cfg: GANSettings, device: torch.device, latent_dim: int = 0) -> None:
@@ -39,9 +43,12 @@ class GANStep:
         torch.manual_seed(cfg.seed)
         self.generator = build_generator(generator_args(cfg, latent_dim)).to(device)
         self.critic = build_critic(cfg, latent_dim).to(device)
-        adam = partial(OPTIMIZERS[cfg.optimizer], betas=(cfg.adam_beta1, cfg.adam_beta2), fused=True)
-        self.adam_g = adam(self.generator.parameters(), lr=cfg.lr_generator)
-        self.adam_c = adam(self.critic.parameters(), lr=cfg.lr_critic)
+        betas = (cfg.adam_beta1, cfg.adam_beta2)
+        adam = partial(OPTIMIZERS[cfg.optimizer], betas=betas, weight_decay=cfg.weights_decay, fused=True)
+        self.adam_g = adam(rate_groups(self.generator, cfg.equalised), lr=cfg.lr_generator)
+        self.adam_c = adam(rate_groups(self.critic, cfg.equalised), lr=cfg.lr_critic)
+        set_rate(self.adam_g, cfg.lr_generator)
+        set_rate(self.adam_c, cfg.lr_critic)
         bf16 = cfg.precision == "bf16"
         self.autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
         keys = ("penalty_weight", "penalty_per", "mismatched_weight", "clip", "gamma")

@@ -6,21 +6,18 @@ Data: 1,700 columns of W @ H, a rank-20 factorisation of the GTEx v6 counts, on 
 that it lacks are copies of others, each with its samples rolled. Two measurements:
   epoch   betaVAE_training.py itself, one epoch with its validation, both checkpoints and the test metrics, in a process
           of its own: peak resident memory and wall time (--steps_only leaves it out)
-  step    forward, loss, backward, update of one batch of 128: ours (fused Adam, freed memory kept, bf16 autocast where
-          the processor has it) against a plain fp32 torch loop (torch's default Adam, gradients zeroed in place); each
-          in its own process, steps alternate, medians
+  step    forward, loss, backward, update of one batch of 128: ours (fused Adam, bf16 autocast where the
+          processor has it, freed memory kept unless --plain_memory) against a plain fp32 torch loop (torch's default
+          Adam and zero_grad); each in its own process, steps alternate, medians
 The last line is JSON; ratio: seconds of the plain step over ours.
 """
 
 import argparse
 import contextlib
 import json
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +28,7 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import torch  # noqa: E402
 
-from benchmarks.turns import cpu, has_bf16, serve, take_turns  # noqa: E402
+from benchmarks.turns import cpu, has_bf16, run_watched, serve, take_turns  # noqa: E402
 from common.config import BetaVAESettings  # noqa: E402
 from common.run import keep_freed_memory  # noqa: E402
 from datasets.expression import ExpressionTable, write_expression  # noqa: E402
@@ -75,17 +72,15 @@ def measure_epoch(table: ExpressionTable, precision: str) -> float:
             "save_dir": f"{folder}/run",
         }
         (Path(folder) / "c.json").write_text(json.dumps(config | {"num_epochs": 1, "device": "cpu", "log_interval": 1}))
-        start = time.perf_counter()
         command = [sys.executable, "betaVAE_training.py", "--config", f"{folder}/c.json"]
-        subprocess.run(command, cwd=ROOT, check=True)
-        seconds = time.perf_counter() - start
+        seconds, peak_mb = run_watched(command, cwd=ROOT)
         sizes = {p.name: p.stat().st_size / 1e9 for p in (Path(folder) / "run").glob("*.pt")}
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+    peak = peak_mb / 1024
     print(f"epoch: {seconds:.0f} s with validation, {sizes} GB saved, and test; peak memory {peak:.2f} GB")
     return peak
 
 
-def serve_step(table: ExpressionTable, name: str, bf16: bool) -> None:
+def serve_step(table: ExpressionTable, name: str, bf16: bool, plain_memory: bool) -> None:
     """Do one side's steps on one batch; `ours` as betaVAE_training.py does."""
     torch.manual_seed(0)
     model = BetaVAE(len(table.genes)).train()
@@ -94,14 +89,14 @@ def serve_step(table: ExpressionTable, name: str, bf16: bool) -> None:
     ours = name == "ours"
     optimizer = torch.optim.Adam(model.parameters(), lr=PAPER.lr, fused=ours or None)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=ours and bf16)
-    if ours:
+    if ours and not plain_memory:
         keep_freed_memory(torch.device("cpu"))
 
     def turn() -> dict[str, Any]:
         with autocast:
             outputs = model(x)
         loss = beta_vae_loss(x, *outputs, beta=PAPER.beta)["total"]
-        optimizer.zero_grad(set_to_none=ours)
+        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         return {"loss": loss.item()}
@@ -117,6 +112,7 @@ def main() -> int:
     parser.add_argument("--steps_only", action="store_true", help="leave the epoch out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    parser.add_argument("--plain_memory", action="store_true", help="our steps without keeping freed memory")
     parser.add_argument("--only", choices=("ours", "plain"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     bf16 = args.precision == "bf16" or (args.precision == "auto" and has_bf16())
@@ -124,7 +120,7 @@ def main() -> int:
     if args.only:
         with contextlib.redirect_stdout(sys.stderr):
             table = paper_table(args.data)
-        serve_step(table, args.only, bf16)
+        serve_step(table, args.only, bf16, args.plain_memory)
         return 0
 
     peak = None if args.steps_only else measure_epoch(paper_table(args.data), "bf16" if bf16 else "fp32")
@@ -134,7 +130,8 @@ def main() -> int:
     result = {"benchmark": "vae_step", "peer": "plain torch loop", "ratio": ratio, "n": args.repeats}
     result |= {"peak_rss_gb_epoch": peak and round(peak, 2), "seconds_per_step": round(medians["ours"], 3)}
     result |= {f"peak_rss_gb_{name}": turns[-1]["peak_rss_gb"] for name, turns in answers.items()}
-    result |= {"precision": "bf16" if bf16 else "fp32", "threads": args.threads, **cpu()}
+    result |= {"precision": "bf16" if bf16 else "fp32", "kept_memory": not args.plain_memory}
+    result |= {"threads": args.threads, **cpu()}
     print(json.dumps(result))
     return 0
 
