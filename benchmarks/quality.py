@@ -231,10 +231,10 @@ def draw(lines: list[dict[str, Any]], out: Path) -> None:
 
 
 def plot(lines: list[dict[str, Any]], work: Path, out: Path) -> None:
-    """Write per set <set>_<side>.png: KID against images and minutes, spectra; and the first seed's tiles of each row.
+    """Write per set <set>_<side>.png, KID against images and minutes and the spectra, and <set>_<side>_tiles.jpg.
 
-    Tiles are taken from the runs in `work`; where these are gone their picture stays as it was. Real tiles are not
-    shown: they are not the project's to copy.
+    Tiles are those of each row's first seed, from the runs in `work`; where these are gone the picture stays as it was.
+    Real tiles are not shown: they are not the project's to copy.
     """
     out.mkdir(parents=True, exist_ok=True)
     for name, size in sorted({(line["set"], line["img_size"]) for line in lines}):
@@ -271,7 +271,7 @@ def plot(lines: list[dict[str, Any]], work: Path, out: Path) -> None:
                 axes.imshow(plt.imread(path), interpolation="nearest")
                 axes.set_title(row, fontsize=10)
                 axes.axis("off")
-            figure.savefig(out / f"{name}_{size}_tiles.png", dpi=110)
+            figure.savefig(out / f"{name}_{size}_tiles.jpg", dpi=110, pil_kwargs={"quality": 85})
             plt.close(figure)
 
 
