@@ -46,7 +46,7 @@ demo/.done/%: export OMP_NUM_THREADS := 1
 demo/.done/%: export RNAGAN_FEATURE_CACHE := demo/features
 GANS := rna-gan_lung rna-gan_brain gan_lung gan_brain
 tissue = $(lastword $(subst _, ,$(1)))
-loss = $(if $(filter rna-%,$(1)),rpganvae,rpgan --num_epochs 5)
+loss = $(if $(filter rna-%,$(1)),rpganvae,rpgan --num_epochs 3)
 begin = @mkdir -p demo/.done && date +%s > demo/.done/$(notdir $@).start && printf '\n=== %s\n' '$(1)'
 end = @printf '    (%s s)\n' "$$(( $$(date +%s) - $$(cat demo/.done/$(notdir $@).start) ))" && touch $@
 
