@@ -96,7 +96,7 @@ def test_training_and_penalties_run(monkeypatch, capsys):
 def test_the_residual_settings_do_not_change_with_the_images_shown():
     cfg = gpu.residual(bench_for(), 4, 4, "fp32")
     expected = GANSettings()
-    assert cfg.equalised and [getattr(cfg, key) for key in gpu.BY_IMAGES] == [
+    assert cfg.gan_type == "residual" and [getattr(cfg, key) for key in gpu.BY_IMAGES] == [
         getattr(expected, key) for key in gpu.BY_IMAGES
     ]
 
