@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.checkpoint import NonFiniteError
-from common.config import BetaVAESettings, load_config, settings_dict
+from common.config import PRECISIONS, BetaVAESettings, load_config, settings_dict
 from common.errors import InputError, command_parser, run_command, shorten
 from common.files import read_json, write_json
 from common.run import FREE_TO_CHANGE, Run, generator_for, keep_freed_memory, pick_device, seed_for
@@ -46,7 +46,7 @@ CHOICES = {
     "missing_genes": MISSING,
     "lr_schedule": ("constant", "warmup_cosine"),
     "best_by": PARTS[:2],
-    "precision": ("fp32", "bf16"),
+    "precision": PRECISIONS,
 }
 
 

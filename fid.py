@@ -27,12 +27,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from common.config import PRECISIONS
 from common.errors import InputError, command_parser, run_command, warn
 from common.files import make_folder, write_json
 from metrics.frechet import frechet_distance, frechet_from_statistics, frechet_to_statistics, small_sample_note
 from metrics.kernel import kernel_distance
 from metrics.manifold import precision_recall
-from models.features import PRECISIONS, Extractor, load_extractor
+from models.features import Extractor, load_extractor
 from sources.draws import Draws, tiles_at_a_time
 from sources.feature_cache import FeatureCache, cache_folder
 from sources.parse import Opener, SourceSpec, parse_source

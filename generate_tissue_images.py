@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 from common.checkpoint import content_digest
-from common.config import GANSettings, load_config
+from common.config import PRECISIONS, GANSettings, load_config
 from common.errors import InputError, command_parser, run_command, warn
 from common.files import read_json, sha256_of, write_json
 from common.run import generator_for, pick_device
@@ -33,7 +33,7 @@ from datasets.cohort import open_cohort
 from datasets.expression import ExpressionTable, read_cohort_tables, read_expression
 from datasets.keys import slide_key, slug
 from datasets.tiles import area_resize, read_image
-from sources.gan import GAN, PRECISIONS, GANSource, open_gan
+from sources.gan import GAN, GANSource, open_gan
 from sources.pictures import grid_of, write_png
 from sources.profiles import Profiles
 from sources.readers import read_shift

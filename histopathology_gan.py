@@ -31,7 +31,7 @@ import torch
 from tqdm import tqdm
 
 from common.checkpoint import NonFiniteError, content_digest, load_checkpoint, resolve_checkpoint
-from common.config import GANSettings, load_config, settings_dict
+from common.config import PRECISIONS, GANSettings, load_config, settings_dict
 from common.errors import InputError, command_parser, run_command, warn
 from common.run import FREE_TO_CHANGE, Run, generator_for, keep_freed_memory, pick_device, seed_for
 from datasets.cohort import Cohort, open_cohort, write_left_out
@@ -75,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--critic_condition", choices=CRITIC_CONDITIONS, help="projection: the critic sees expression")
     parser.add_argument("--mismatched_weight", type=float, help="of real tiles with another patient's expression")
     parser.add_argument("--vae_checkpoint", help="the beta-VAE of an RNA-GAN: a file or its run folder")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), help="bf16: autocast; penalties stay fp32")
+    parser.add_argument("--precision", choices=PRECISIONS, help="bf16: autocast; penalties stay fp32")
     parser.add_argument(
         "--compile", nargs="?", const="default", choices=MODES, help="torch.compile; reduce-overhead: with CUDA graphs"
     )

@@ -22,6 +22,8 @@ UNUSED_KEYS = {
     "summary_path": "the log is log.jsonl in the run folder (and wandb with --log 1)",
 }
 
+PRECISIONS = ("fp32", "bf16")
+
 # How a critic that sees the expression is trained, where the config does not say.
 SEEING = {"critic_condition": "projection", "mismatched_weight": 1.0, "cond_jitter": 0.1, "cond_dropout": 0.1}
 BLIND = {"critic_condition": "none", "mismatched_weight": 0.0, "cond_jitter": 0.0, "cond_dropout": 0.0}
@@ -105,9 +107,7 @@ class GANSettings(DataSettings):
     lr: float = 0.0  # a lone `lr` sets both rates below, with a warning
     lr_generator: float = 1e-4
     lr_critic: float = 4e-4
-    equalised: bool = (
-        False  # rates in units of each layer's own weights, 1 / sqrt(inputs); Karras et al. 2018, section 4.1
-    )
+    equalised: bool = False  # residual: both in units of each layer's weights; Karras et al. 2018, section 4.1
     adam_beta1: float = 0.5
     adam_beta2: float = 0.999
     penalty_weight: float = 10.0  # gradient penalty; Gulrajani et al. 2017, section 4

@@ -19,13 +19,13 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import inception
 
+from common.config import PRECISIONS
 from common.errors import InputError, did_you_mean, warn
 from common.files import sha256_of
 
 # Published FID weights, TensorFlow's inception-2015-12-05 in PyTorch form; the name carries the start of its SHA-256.
 FID_WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
 FID_SOURCE = "https://github.com/mseitzer/pytorch-fid/releases/tag/fid_weights"
-PRECISIONS = ("fp32", "bf16")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's reference transforms
 
 

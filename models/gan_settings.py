@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from common.config import BLIND, SEEING, GANSettings, settings_dict
+from common.config import BLIND, PRECISIONS, SEEING, GANSettings, settings_dict
 from common.errors import InputError
 from models.compiling import MODES
 from models.conditioning import CONDITIONS, CRITIC_CONDITIONS, NOISES, STANDARDISE, InputRule
@@ -39,7 +39,7 @@ def check_gan_settings(cfg: GANSettings, config: str) -> None:
         "loss_type": LOSSES,
         "optimizer": OPTIMIZERS,
         "shuffle": ("patients", "slides"),
-        "precision": ("fp32", "bf16"),
+        "precision": PRECISIONS,
         "cache": CACHES,
         "compile": ("", *MODES),
         "critic_norm": CRITIC_NORMS,

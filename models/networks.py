@@ -24,9 +24,8 @@ def build_generator(args: dict[str, Any]) -> ConditionedGenerator:
     rule, dims = InputRule.of(args), args["encoding_dims"]
     into = dims + (args["cond_dim"] if args["latent_dim"] and rule.how == "concat" else 0)
     if args["gan_type"] == "residual":
-        network = ResidualGenerator(
-            into, args["out_size"], args["step_channels"], args["depth"], args.get("first_side", 0)
-        )
+        shape = args["out_size"], args["step_channels"], args["depth"], args["first_side"]
+        network = ResidualGenerator(into, *shape)
     else:
         network = DCGANGenerator(into, args["out_size"], args["step_channels"])
     return ConditionedGenerator(network, rule, dims, args["latent_dim"], args["cond_dim"])

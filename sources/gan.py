@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from common.checkpoint import load_checkpoint, resolve_checkpoint
+from common.config import PRECISIONS
 from common.errors import InputError, warn
 from common.run import seed_for
 from datasets.expression import ExpressionTable
@@ -18,8 +19,6 @@ from models.conditioning import ConditionedGenerator
 from models.generate import generate_tiles
 from models.networks import build_generator
 from sources.profiles import Profiles
-
-PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass
