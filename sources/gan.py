@@ -98,7 +98,7 @@ def open_gan(path: str | Path, device: torch.device | str = "cpu", precision: st
             generator = build_generator(state["generator_args"])
         generator.load_state_dict(state["generator"], assign=True)
     except (KeyError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:160]
         raise InputError(f"{path}: weights of another architecture than it states ({reason}); train it again") from None
     generator = generator.to(device).eval().requires_grad_(False)
     if state["generator_args"]["gan_type"] == "dcgan":

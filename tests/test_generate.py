@@ -327,6 +327,10 @@ def test_a_checkpoint_of_another_architecture_or_kind_is_refused(cohort, capsys)
     save_checkpoint("wide.model", "gan", {**state, "generator_args": args})
     assert generate("--sample_size 2", "wide.model") == 2
     assert "another architecture" in capsys.readouterr().err
+    args = {k: v for k, v in state["generator_args"].items() if k != "first_side"} | {"gan_type": "residual"}
+    save_checkpoint("early.model", "gan", {**state, "generator_args": args})  # of before sides changed as they do now
+    assert generate("--sample_size 2", "early.model") == 2
+    assert "early.model: weights of another architecture than it states (no 'first_side')" in capsys.readouterr().err
     assert generate("--sample_size 2", "checkpoints/betavae_tissues/best.pt") == 2
     assert "holds a betavae checkpoint" in capsys.readouterr().err
 
