@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from common.errors import InputError
 from common.files import atomic_path, read_json, sha256_of
@@ -292,4 +292,5 @@ def _decode(data: bytes, name: str) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
             return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{name}: not a readable JPEG or PNG ({str(error)[:80]}); make or copy it again") from None
+        reason = "it is neither" if isinstance(error, UnidentifiedImageError) else str(error)[:80]
+        raise InputError(f"{name}: not a readable JPEG or PNG ({reason}); make or copy it again") from None

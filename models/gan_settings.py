@@ -77,7 +77,11 @@ def check_gan_settings(cfg: GANSettings, config: str) -> None:
     for key in ("first_side", "equalised"):
         if getattr(cfg, key) and cfg.gan_type != "residual":
             raise InputError(f"{config}: {key} = {getattr(cfg, key)} needs gan_type = residual")
-    grown_sides(cfg.first_side, cfg.img_size)  # InputError for a side that cannot be
+    if cfg.first_side:
+        try:
+            grown_sides(cfg.first_side, cfg.img_size)
+        except InputError as error:
+            raise InputError(f"{config}: {error}") from None
     if bool(cfg.first_side) != bool(cfg.grow_images):
         raise InputError(f"{config}: first_side and grow_images go together: from which side, and over how many images")
     if not cfg.schedule_images and (cfg.lr_final != 1 or cfg.gamma_final is not None):
