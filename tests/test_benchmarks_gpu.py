@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import gpu  # noqa: E402
+import gpu_bench  # noqa: E402
+import gpu_training  # noqa: E402
 
 from common.config import GANSettings  # noqa: E402
 
@@ -25,7 +27,7 @@ NOT_THERE = ("openslide", "torchgan", "torchvision", "pandas", "pyarrow", "annda
 
 
 def bench_for(seconds=60):
-    return gpu.Bench(torch.device("cpu"), gpu.QUICK, 0.25, None, time.monotonic() + seconds)
+    return gpu_bench.Bench(torch.device("cpu"), gpu_bench.QUICK, 0.25, None, time.monotonic() + seconds)
 
 
 def test_it_starts_without_the_packages_that_a_gpu_node_may_lack():
@@ -39,7 +41,7 @@ def test_flops_are_those_of_torchs_counter():
     x = torch.randn(4, 3, 8, 8)
     with FlopCounterMode(display=False) as expected:
         network(x).sum().backward()
-    with gpu.Flops() as found:
+    with gpu_training.Flops() as found:
         network(x).sum().backward()
     assert found.total == expected.get_total_flops() > 2 * 4 * 36 * 3 * 9 * 5
 
@@ -48,7 +50,7 @@ def test_time_in_kernels_counts_what_runs_at_once_only_once(tmp_path):
     spans = [("kernel", 0, 10), ("kernel", 5, 10), ("kernel", 30, 5), ("gpu_memcpy", 50, 9), ("kernel", 6, 2)]
     events = [{"cat": cat, "ts": ts, "dur": dur} for cat, ts, dur in spans] + [{"ph": "M"}]
     trace = SimpleNamespace(export_chrome_trace=lambda path: Path(path).write_text(json.dumps({"traceEvents": events})))
-    assert gpu.kernel_seconds(trace, tmp_path / "trace.json") == pytest.approx(20e-6)
+    assert gpu_training.kernel_seconds(trace, tmp_path / "trace.json") == pytest.approx(20e-6)
 
 
 def go_on_whatever_fails():
@@ -83,7 +85,7 @@ def test_training_and_penalties_run(monkeypatch, capsys):
         raise AssertionError("nothing is to be saved among the steps that are timed, or after them")
 
     monkeypatch.setattr(gpu, "MODES", ())  # compiling takes a minute
-    monkeypatch.setattr(gpu.WatchedRun, "save", save)
+    monkeypatch.setattr(gpu_training.WatchedRun, "save", save)
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     words = ["--device", "cpu", "--quick", "--parts", "training", "penalties"]
     assert gpu.main(gpu.build_parser().parse_args(words)) == 0
@@ -94,10 +96,10 @@ def test_training_and_penalties_run(monkeypatch, capsys):
 
 
 def test_the_residual_settings_do_not_change_with_the_images_shown():
-    cfg = gpu.residual(bench_for(), 4, 4, "fp32")
+    cfg = gpu_training.residual(bench_for(), 4, 4, "fp32")
     expected = GANSettings()
-    assert cfg.gan_type == "residual" and [getattr(cfg, key) for key in gpu.BY_IMAGES] == [
-        getattr(expected, key) for key in gpu.BY_IMAGES
+    assert cfg.gan_type == "residual" and [getattr(cfg, key) for key in gpu_training.BY_IMAGES] == [
+        getattr(expected, key) for key in gpu_training.BY_IMAGES
     ]
 
 
@@ -110,13 +112,13 @@ def test_the_residual_settings_do_not_change_with_the_images_shown():
     ],
 )
 def test_what_was_not_compiled_is_told_by_what_fit_prints(said, reason):
-    assert gpu.why_not_compiled("default", said) == reason
+    assert gpu_training.why_not_compiled("default", said) == reason
 
 
 def test_where_compiling_fails_no_time_is_booked(monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: 1 / 0)
-    cfg = replace(gpu.residual(bench_for(), 4, 4, "fp32"), compile="default")
-    found = gpu.trained(bench_for(), cfg, {})
+    cfg = replace(gpu_training.residual(bench_for(), 4, 4, "fp32"), compile="default")
+    found = gpu_training.trained(bench_for(), cfg, {})
     assert list(found) == ["loop", "not_compiled"] and "ZeroDivisionError" in found["not_compiled"]
 
 
