@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "metrics": {"common"},
     "sources": {"common", "models", "datasets", "metrics"},
     "figures": {"common", "models", "datasets", "metrics"},
+    "preparation": {"common", "models", "datasets", "metrics", "sources"},
 }
 LATE = {"openslide", "matplotlib", "wandb", "umap", "dask", "fastapi"}  # imported where used
 

@@ -1,0 +1,1 @@
+"""What prepare_data.py does: one module per sub-command, each its manual, its flags and its run."""
