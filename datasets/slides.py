@@ -133,6 +133,21 @@ class Slide:
             return np.ascontiguousarray(rgba[..., :3])
         return np.where(rgba[..., 3:] == 0, np.uint8(outside), rgba[..., :3])
 
+    @property
+    def rows_at_a_time(self) -> int | None:
+        """How many rows of the coarsest level `read_rows` is to be asked for: all, or None for any number."""
+        return None if self._direct is not None or self.downsamples[-1] == 1 else self.level_sizes[-1][1]
+
+    def read_rows(self, first: int, rows: int) -> np.ndarray:
+        """Return rows of the coarsest level, uint8 RGB (rows, its width, 3). InputError where they are damaged."""
+        level, width = len(self.downsamples) - 1, self.level_sizes[-1][0]
+        try:
+            if self._direct is not None:
+                return self._direct.read(0, first, level, (width, rows), 0)
+            return self.read_region(0, round(first * self.downsamples[level]), level, (width, rows), 0)
+        except (NotDirect, UnreadableRegion) as error:
+            raise InputError(f"{self.path}: its coarsest level is damaged ({error}); copy the slide again") from None
+
     def _open_again(self) -> None:
         self._handle.close()  # after one error a handle refuses everything
         self._handle = _open(self.path)
