@@ -6,8 +6,8 @@ their own thresholds, and all three are above 50. On the slide's coarsest level 
 times, and a cell of the grid is tried where the mask is set at its corner. A patch is kept where the same rule, with
 the patch's own thresholds, dilated three times, covers more than a fifth of it, and its contrast is not low.
 
-Saturation depends on a pixel's highest and lowest channel alone, so that its histogram is one of 65,536 pairs of
-bytes. Arrays in, arrays out; images are uint8 RGB (H, W, 3).
+Saturation depends on a pixel's highest and lowest channel alone, so that a pixel's is a number in a short sorted list:
+counting, and comparing with a threshold, need no fractions. Arrays in, arrays out; images are uint8 RGB (H, W, 3).
 """
 
 from collections.abc import Callable, Iterator
@@ -22,58 +22,60 @@ MIN_TISSUE = 0.2  # a patch has more than this share of tissue
 SEED = 5  # of the order in which cells are tried
 POWER = 20  # magnification at which a patch has its nominal side; also taken where a file states none
 LOW_CONTRAST = 0.1  # of full scale between percentiles 1 and 99; scikit-image's 0.05 is a share of -1 to 1
-STRIP_PIXELS = 1 << 24  # of a level that are read at a time
+STRIP_PIXELS = 1 << 22  # of a level that are read at a time
 
 
 class Pixels:
-    """An image taken apart: `planes` (3, H, W), and 256 times the highest channel plus the lowest, `pairs` (H, W)."""
+    """An image taken apart: `planes` (3, H, W), the `lowest` of them (H, W), and the saturations as `ranks` (H, W)."""
 
     def __init__(self, image: np.ndarray) -> None:
         self.image, self.planes = image, np.ascontiguousarray(image.transpose(2, 0, 1))
         red, green, blue = self.planes
+        self.lowest = np.minimum(np.minimum(red, green), blue)
         pairs = np.maximum(np.maximum(red, green), blue).astype(np.uint16)
         pairs <<= 8
-        pairs |= np.minimum(np.minimum(red, green), blue)
-        self.pairs = pairs.astype(np.intp)  # as what counts and looks up with them wants it
+        pairs |= self.lowest
+        self.ranks = _saturations()[1].take(pairs)
 
 
-class Histogram:
-    """Counts (256,) of each channel's values and (65536,) of the pairs of highest and lowest channel."""
+class Counts:
+    """Counts of each channel's values (3, 256), and of the ranks of saturations."""
 
     def __init__(self, pixels: Pixels) -> None:
         """Count the pixels of an image."""
         self.channels = np.reshape(Image.fromarray(pixels.image).histogram(), (3, 256))
-        self.pairs = np.bincount(pixels.pairs.ravel(), minlength=65536)
+        self.ranks = np.bincount(pixels.ranks.ravel(), minlength=len(_saturations()[0]))
 
-    def add(self, more: "Histogram") -> None:
+    def add(self, more: "Counts") -> None:
         """Add what another one has counted."""
         self.channels += more.channels
-        self.pairs += more.pairs
+        self.ranks += more.ranks
 
 
 class TissueRule:
-    """The thresholds of counted pixels: `channels` (3,) and `saturation`; and which pixels they make tissue."""
+    """The thresholds of counted pixels: `channels` (3,), and `rank`, the first that is above the saturation's."""
 
-    def __init__(self, seen: Histogram) -> None:
-        all_saturations, bright = _pair_values()
-        present = np.flatnonzero(seen.pairs > 0)
-        saturations = all_saturations[present]
-        low, high = saturations.min(), saturations.max()
+    def __init__(self, counted: Counts) -> None:
+        saturations = _saturations()[0]
+        present = np.flatnonzero(counted.ranks > 0)
+        low, high = saturations[present[0]], saturations[present[-1]]
         counts, centres = np.empty((4, 256)), np.empty((4, 256))
-        counts[:3], centres[:3] = seen.channels, np.arange(256)
-        counts[3], edges = np.histogram(saturations, 256, weights=seen.pairs[present])
+        counts[:3], centres[:3] = counted.channels, np.arange(256)
+        edges = np.linspace(low, high, 257)  # as NumPy's histogram: a bin has its lower edge, the last one both
+        starts = np.searchsorted(saturations, edges[:-1])
+        ends = np.append(starts[1:], present[-1] + 1)
+        counts[3] = np.where(starts < ends, np.add.reduceat(counted.ranks, starts), 0)
         centres[3] = (edges[:-1] + edges[1:]) / 2
         thresholds = otsu_thresholds(counts, centres)
         self.channels = thresholds[:3].astype(np.uint8)
-        self.saturation = thresholds[3] if low < high else low
-        self._tissue = (all_saturations > self.saturation) & bright
+        self.rank = int(np.searchsorted(saturations, thresholds[3] if low < high else low, side="right"))
 
     def mask(self, pixels: Pixels) -> np.ndarray:
         """Return the tissue (H, W) bool of an image."""
         background = pixels.planes[0] > self.channels[0]
         background &= pixels.planes[1] > self.channels[1]
         background &= pixels.planes[2] > self.channels[2]
-        return self._tissue.take(pixels.pairs) & ~background
+        return (pixels.ranks >= self.rank) & (pixels.lowest > LOWEST) & ~background
 
 
 def otsu_thresholds(counts: np.ndarray, centres: np.ndarray) -> np.ndarray:
@@ -96,7 +98,7 @@ def otsu_thresholds(counts: np.ndarray, centres: np.ndarray) -> np.ndarray:
 def tissue_mask(image: np.ndarray) -> np.ndarray:
     """Return the tissue (H, W) bool of an image by its own thresholds."""
     pixels = Pixels(image)
-    return TissueRule(Histogram(pixels)).mask(pixels)
+    return TissueRule(Counts(pixels)).mask(pixels)
 
 
 def grown(mask: np.ndarray) -> np.ndarray:
@@ -113,35 +115,28 @@ def grown(mask: np.ndarray) -> np.ndarray:
 
 def shrunk(mask: np.ndarray) -> np.ndarray:
     """Return a mask (H, W) eroded TIMES with a cross; outside there is none, so that edges are eroded too."""
-    for _ in range(TIMES):
-        narrower = mask.copy()
-        narrower[0], narrower[-1], narrower[:, 0], narrower[:, -1] = False, False, False, False
-        narrower[1:] &= mask[:-1]
-        narrower[:-1] &= mask[1:]
-        narrower[:, 1:] &= mask[:, :-1]
-        narrower[:, :-1] &= mask[:, 1:]
-        mask = narrower
-    return mask
+    outside = np.pad(~mask, TIMES, constant_values=True)
+    return ~grown(outside)[TIMES:-TIMES, TIMES:-TIMES]
 
 
 def judge(patch: np.ndarray) -> tuple[float, bool]:
     """Return the share of a patch that its dilated tissue covers, and whether its contrast is low."""
     pixels = Pixels(patch)
-    mask = grown(TissueRule(Histogram(pixels)).mask(pixels))
-    return np.count_nonzero(mask) / mask.size, not _high_contrast(pixels) and _low_contrast(patch)
+    mask = grown(TissueRule(Counts(pixels)).mask(pixels))
+    return np.count_nonzero(mask) / mask.size, not surely_high_contrast(pixels) and _is_low_contrast(patch)
 
 
-def _high_contrast(pixels: Pixels) -> bool:
+def surely_high_contrast(pixels: Pixels) -> bool:
     """Return whether a quarter of the pixels already says that the contrast of all is not low, as it mostly does."""
     red, green, blue = pixels.planes[:, ::2, ::2].astype(np.uint16)
     grey = (54 * red + 183 * green + 18 * blue) >> 8  # at most 2 below the true value
     counts = np.bincount(grey.ravel(), minlength=256)
-    enough = (pixels.pairs.size - 1) // 100 + 2  # so many pixels beyond a value put the percentile there
+    enough = (pixels.lowest.size - 1) // 100 + 2  # so many pixels beyond a value put the percentile there
     low, high = np.cumsum(counts) >= enough, np.cumsum(counts[::-1]) >= enough
     return bool(low[-1]) and 255 - high.argmax() - low.argmax() >= LOW_CONTRAST * 255 + 2.5
 
 
-def _low_contrast(patch: np.ndarray) -> bool:
+def _is_low_contrast(patch: np.ndarray) -> bool:
     from skimage.exposure import is_low_contrast
 
     return bool(is_low_contrast(patch))
@@ -160,10 +155,10 @@ def slide_mask(
     if strip >= height:
         yield 0, shrunk(grown(tissue_mask(read(0, height))))
         return
-    seen = Histogram(Pixels(read(0, strip)))
+    counted = Counts(Pixels(read(0, strip)))
     for first in range(strip, height, strip):
-        seen.add(Histogram(Pixels(read(first, min(strip, height - first)))))
-    rule = TissueRule(seen)
+        counted.add(Counts(Pixels(read(first, min(strip, height - first)))))
+    rule = TissueRule(counted)
     for first in range(0, height, strip):
         last = min(first + strip, height)
         top, bottom = max(0, first - 2 * TIMES), min(height, last + 2 * TIMES)  # what a dilation and an erosion see
@@ -184,9 +179,12 @@ def cells(size: tuple[int, int], side: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _pair_values() -> tuple[np.ndarray, np.ndarray]:
-    """Return of each pair its saturation (65536,), as scikit-image's rgb2hsv has it, and whether it is not too dark."""
+def _saturations() -> tuple[np.ndarray, np.ndarray]:
+    """Return the saturations that bytes can have, sorted, and which of them each pair has: 256 * highest + lowest.
+
+    As scikit-image's rgb2hsv has them, to the last bit.
+    """
     scaled = np.arange(256) * (1.0 / 255)
     high, low = np.repeat(scaled, 256), np.tile(scaled, 256)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(high > low, (high - low) / high, 0.0), np.tile(np.arange(256) > LOWEST, 256)
+        return np.unique(np.where(high > low, (high - low) / high, 0.0), return_inverse=True)

@@ -70,8 +70,8 @@ class DirectTiles:
         rows, columns = this.tile
         if x % columns == 0 and y % rows == 0 and (height, width) == this.tile:
             whole = 0 <= x <= this.width - width and 0 <= y <= this.height - height
-            if whole:
-                return self._tile(level, y // rows * this.across + x // columns)
+            if whole:  # nobody else needs it: not kept
+                return self._decode(level, y // rows * this.across + x // columns)
         out = np.empty((height, width, 3), np.uint8)
         x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + width, this.width), min(y + height, this.height)
         if (x0, y0, x1, y1) != (x, y, x + width, y + height):
@@ -86,12 +86,21 @@ class DirectTiles:
         return out
 
     def _tile(self, level: int, number: int) -> np.ndarray:
-        """Return one tile (rows, columns, 3), decoded or remembered."""
-        from imagecodecs import Jpeg8Error, jpeg8_decode
-
+        """Return one tile (rows, columns, 3), decoded or remembered; read-only."""
         if (tile := self._cache.get((level, number))) is not None:
             self._cache.move_to_end((level, number))
             return tile
+        tile = self._decode(level, number)
+        tile.flags.writeable = False
+        self._cache[level, number] = tile
+        self._cached += tile.nbytes
+        while self._cached > CACHE_BYTES:
+            self._cached -= self._cache.popitem(last=False)[1].nbytes
+        return tile
+
+    def _decode(self, level: int, number: int) -> np.ndarray:
+        from imagecodecs import Jpeg8Error, jpeg8_decode
+
         this = self._levels[level]
         offset, length = this.spans[number].tolist()
         data = os.pread(self._file, length, offset)
@@ -103,11 +112,6 @@ class DirectTiles:
             raise NotDirect(f"a tile cannot be decoded ({error})") from None
         if tile.shape != (*this.tile, 3):
             raise NotDirect(f"a tile is {tile.shape}, not {this.tile}")
-        tile.flags.writeable = False
-        self._cache[level, number] = tile
-        self._cached += tile.nbytes
-        while self._cached > CACHE_BYTES:
-            self._cached -= self._cache.popitem(last=False)[1].nbytes
         return tile
 
     def _compare(self, handle: Any) -> None:
