@@ -184,9 +184,10 @@ def main(args: argparse.Namespace) -> None:
             for name in names:
                 out = Path(folder) / f"{name}{number}"
                 runs[name] += answers([start(name, slide, out, cores[0])])
-                found = answers([start(name, slide, Path(f"{out}_{core}"), core) for core in cores])
-                together[name].append(sum(f["tiles"] for f in found) / max(f["wall_s"] for f in found))
-                print(name, runs[name][-1], f"all cores {together[name][-1]:.0f} tiles/s", flush=True)
+                print(name, runs[name][-1], flush=True)
+                if not args.one_core:
+                    found = answers([start(name, slide, Path(f"{out}_{core}"), core) for core in cores])
+                    together[name].append(sum(f["tiles"] for f in found) / max(f["wall_s"] for f in found))
                 subprocess.run(["rm", "-rf", *map(str, Path(folder).glob(f"{name}{number}*"))], check=True)
     result = {"benchmark": "tiles", "side": args.side, "n": args.rounds, "cores": len(cores), "skipped": skipped}
     for name in names:
@@ -195,7 +196,7 @@ def main(args: argparse.Namespace) -> None:
             "tiles": int(middle["tiles"]),
             "cpu_ms_per_tile": round(1e3 * middle["cpu_s"] / middle["tiles"], 3),
             "tiles_per_s_one_core": round(middle["tiles"] / middle["wall_s"], 1),
-            "tiles_per_s_all_cores": round(statistics.median(together[name]), 1),
+            "tiles_per_s_all_cores": round(statistics.median(together[name]), 1) if together[name] else None,
             "peak_mb": round(middle["peak_mb"]),
         }
     if "published" in names:
@@ -211,6 +212,7 @@ if __name__ == "__main__":
     parser.add_argument("--side", type=int, default=20000, help="pixels of the slide, a multiple of 16 (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES, help="(all)")
+    parser.add_argument("--one_core", action="store_true", help="leave out the runs on all cores")
     parser.add_argument("--folder", help="where the slide and the tiles are kept meanwhile; default: the system's")
     parser.add_argument("--only", nargs=3, metavar=("SIDE", "SLIDE", "OUT"), help=argparse.SUPPRESS)
     given = parser.parse_args()
