@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image
+
+from datasets.pixel_loops import count_pixels, grown, histogram_of, otsu_bin, pixels_above
 
 LOWEST = 50  # all channels of tissue are above it
 TIMES = 3  # dilations, and erosions
@@ -22,34 +23,29 @@ MIN_TISSUE = 0.2  # a patch has more than this share of tissue
 SEED = 5  # of the order in which cells are tried
 POWER = 20  # magnification at which a patch has its nominal side; also taken where a file states none
 LOW_CONTRAST = 0.1  # of full scale between percentiles 1 and 99; scikit-image's 0.05 is a share of -1 to 1
+BINS = 256  # of the saturations' histogram
+BYTES = np.arange(256.0)
 STRIP_PIXELS = 1 << 22  # of a level that are read at a time
 
 
-class Pixels:
-    """An image taken apart: `planes` (3, H, W), the `lowest` of them (H, W), and the saturations as `ranks` (H, W)."""
+class Counts:
+    """What the thresholds of an image depend on: its `values` (4, 256) in red, green, blue, grey, and `ranks` (n,)."""
 
     def __init__(self, image: np.ndarray) -> None:
-        self.image, self.planes = image, np.ascontiguousarray(image.transpose(2, 0, 1))
-        red, green, blue = self.planes
-        self.lowest = np.minimum(np.minimum(red, green), blue)
-        pairs = np.maximum(np.maximum(red, green), blue).astype(np.uint16)
-        pairs <<= 8
-        pairs |= self.lowest
-        self.ranks = _saturations()[1].take(pairs)
-
-
-class Counts:
-    """Counts of each channel's values (3, 256), and of the ranks of saturations."""
-
-    def __init__(self, pixels: Pixels) -> None:
-        """Count the pixels of an image."""
-        self.channels = np.reshape(Image.fromarray(pixels.image).histogram(), (3, 256))
-        self.ranks = np.bincount(pixels.ranks.ravel(), minlength=len(_saturations()[0]))
+        """Count the pixels of an image; a rank is the place of its saturation among all that there are."""
+        saturations, ranks = _saturations()
+        self.values, self.ranks = count_pixels(image, ranks, len(saturations))
 
     def add(self, more: "Counts") -> None:
         """Add what another one has counted."""
-        self.channels += more.channels
+        self.values += more.values
         self.ranks += more.ranks
+
+    def surely_high_contrast(self) -> bool:
+        """Return whether percentiles 1 and 99 of grey are far enough apart, whatever it is within its error."""
+        beyond = (int(self.ranks.sum()) - 1) // 100 + 2  # so many pixels beyond a value put the percentile there
+        low, high = (int(np.searchsorted(np.cumsum(grey), beyond)) for grey in (self.values[3], self.values[3, ::-1]))
+        return 255 - high - low >= LOW_CONTRAST * 255 + 2.5
 
 
 class TissueRule:
@@ -57,83 +53,38 @@ class TissueRule:
 
     def __init__(self, counted: Counts) -> None:
         saturations = _saturations()[0]
-        present = np.flatnonzero(counted.ranks > 0)
+        present = np.flatnonzero(counted.ranks)
         low, high = saturations[present[0]], saturations[present[-1]]
-        counts, centres = np.empty((4, 256)), np.empty((4, 256))
-        counts[:3], centres[:3] = counted.channels, np.arange(256)
-        edges = np.linspace(low, high, 257)  # as NumPy's histogram: a bin has its lower edge, the last one both
-        starts = np.searchsorted(saturations, edges[:-1])
-        ends = np.append(starts[1:], present[-1] + 1)
-        counts[3] = np.where(starts < ends, np.add.reduceat(counted.ranks, starts), 0)
-        centres[3] = (edges[:-1] + edges[1:]) / 2
-        thresholds = otsu_thresholds(counts, centres)
-        self.channels = thresholds[:3].astype(np.uint8)
-        self.rank = int(np.searchsorted(saturations, thresholds[3] if low < high else low, side="right"))
+        edges = np.linspace(low, high, BINS + 1)
+        found = otsu_bin(histogram_of(counted.ranks, saturations, edges), (edges[:-1] + edges[1:]) / 2)
+        threshold = (edges[found] + edges[found + 1]) / 2 if low < high else low
+        self.rank = int(np.searchsorted(saturations, threshold, side="right"))
+        self.channels = np.array([otsu_bin(values, BYTES) for values in counted.values[:3]])
 
-    def mask(self, pixels: Pixels) -> np.ndarray:
+    def mask(self, image: np.ndarray) -> np.ndarray:
         """Return the tissue (H, W) bool of an image."""
-        background = pixels.planes[0] > self.channels[0]
-        background &= pixels.planes[1] > self.channels[1]
-        background &= pixels.planes[2] > self.channels[2]
-        return (pixels.ranks >= self.rank) & (pixels.lowest > LOWEST) & ~background
-
-
-def otsu_thresholds(counts: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Return the thresholds (n,) of n histograms (n, bins) whose bins lie at `centres`; Otsu 1979.
-
-    In scikit-image's precision (counts are float32) and with its choice of the first best bin. Where only one bin is
-    filled, that bin's centre.
-    """
-    counts = counts.astype(np.float32)
-    moments = counts * centres
-    below, above = np.cumsum(counts, 1), np.cumsum(counts[:, ::-1], 1)[:, ::-1]
-    mean_below = np.cumsum(moments, 1) / np.maximum(below, 1)
-    mean_above = np.cumsum(moments[:, ::-1], 1)[:, ::-1] / np.maximum(above, 1)
-    between = below[:, :-1] * above[:, 1:] * (mean_below[:, :-1] - mean_above[:, 1:]) ** 2
-    best = between.argmax(1)
-    best = np.where(between.max(1) > 0, best, counts.argmax(1))
-    return np.take_along_axis(centres, best[:, None], 1)[:, 0]
+        return pixels_above(image, _saturations()[1], self.rank, self.channels, LOWEST)
 
 
 def tissue_mask(image: np.ndarray) -> np.ndarray:
     """Return the tissue (H, W) bool of an image by its own thresholds."""
-    pixels = Pixels(image)
-    return TissueRule(Counts(pixels)).mask(pixels)
+    return TissueRule(Counts(image)).mask(image)
 
 
-def grown(mask: np.ndarray) -> np.ndarray:
-    """Return a mask (H, W) dilated TIMES with a cross; outside there is none."""
-    for _ in range(TIMES):
-        wider = mask.copy()
-        wider[1:] |= mask[:-1]
-        wider[:-1] |= mask[1:]
-        wider[:, 1:] |= mask[:, :-1]
-        wider[:, :-1] |= mask[:, 1:]
-        mask = wider
-    return mask
-
-
-def shrunk(mask: np.ndarray) -> np.ndarray:
-    """Return a mask (H, W) eroded TIMES with a cross; outside there is none, so that edges are eroded too."""
-    outside = np.pad(~mask, TIMES, constant_values=True)
-    return ~grown(outside)[TIMES:-TIMES, TIMES:-TIMES]
+def closed(mask: np.ndarray) -> np.ndarray:
+    """Return a mask dilated and eroded TIMES with a cross; outside there is none, so that edges are eroded too."""
+    outside = np.pad(~grown(mask, TIMES), TIMES, constant_values=True)
+    return ~grown(outside, TIMES)[TIMES:-TIMES, TIMES:-TIMES]
 
 
 def judge(patch: np.ndarray) -> tuple[float, bool]:
-    """Return the share of a patch that its dilated tissue covers, and whether its contrast is low."""
-    pixels = Pixels(patch)
-    mask = grown(TissueRule(Counts(pixels)).mask(pixels))
-    return np.count_nonzero(mask) / mask.size, not surely_high_contrast(pixels) and _is_low_contrast(patch)
+    """Return the share of a patch that its dilated tissue covers, and whether its contrast is low.
 
-
-def surely_high_contrast(pixels: Pixels) -> bool:
-    """Return whether a quarter of the pixels already says that the contrast of all is not low, as it mostly does."""
-    red, green, blue = pixels.planes[:, ::2, ::2].astype(np.uint16)
-    grey = (54 * red + 183 * green + 18 * blue) >> 8  # at most 2 below the true value
-    counts = np.bincount(grey.ravel(), minlength=256)
-    enough = (pixels.lowest.size - 1) // 100 + 2  # so many pixels beyond a value put the percentile there
-    low, high = np.cumsum(counts) >= enough, np.cumsum(counts[::-1]) >= enough
-    return bool(low[-1]) and 255 - high.argmax() - low.argmax() >= LOW_CONTRAST * 255 + 2.5
+    Where the counts leave open whether the contrast is low, scikit-image decides.
+    """
+    counted = Counts(patch)
+    mask = grown(TissueRule(counted).mask(patch), TIMES)
+    return np.count_nonzero(mask) / mask.size, not counted.surely_high_contrast() and _is_low_contrast(patch)
 
 
 def _is_low_contrast(patch: np.ndarray) -> bool:
@@ -153,16 +104,16 @@ def slide_mask(
     width, height = size
     strip = strip or max(1, STRIP_PIXELS // width)
     if strip >= height:
-        yield 0, shrunk(grown(tissue_mask(read(0, height))))
+        yield 0, closed(tissue_mask(read(0, height)))
         return
-    counted = Counts(Pixels(read(0, strip)))
+    counted = Counts(read(0, strip))
     for first in range(strip, height, strip):
-        counted.add(Counts(Pixels(read(first, min(strip, height - first)))))
+        counted.add(Counts(read(first, min(strip, height - first))))
     rule = TissueRule(counted)
     for first in range(0, height, strip):
         last = min(first + strip, height)
         top, bottom = max(0, first - 2 * TIMES), min(height, last + 2 * TIMES)  # what a dilation and an erosion see
-        mask = shrunk(grown(rule.mask(Pixels(read(top, bottom - top)))))
+        mask = closed(rule.mask(read(top, bottom - top)))
         yield first, mask[first - top : last - top]
 
 
@@ -180,11 +131,12 @@ def cells(size: tuple[int, int], side: int) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _saturations() -> tuple[np.ndarray, np.ndarray]:
-    """Return the saturations that bytes can have, sorted, and which of them each pair has: 256 * highest + lowest.
+    """Return the saturations that bytes can have, sorted, and the rank (256, 256) among them by highest and lowest.
 
     As scikit-image's rgb2hsv has them, to the last bit.
     """
     scaled = np.arange(256) * (1.0 / 255)
-    high, low = np.repeat(scaled, 256), np.tile(scaled, 256)
+    high, low = scaled[:, None], scaled[None, :]
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.unique(np.where(high > low, (high - low) / high, 0.0), return_inverse=True)
+        values, ranks = np.unique(np.where(high > low, (high - low) / high, 0.0), return_inverse=True)
+    return values, ranks.reshape(256, 256).astype(np.uint16)
