@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from common.errors import InputError, shorten
 from datasets.genes import is_ensembl
@@ -153,6 +154,8 @@ def _orientation(
         return "rows", "GCT files have genes in rows"
     for test, what in ((is_ensembl, "Ensembl ids"), (set(symbols).__contains__, "symbols of the mapping")):
         across, down = _share(test, heads), _share(test, ids)
+        if min(across, down) >= 0.5:
+            _ask(path, heads, ids)
         if max(across, down) >= 0.5:
             return ("columns", f"{what} in the header") if across > down else ("rows", f"{what} in the first column")
     if _share(SAMPLE_FORM.match, heads) >= 0.5:
@@ -173,6 +176,10 @@ def _orientation(
         return "rows", f"{len(names)} rows and {len(heads)} columns of values: the longer side taken as genes"
     if len(heads) >= 3 * len(names) and len(heads) >= 1000:
         return "columns", f"{len(names)} rows and {len(heads)} columns of values: the longer side taken as genes"
+    _ask(path, heads, ids)
+
+
+def _ask(path: str | Path, heads: list[str], ids: list[str]) -> NoReturn:
     raise InputError(
         f"{path}: cannot tell whether genes run in rows (such as {shorten(ids, 2)}) or in columns (such as "
         f"{shorten(heads, 2)}); state it with --orientation genes_in_rows or genes_in_columns"
