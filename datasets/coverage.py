@@ -81,5 +81,6 @@ def _named(expected: Expected, table: ExpressionTable, which: list[int]) -> list
 
 def _name(gene: dict[str, Any]) -> str:
     """Return "SFTPC (ENSG00000168484.12, 0.031 %)"."""
-    facts = [gene["gene"]] * bool(gene["symbol"]) + [f"{100 * gene['weight']:.2g} %"] * ("weight" in gene)
+    weight = f"{100 * gene['weight']:.2g} %" if "weight" in gene else ""
+    facts = [fact for fact in (gene["gene"] if gene["symbol"] else "", weight) if fact]
     return (gene["symbol"] or gene["gene"]) + f" ({', '.join(facts)})" * bool(facts)

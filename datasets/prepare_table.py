@@ -62,9 +62,7 @@ def prepare_table(
     if biotype and not isinstance(genes, str | Path):
         raise InputError(f"--biotype {biotype} needs a GTF; name it with --genes")
     if gene_lengths and convert != "tpm":
-        raise InputError(
-            f"--gene_lengths {gene_lengths} serves to make TPM of counts; add --convert tpm, or leave it out"
-        )
+        raise InputError(f"--gene_lengths {gene_lengths} makes TPM of counts; add --convert tpm, or leave it out")
     wanted = read_gene_list(genes, biotype) if isinstance(genes, str | Path) else genes
     names = read_mapping(mapping) if mapping else wanted.names if wanted else GeneNames()
     lengths = read_gene_lengths(gene_lengths) if gene_lengths else None

@@ -105,7 +105,7 @@ def test_what_an_h5ad_says_of_its_log_and_unit_is_taken_together(tmp_path):
 
 
 def test_genes_on_both_sides_leave_the_orientation_open(tmp_path):
-    square = pd.DataFrame(np.eye(6) * 900, index=GENES, columns=[f"ENSG{i:011d}" for i in range(50, 56)])
+    square = pd.DataFrame(np.eye(6) * 900.5, index=GENES, columns=[f"ENSG{i:011d}" for i in range(50, 56)])
     path = write(tmp_path / "m_tpm.csv", square.to_csv())
     with pytest.raises(
         InputError, match=r"cannot tell whether genes run .* --orientation genes_in_rows or genes_in_col"
@@ -232,3 +232,13 @@ def test_rows_that_are_copies_are_not_added_up(tmp_path):
     assert np.allclose(
         prepare_table(write(path, frame.to_csv()), mapping=mapping)[0].values[:, 0], 3 * VALUES[:, 0], rtol=1e-5
     )
+
+
+def test_symbols_among_ensembl_ids_in_columns_are_no_words_about_the_samples(tmp_path):
+    mapping = write(tmp_path / "map.csv", "Gene,symbol\n" + pairs(SYMBOLS))
+    frame = FRAME.set_axis([*GENES[:4], *SYMBOLS[4:]]).T.assign(pmi=[3, 4, 5, 6])
+    path = write(tmp_path / "m_tpm.csv", frame.to_csv())
+    with pytest.raises(InputError, match="4 named by ensembl and 2 named by symbol"):
+        prepare_table(path, mapping=mapping)
+    table, _ = table_of(path, mapping=mapping, identifiers="mixed")
+    assert table.genes == GENES and list(table.obs["pmi"]) == ["3", "4", "5", "6"]
