@@ -17,7 +17,6 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from common.errors import InputError
-from datasets.genes import is_tally
 from datasets.layout import PEEK_LINES, Layout, find_orientation, find_words, peek_text, set_notes_apart
 from datasets.reference_csv import BLOCK_BYTES
 from datasets.text import bad_value, find_bad_field, open_bytes
@@ -89,14 +88,9 @@ def _by_rows(path: Path, layout: Layout, wanted_gene: Predicate, wanted_sample: 
     columns = [i for i in layout.data if wanted_sample(layout.names[i])]
     samples = [layout.names[i] for i in columns]
     says = [i for i in layout.words if i != layout.id_column and layout.names[i].lower() in SYMBOL_HEADS][:1]
-    stats, parts, genes, dropped, no_genes, symbols = ValueStats(len(samples)), [], [], [], [], {}
+    stats, parts, genes, dropped, symbols = ValueStats(len(samples)), [], [], [], {}
     if columns:
         for names, part, said in _parts(path, layout, columns, says, drop):  # part: (samples, genes)
-            if tallies := [name for name in names if is_tally(name)]:
-                part = part[:, [not is_tally(name) for name in names]]
-                said = [[s for s, name in zip(column, names, strict=True) if not is_tally(name)] for column in said]
-                names = [name for name in names if not is_tally(name)]
-                no_genes += tallies
             stats.n_genes += len(names)
             symbols |= {name: symbol for name, symbol in zip(names, *said, strict=True) if symbol} if said else {}
             if drop and (lacking := np.isnan(part).any(0)).any():
@@ -109,7 +103,6 @@ def _by_rows(path: Path, layout: Layout, wanted_gene: Predicate, wanted_sample: 
             genes += [names[j] for j in keep]
     values = np.ascontiguousarray(np.concatenate(parts).T) if parts else np.empty((len(samples), 0), np.float32)
     facts = {"samples_in_file": len(layout.data), "genes_in_file": stats.n_genes, "genes_lacking_values": dropped}
-    facts |= {"rows_of_no_gene": no_genes} if no_genes else {}
     return Matrix(values, samples, genes, pd.DataFrame(index=range(len(samples))), stats, facts, symbols)
 
 

@@ -24,7 +24,7 @@ from datasets.expression import ExpressionTable
 from datasets.gene_lengths import read_gene_lengths
 from datasets.gene_lists import GeneList, GeneNames, read_gene_list, read_mapping
 from datasets.gene_mapper import GeneMapper
-from datasets.genes import renamed_from
+from datasets.genes import PREFIX, is_tally, renamed_from
 from datasets.keys import known_donor, match_samples, site_of, slide_key, slug
 from datasets.matrices import Matrix, read_matrix
 from datasets.sample_sheets import donors_sex, read_sexes, read_sheet, read_slides, samples_of_tissues
@@ -94,11 +94,14 @@ def prepare_table(
             f"{attributes}; files of the same release were expected"
         )
     _refuse_doubled_samples(path, matrix)
+    tallies = _set_tallies_aside(matrix)
     mapper.refuse_unmapped(path, matrix.genes)
     named_by = mapper.identify(path, in_file, identifiers)
-    found = guess_unit(str(path), matrix.stats, unit, _own_unit(matrix), matrix.find_negative)
+    ours = sum(name.startswith(PREFIX) for name in in_file) > len(in_file) / 2
+    found = guess_unit(str(path), matrix.stats, unit, _own_unit(matrix), matrix.find_negative, ours)
     unit_name, conversion, length_report = convert_values(path, matrix, found, convert, lengths, mapper)
     values, kept, gene_report = mapper.collect(path, matrix.values, matrix.genes, duplicates)
+    matrix.values = values  # the other copy is let go: more than a gigabyte at GTEx's size
 
     obs = _describe(matrix, tissue_of, sexes)
     table = ExpressionTable(values, kept, obs, unit_name, str(path), mapper.symbols_of(matrix.genes, matrix.symbols))
@@ -108,7 +111,7 @@ def prepare_table(
         "found": {
             k: v
             for k, v in matrix.facts.items()
-            if k not in ("samples_in_file", "genes_in_file", "genes_lacking_values", "rows_of_no_gene")
+            if k not in ("samples_in_file", "genes_in_file", "genes_lacking_values")
         }
         | {
             "identifiers": named_by,
@@ -130,7 +133,7 @@ def prepare_table(
         | gene_report
         | {
             "lacking_values": matrix.facts.get("genes_lacking_values", []),
-            "rows_of_no_gene": matrix.facts.get("rows_of_no_gene", []),
+            "rows_of_no_gene": tallies,
             "filled": [],
         },
         "slides": slide_report,
@@ -181,6 +184,20 @@ def sample_name(name: str) -> str:
     """Return a sample's name with the dashes that R turned into dots: "GTEX.X.0626.SM.1" -> "GTEX-X-0626-SM-1"."""
     name = name.strip()
     return name.replace(".", "-") if name[:5].upper() in ("GTEX.", "TCGA.") else name
+
+
+def _set_tallies_aside(matrix: Matrix) -> list[str]:
+    """Take rows that count reads of no gene out of `matrix`, from its values and its sums; return their names."""
+    tallies = np.array([is_tally(name) for name in matrix.genes], bool)
+    if not tallies.any():
+        return []
+    names = [name for name, tally in zip(matrix.genes, tallies, strict=True) if tally]
+    matrix.stats.totals -= matrix.values[:, tallies].sum(1, dtype=np.float64)
+    matrix.stats.n_genes -= len(names)
+    matrix.facts["genes_in_file"] -= len(names)
+    matrix.values = matrix.values[:, ~tallies]
+    matrix.genes = [name for name, tally in zip(matrix.genes, tallies, strict=True) if not tally]
+    return names
 
 
 def _own_unit(matrix: Matrix) -> str | None:

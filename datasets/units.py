@@ -96,14 +96,18 @@ def guess_unit(
     given: str | None = None,
     stated: str | None = None,
     find_negative: Callable[[str], None] = lambda remedy: None,
+    ours: bool = False,
 ) -> Unit:
     """Return the unit of the matrix in the file `path`: `given` (--unit), `stated` (in the file), else by evidence.
 
     `given` and `stated` are words of UNITS: a unit, a log, or both ("tpm log2p1"). Evidence is the file's name and the
     values; where they disagree, or leave a choice, an InputError asks for --unit. Negative values that no log explains
-    are an InputError too: `find_negative` raises the one that says where such a value stands, with a remedy.
+    are an InputError too: `find_negative` raises the one that says where such a value stands, with a remedy. `ours`:
+    the genes are named rna_..., as in tables of this toolkit, which hold TPM unless they state another unit.
     """
-    named = _named(path)
+    named, says = _named(path), "the file's name"
+    if named is None and ours:
+        named, says = "TPM", "the form of our tables, columns named rna_,"
     known = given or stated
     if known is not None:
         words = set(known.split())
@@ -116,7 +120,7 @@ def guess_unit(
     else:
         if stats.lowest < 0:
             _refuse_negative(path, stats, NO_LOG_SEEN, find_negative)
-        unit = _by_evidence(path, stats, named)
+        unit = _by_evidence(path, stats, named, says)
     if stats.lowest < 0 and (unit.log is None or LOGS[unit.log][1]):
         remedy = f"{unit.log or unit.name} cannot have it ({unit.why}): mend it, or state the unit with --unit"
         _refuse_negative(path, stats, remedy, find_negative)
@@ -132,8 +136,8 @@ def to_linear(values: np.ndarray, log: str | None) -> np.ndarray:
     return np.maximum(np.expm1(scaled) if one else np.exp(scaled), 0)
 
 
-def _by_evidence(path: str, stats: ValueStats, named: str | None) -> Unit:
-    """Return the unit that the file's name and values agree on. InputError with the choices where they leave any."""
+def _by_evidence(path: str, stats: ValueStats, named: str | None, says: str) -> Unit:
+    """Return the unit on which the values and what `says` `named` agree. InputError with the choices if they do not."""
     total = float(np.median(stats.totals))
     counted = stats.whole and stats.highest >= COUNTED_FROM
     sums = f"profiles sum to {total:.3g}"
@@ -149,14 +153,14 @@ def _by_evidence(path: str, stats: ValueStats, named: str | None) -> Unit:
         _ask(path, f"the file's name says logged, its values (highest {stats.highest:.4g}) do not")
     if named == "counts":
         if not stats.whole:
-            _ask(path, "the file's name says counts, but not all values are whole: expected counts (--unit counts)?")
-        return Unit("counts", None, "the file's name says so, and all values are whole numbers")
+            _ask(path, f"{says} says counts, but not all values are whole: expected counts (--unit counts)?")
+        return Unit("counts", None, f"{says} says so, and all values are whole numbers")
     if named in ("TPM", "CPM") and total > SUM_AT_MOST:
-        _ask(path, f"the file's name says {named}, but {sums}, and {named} to about one million at most")
+        _ask(path, f"{says} says {named}, but {sums}, and {named} to about one million at most")
     if named and counted and not TPM_SUM[0] <= total <= TPM_SUM[1]:
-        _ask(path, f"the file's name says {named}, but all values are whole numbers, as counts are, and {sums}")
+        _ask(path, f"{says} says {named}, but all values are whole numbers, as counts are, and {sums}")
     if named:
-        return Unit(named, None, f"the file's name says so; {sums}")
+        return Unit(named, None, f"{says} says so; {sums}")
     if counted and (total > SUM_AT_MOST or (stats.n_genes >= MANY_GENES and total < LOG_SUM[0])):
         why = f"all values are whole numbers, the highest {stats.highest:g}, and {sums}, as no TPM do"
         return Unit("counts", None, why)

@@ -5,7 +5,9 @@ import io
 import numpy as np
 import pandas as pd
 import pytest
-from test_expression_prepare import FRAME, GENES, SAMPLES, SYMBOLS, VALUES, command, pairs, table_of, write
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_expression_prepare import FRAME, GENES, SYMBOLS, VALUES, command, pairs, table_of, write
 
 from common.errors import InputError
 from datasets.gene_lists import read_mapping
@@ -191,22 +193,25 @@ def test_entrez_ids_are_mapped(tmp_path, hgnc):
     assert table.symbols["ENSG00000000001"] == "SFTPC"
 
 
-@pytest.mark.parametrize("turned", [False, True])
-@pytest.mark.parametrize("renamed", [False, True])
-def test_a_column_twice_is_found_though_pandas_renamed_it(tmp_path, turned, renamed):
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 3), st.lists(st.integers(0, 4), min_size=1, max_size=3), st.booleans(), st.booleans())
+def test_a_column_twice_or_more_is_found_though_pandas_renamed_it(tmp_path, column, places, turned, renamed):
     frame = FRAME.T if turned else FRAME
-    frame = pd.concat([frame, frame.iloc[:, [1]]], axis=1)
-    text = frame.to_csv()
+    order = list(range(frame.shape[1]))
+    for place in places:
+        order.insert(place, column)
+    name, text = frame.columns[column], frame.iloc[:, order].to_csv()
     if renamed:
         text = pd.read_csv(io.StringIO(text), index_col=0).to_csv()
-        assert f"{GENES[1] if turned else SAMPLES[1]}.1" in text
+        assert f"{name}.{len(places)}" in text
     path = write(tmp_path / "m_tpm.csv", text)
-    what = r"gene ENSG00000000002 stands 2 times" if turned else rf"samples? {SAMPLES[1]} (and {SAMPLES[1]}.1|stands)"
+    gene = name.split(".")[0]
+    what = rf"gene {gene} stands {len(places) + 1} times" if turned else rf"samples? {name} (and {name}\.\d:|stands in)"
     with pytest.raises(InputError, match=what):
         prepare_table(path)
     if turned:
         once = prepare_table(path, duplicates="first")[0]
-        assert once.genes == GENES and np.array_equal(once.values, VALUES)
+        assert sorted(once.genes) == GENES and np.array_equal(once.aligned(GENES)[0], VALUES)
 
 
 def test_an_unversioned_id_and_its_renamed_copy_are_one_gene(tmp_path):
@@ -242,3 +247,14 @@ def test_symbols_among_ensembl_ids_in_columns_are_no_words_about_the_samples(tmp
         prepare_table(path, mapping=mapping)
     table, _ = table_of(path, mapping=mapping, identifiers="mixed")
     assert table.genes == GENES and list(table.obs["pmi"]) == ["3", "4", "5", "6"]
+
+
+def test_a_table_of_our_own_form_holds_tpm_unless_it_or_its_values_say_otherwise(tmp_path):
+    frame = SOME.T.rename(columns=lambda gene: f"rna_{gene}").rename_axis("wsi_file_name")
+    table, report = table_of(write(tmp_path / "m.csv", frame.to_csv()))
+    assert table.unit == "TPM" and "columns named rna_, says so" in report["found"]["unit_found_by"]
+    table, report = table_of(write(tmp_path / "m.csv", frame.assign(unit="CPM").to_csv()))
+    assert (table.unit, report["found"]["unit_found_by"]) == ("CPM", "the file states it")
+    with pytest.raises(InputError, match=r"columns named rna_, says TPM, but profiles sum to 3e\+07"):
+        prepare_table(write(tmp_path / "m.csv", (frame * 30).to_csv()))
+    assert table_of(write(tmp_path / "m.csv", np.log2(frame + 1).to_csv()))[1]["found"]["log"] == "log2p1"
