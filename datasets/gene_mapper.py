@@ -9,7 +9,7 @@ import numpy as np
 
 from common.errors import InputError, shorten
 from datasets.gene_lists import GeneList, GeneNames
-from datasets.genes import PREFIX, gene_key, is_ensembl, renamed_from
+from datasets.genes import PREFIX, gene_key, is_date, is_ensembl, renamed_from
 
 # --id: which kinds of names are understood. An alias is a symbol that a gene had, or has beside its own.
 IDENTIFIERS = {
@@ -147,6 +147,7 @@ class GeneMapper:
             "aliases_set_aside": aside,
             "unmapped": unmapped,
             "ambiguous": ambiguous,
+            "spoilt_by_a_spreadsheet": [name for name in unmapped if is_date(name)],
             "missing": missing,
         }
         return result, genes, report
