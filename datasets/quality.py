@@ -28,6 +28,7 @@ def judge(
     Blank: hardly any stain.
     Scores: `stained` and `pen`, shares of the pixels, and `sharpness`; those that were needed to decide.
     """
+    image = np.ascontiguousarray(image)
     if is_damaged(image):
         return "damaged", {}
     stained, pen = stained_and_pen(image, white)

@@ -71,7 +71,7 @@ def area_resize(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
         return np.asarray(Image.fromarray(image).reduce((before[1] // after[1], before[0] // after[0])))
     rows = _coverage(before[0], after[0]) @ image.reshape(before[0], -1).astype(np.float32)  # (h, W * C)
     mean = np.tensordot(_coverage(before[1], after[1]), rows.reshape(after[0], before[1], -1), (1, 1))  # (w, h, C)
-    return np.clip(np.rint(mean.swapaxes(0, 1)), 0, 255).astype(np.uint8)
+    return np.clip(np.rint(mean.swapaxes(0, 1)), 0, 255).astype(np.uint8, order="C")
 
 
 @functools.lru_cache(maxsize=16)
@@ -158,7 +158,7 @@ def encode_image(image: np.ndarray, fmt: str = "jpeg", quality: int = 95) -> byt
     if fmt == "jpeg":
         import imagecodecs
 
-        return imagecodecs.jpeg8_encode(image, level=quality, subsampling="444")
+        return imagecodecs.jpeg8_encode(np.ascontiguousarray(image), level=quality, subsampling="444")
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()

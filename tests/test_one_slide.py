@@ -223,6 +223,13 @@ def test_40x_among_20x_shows_the_same_micrometres(tmp_path):
     assert same.max() < 10 < 20 < other.min()  # grey levels; two JPEGs
 
 
+@pytest.mark.parametrize("mpp", [0.33, 0.25, 0.6])
+def test_tiles_that_are_resized_are_judged_and_stored(tmp_path, mpp):
+    outcome = cut(write_svs(tmp_path / "a.svs", tissue(512, 512), mpp), tmp_path / "t", min_sharpness=0)
+    assert outcome.status == "cut" and outcome.tiles >= 9
+    assert TileStore(tmp_path / "t" / "a").read(0).std() > 20
+
+
 # ---- Scores kept with the tiles ----
 
 
