@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from common.checkpoint import load_checkpoint
 from common.errors import InputError, shorten, warn
 
 HELD_OUT = ("val", "test")  # splits whose donors no model may have been trained on
@@ -41,6 +42,14 @@ class TrainedOn:
         self.donors: set[str] | None = None if (found := state.get("trained_donors")) is None else set(found)
         self.rows: set[str] = set(state.get("trained_on") or ())
         self._told: set[str] = set()
+
+    @classmethod
+    def read(cls, path: str | Path) -> "TrainedOn | None":
+        """Return what the checkpoint at `path` says; None, with a warning, where it is not there any more."""
+        if not Path(path).is_file():
+            warn(f"{path}: no such checkpoint any more: whether held-out donors trained it cannot be looked up")
+            return None
+        return cls(path, load_checkpoint(path)[0])
 
     def has_donor(self, donor: object) -> bool:
         """Return whether the donor is known to have trained the model."""
