@@ -1,4 +1,4 @@
-"""Make the inputs of every other stage: a demo cohort, expression tables, tile stores, spots, the cohort's table.
+"""Make the inputs of every other stage: a demo cohort, tables, tile stores, spots, the classifier's tables.
 
     python prepare_data.py demo --out demo --seed 99
     python prepare_data.py expression --input gene_tpm.gct.gz --attributes SampleAttributesDS.txt --tissue Lung \\
@@ -13,9 +13,10 @@ import argparse
 import sys
 
 from common.errors import command_parser, run_command
-from preparation import cohort, demo, export, expression, spots, tiles, toy
+from preparation import cohort, demo, export, expression, importing, spots, tiles, toy
 
-COMMANDS = (demo, expression, tiles, spots, cohort, toy, export)  # a module each: its manual, its flags, its run
+# A module each: its manual, its flags, its run.
+COMMANDS = (demo, expression, tiles, importing, spots, cohort, toy, export)
 
 
 def build_parser() -> argparse.ArgumentParser:

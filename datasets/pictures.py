@@ -1,4 +1,4 @@
-"""Tiles as pictures for other tools: the classifier's tables and folders (`toy`), a store as PNGs (`export`)."""
+"""Tiles as pictures for the classifier: folders of PNGs and their tables."""
 
 import itertools
 import re
@@ -15,7 +15,6 @@ from common.files import atomic_path, read_json
 from datasets.keys import donor_of, slug, split_of
 from datasets.leaks import HELD_OUT, TrainedOn
 from datasets.tiles import (
-    TileStore,
     area_resize,
     encode_image,
     generated_folders,
@@ -80,24 +79,6 @@ def write_toy(
             with atomic_path(out / name) as partial:
                 tables[name].to_csv(partial, index=False)
     return tables
-
-
-def export_folder(tiles: str | Path, out: str | Path) -> pd.DataFrame:
-    """Write the tiles of a store, or of a folder of stores, as `<out>/<slide>/*.png`; list them in `<out>/tiles.csv`.
-
-    Columns: file, slide, x, y (level-0 pixels), tissue, mpp, tile_size. Returns the table.
-    """
-    out, rows = Path(out), []
-    stores = list(open_stores(tiles).values()) if Path(tiles).is_dir() else [TileStore(tiles)]
-    for store in tqdm(stores, desc="export", unit="slide", disable=None):
-        for index, (x, y) in enumerate(store.coords.tolist()):
-            file = f"{store.slide}/{index:05d}_x{x}_y{y}.png"
-            _write_png(out / file, store.read(index))
-            rows.append((file, store.slide, x, y, round(float(store.tissue[index]), 4), store.mpp, store.tile_size))
-    table = pd.DataFrame(rows, columns=["file", "slide", "x", "y", "tissue", "mpp", "tile_size"])
-    with atomic_path(out / "tiles.csv") as partial:
-        table.to_csv(partial, index=False)
-    return table
 
 
 def _real_groups(folder: Path) -> Iterator[TileGroup]:

@@ -29,7 +29,8 @@ SUFFIX = {"jpeg": ".jpg", "png": ".png"}
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 REMEDY = "delete it and run prepare_data.py tiles again"
 
-Tile = tuple[int, int, float, np.ndarray]  # x and y at level 0, tissue fraction, uint8 (H, W, 3)
+# x and y at level 0, tissue fraction (None: not known), uint8 (H, W, 3)
+Tile = tuple[int | None, int | None, float | None, np.ndarray]
 
 
 # ---- Conversions ----
@@ -127,11 +128,14 @@ def _write_tar(path: Path, slide: str, tiles: Iterable[Tile], tile_size: int, fm
             if image.dtype != np.uint8 or image.shape != (tile_size, tile_size, 3):
                 raise ValueError(f"{slide}: tile {index} is {image.dtype} {image.shape}, not uint8 of {tile_size} px")
             data = encode_image(image, fmt, quality)
-            member = tarfile.TarInfo(f"{slide}/{index:05d}_x{x}_y{y}{SUFFIX[fmt]}")  # the folder makes keys unique
+            place = "" if x is None else f"_x{x}_y{y}"
+            member = tarfile.TarInfo(f"{slide}/{index:05d}{place}{SUFFIX[fmt]}")  # the folder makes keys unique
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
             offset = tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-            rows.append([int(x), int(y), round(float(tissue), 4), offset, len(data), zlib.crc32(data), member.name])
+            share = None if tissue is None else round(float(tissue), 4)
+            corner = [None, None] if x is None else [int(x), int(y)]
+            rows.append([*corner, share, offset, len(data), zlib.crc32(data), member.name])
     return rows
 
 
@@ -150,6 +154,7 @@ def _seal(content: dict[str, Any]) -> str:
 class TileStore:
     """One slide's tiles: `coords` (n, 2) level-0 pixels, `tissue` (n,) fractions, `read(i)`.
 
+    An imported store may not know them: coords are -1 then, tissue NaN.
     Holds no file open, no lock and no mapping: safe in forked workers, over network file systems, and to pickle.
     """
 
@@ -177,7 +182,8 @@ class TileStore:
         self.extra: dict[str, Any] = content["extra"]
         self.digest: str = content["tar_sha256"]
         rows = content["tiles"]
-        self.coords = np.array([row[:2] for row in rows], np.int64).reshape(-1, 2)  # (n, 2) x, y at level 0
+        places = [(-1, -1) if row[0] is None else row[:2] for row in rows]
+        self.coords = np.array(places, np.int64).reshape(-1, 2)  # (n, 2) x, y at level 0
         self.tissue = np.array([row[2] for row in rows], np.float32)  # (n,)
         self._spans = np.array([row[3:6] for row in rows], np.int64).reshape(-1, 3)  # offset, length, CRC32
         if not self.path.exists():
