@@ -17,8 +17,8 @@ from common.checkpoint import load_checkpoint
 from common.config import BetaVAESettings
 from common.errors import run_command
 from datasets.expression import read_expression, write_expression
-from datasets.leaks import donor_digests, marks
 from datasets.keys import split_of
+from datasets.leaks import donor_digests, marks
 from metrics.expression import pca_reconstruction, pearson, tissue_mean
 from models.betavae import TrainedVAE
 

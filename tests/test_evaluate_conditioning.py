@@ -15,7 +15,6 @@ import torch
 import evaluate_conditioning as command
 import histopathology_gan
 from common.checkpoint import load_checkpoint, save_checkpoint
-from common.errors import InputError
 from datasets.expression import read_expression, write_expression
 from datasets.leaks import donor_digests
 from datasets.tiles import write_store

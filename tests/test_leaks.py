@@ -8,6 +8,7 @@ import gan_toy
 import numpy as np
 import pandas as pd
 import pytest
+from betavae_cohort import write_cohort
 from PIL import Image
 
 import betaVAE_interpolation
@@ -17,7 +18,6 @@ import generate_tissue_images
 import histopathology_gan
 import prepare_data
 import wsi_model
-from betavae_cohort import write_cohort
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.errors import InputError
 from datasets.expression import read_expression, splits_of, write_expression

@@ -14,8 +14,8 @@ from PIL import Image
 
 import datasets.tiles as tiles_module
 from common.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError, run_command
-from datasets.keys import split_of
 from datasets.exports import export_folder, stores_of
+from datasets.keys import split_of
 from datasets.pictures import write_toy
 from datasets.tiles import (
     TileStore,
