@@ -112,9 +112,10 @@ def main(args: argparse.Namespace) -> int | None:
     # The tiles.
     asked = patient if conditional or args.checkpoint2 else None  # the folder bears the name that the user typed
     out = Path(args.out or Path("generated", gans[0].run, slide_key(asked) if asked else "no_patient"))
-    shown = []
+    shown, whose = [], "no one profile"
     for gan, folder in zip(gans, (out, out / "second"), strict=False):
         source, about = source_for(gan, args.vae_checkpoint, table, profile, args.guidance)
+        whose = f"profile {profile} (split {about['split']})" if about["profile"] else whose
         shown.append(write_tiles(source, about, TileFolder(folder), args.sample_size, cfg.seed, args.batch))
     if shift is not None:
         write_sweep(gans[0], args, cfg.seed, profiles.condition(profile), shift, profile, out)
@@ -125,7 +126,6 @@ def main(args: argparse.Namespace) -> int | None:
         write_png(out / "comparison.png", side_by_side(shown, gans[0].state["img_size"]))
         titles = (["real"] if real is not None else []) + [gan.run for gan in gans]
         print(f"{out / 'comparison.png'}: from left to right {', '.join(titles)}")
-    whose = f"profile {profile} (split {about['split']})" if about.get("profile") else "no one profile"
     print(f"{out}: {args.sample_size} tiles, seed {cfg.seed}, {whose}")
     return None
 

@@ -67,22 +67,23 @@ class TrainedOn:
         again = [str(name) for name in obs.index[spots] if _digest(name)[:16] in self.rows]
         donors = obs["donor"].astype(str)
         seen = [donor for donor in donors[~spots].unique() if self.has_donor(donor)]
-        for what, names in (("spots", again), ("donors", seen)):
+        for what, names in (("spot", again), ("donor", seen)):
             if names:
+                what += "s" * (len(names) > 1)
                 raise InputError(
                     f"{self.path}: was trained on {len(names)} {what} that {source} has in split {split}: "
                     f"{shorten(names)}; use the table (column assigned_split) and the split_seed that it was trained "
-                    f"with, or train it again without these {what}"
+                    f"with, or train it again without the {what}"
                 )
         if self.donors is None:
             self._tell(
-                f"{self.path}: does not say which donors it was trained on (an older file): that those of split "
-                f"{split} are new to it rests on the table; train it again to have this checked"
+                f"{self.path}: does not say which donors it was trained on (an older file): that held-out ones are new "
+                "to it rests on the table; train it again to have this checked"
             )
         elif shared := [donor for donor in donors[spots].unique() if self.has_donor(donor)]:
             self._tell(
-                f"{self.path}: was trained on other spots of {shorten(shared)}: the spots of split {split} are new to "
-                "it, the patients are not"
+                f"{self.path}: was trained on other spots of {shorten(shared)}: the held-out spots are new to it, the "
+                "patients are not"
             )
 
     def refuse_held_out(self, obs: pd.DataFrame, source: str = "the table at hand") -> None:
