@@ -30,6 +30,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from common.checkpoint import resolve_checkpoint
 from common.config import BetaVAESettings, load_config
 from common.errors import InputError, command_parser, did_you_mean, run_command, shorten
 from common.files import write_json
@@ -104,7 +105,7 @@ def main(args: argparse.Namespace) -> int | None:
     if not args.no_check:
         other = vae.scale(vae.scaler.inverse(expected + (0.0 if args.noise else noise)))
         name = "without_noise" if args.noise else "with_noise"
-        seen = TrainedOn(args.vae_checkpoint or cfg.save_dir, vae.state)
+        seen = TrainedOn(resolve_checkpoint(args.vae_checkpoint or cfg.save_dir), vae.state)
         about |= check(vae, seen, cfg, {"as_written": scaled, name: other}, {shift["to"]} if moved else set(tissues))
         report = about["as_written"]
         auc, near = report["auc"], report["nearest"]

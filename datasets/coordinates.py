@@ -54,7 +54,8 @@ def _side(path: Path, about: Mapping[str, Any], downsamples: Sequence[float]) ->
             side = float(about["patch_size_level0"])
         else:
             level = int(about["patch_level"])
-            downsample = np.mean(np.asarray(about.get("downsample", downsamples[level]), float))
+            stated = about["downsample"] if "downsample" in about else downsamples[level]
+            downsample = np.mean(np.asarray(stated, float))
             side = float(about["patch_size"] * downsample * about.get("custom_downsample", 1))
     except (KeyError, IndexError, TypeError, ValueError):
         raise InputError(

@@ -10,7 +10,7 @@ from typing import Any
 
 from common.errors import InputError
 
-MAX_VALUES = 500_000  # values of one pickle; the published stores hold at most 2,000 keys, and 6 values a tile
+MAX_VALUES = 100_000  # values of one pickle; by default a published store lists 2,000 keys, and a tile has 6 values
 MAX_STEPS = 4 * MAX_VALUES  # opcodes: marks and memo entries take memory too
 MAX_DEPTH = 8  # of nesting
 ATOMS = {
@@ -47,6 +47,7 @@ class _Machine:
         self.built = 0
 
     def run(self) -> Any:
+        """Return the value. ValueError, IndexError or KeyError where the data is anything else than one plain value."""
         for count, (opcode, argument, place) in enumerate(pickletools.genops(self.data)):
             name = opcode.name
             if count > MAX_STEPS:
@@ -54,41 +55,41 @@ class _Machine:
             if name == "STOP":
                 if place + 1 != len(self.data) or len(self.stack) != 1:
                     raise ValueError(f"{len(self.data) - place - 1} bytes after its end, {len(self.stack)} values")
-                return self.pop()[0]
-            self.step(name, argument, place)
+                return self._pop()[0]
+            self._step(name, argument, place)
         raise ValueError("no STOP at its end")
 
-    def step(self, name: str, argument: Any, place: int) -> None:
+    def _step(self, name: str, argument: Any, place: int) -> None:
         if name in ATOMS:
-            self.push(argument)
+            self._push(argument)
         elif name in CONSTANTS:
-            self.push(CONSTANTS[name])
+            self._push(CONSTANTS[name])
         elif name == "MARK":
             self.stack.append((MARK, 0))
         elif name in TUPLES:
             count = TUPLES[name]
-            items = [self.pop() for _ in range(count)][::-1]
-            self.push_container(tuple(v for v, _ in items), items)
+            items = [self._pop() for _ in range(count)][::-1]
+            self._push_container(tuple(v for v, _ in items), items)
         elif name in ("TUPLE", "LIST"):
-            items = self.pop_to_mark()
-            self.push_container((tuple if name == "TUPLE" else list)(v for v, _ in items), items)
+            items = self._pop_to_mark()
+            self._push_container((tuple if name == "TUPLE" else list)(v for v, _ in items), items)
         elif name == "EMPTY_LIST":
-            self.push([], 1)
+            self._push([], 1)
         elif name in ("APPEND", "APPENDS"):
-            self.append([self.pop()] if name == "APPEND" else self.pop_to_mark())
+            self._append([self._pop()] if name == "APPEND" else self._pop_to_mark())
         elif name in PUTS:
-            self.memo[argument] = self.top()
+            self.memo[argument] = self._top()
         elif name == "MEMOIZE":
-            self.memo[len(self.memo)] = self.top()
+            self.memo[len(self.memo)] = self._top()
         elif name in GETS:
             value = self.memo[argument]
             if not isinstance(value, bytes | str):
                 raise ValueError(f"{name} of a {type(value).__name__} at byte {place}")
-            self.push(value)
+            self._push(value)
         elif name not in ("PROTO", "FRAME"):
             raise ValueError(f"opcode {name} at byte {place}")
 
-    def push(self, value: Any, depth: int = 0) -> None:
+    def _push(self, value: Any, depth: int = 0) -> None:
         self.built += 1
         if self.built > MAX_VALUES:
             raise ValueError(f"more than {MAX_VALUES} values")
@@ -96,11 +97,11 @@ class _Machine:
             raise ValueError(f"nested deeper than {MAX_DEPTH}")
         self.stack.append((value, depth))
 
-    def push_container(self, value: Any, items: list[tuple[Any, int]]) -> None:
-        self.push(value, 1 + max((depth for _, depth in items), default=0))
+    def _push_container(self, value: Any, items: list[tuple[Any, int]]) -> None:
+        self._push(value, 1 + max((depth for _, depth in items), default=0))
 
-    def append(self, items: list[tuple[Any, int]]) -> None:
-        target, depth = self.pop()
+    def _append(self, items: list[tuple[Any, int]]) -> None:
+        target, depth = self._pop()
         if not isinstance(target, list):
             raise ValueError(f"APPEND to a {type(target).__name__}")
         target.extend(value for value, _ in items)
@@ -109,17 +110,17 @@ class _Machine:
             raise ValueError(f"nested deeper than {MAX_DEPTH}")
         self.stack.append((target, depth))
 
-    def top(self) -> Any:
+    def _top(self) -> Any:
         value = self.stack[-1][0]
         if value is MARK:
             raise ValueError("a mark where a value was expected")
         return value
 
-    def pop(self) -> tuple[Any, int]:
-        self.top()
+    def _pop(self) -> tuple[Any, int]:
+        self._top()
         return self.stack.pop()
 
-    def pop_to_mark(self) -> list[tuple[Any, int]]:
+    def _pop_to_mark(self) -> list[tuple[Any, int]]:
         items = []
         while self.stack[-1][0] is not MARK:
             items.append(self.stack.pop())

@@ -97,7 +97,9 @@ class Study:
     def table(self) -> ExpressionTable:
         """All tables of the VAE's config, with tissue and split. InputError where the VAE has seen a held-out donor."""
         table = read_cohort_tables(self.as_split(self.vae_settings))
-        TrainedOn(self.vae_settings.save_dir, self.vae[0].state).refuse_held_out(table.obs, table.source)
+        TrainedOn(resolve_checkpoint(self.vae_settings.save_dir), self.vae[0].state).refuse_held_out(
+            table.obs, table.source
+        )
         return table
 
     @cached_property
