@@ -6,18 +6,23 @@ nor how large a pixel is.
 """
 
 import itertools
+import multiprocessing
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from common.errors import InputError, warn
+from common.files import remove_partials
 from datasets.keys import slide_key
 from datasets.restricted_pickle import load_plain
 from datasets.tiles import Tile, TileStore, write_store
+from datasets.workers import interrupts_held_back, start_worker
 
 KEYS = b"__keys__"
 MAX_SIDE = 4096  # pixels of a tile
@@ -58,10 +63,41 @@ def import_published(path: Path, out: str | Path, settings: ImportSettings, rest
 
     A store that was imported from the same file with the same settings is kept (`restart`: written again). InputError
     where the file is damaged or cut short, or holds anything else than plain tiles, and about a store of another kind.
+    It is read in a process of its own: LMDB maps the file into memory, and a damaged one may end who reads it (SIGBUS).
     """
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(there, path, Path(out), settings, restart), daemon=True)
+    with interrupts_held_back():
+        process.start()
+    there.close()  # so that the end of the process is seen on `here`
+    try:
+        result = here.recv()
+    except EOFError:
+        process.join()
+        remove_partials(out)
+        result = InputError(f"{path}: reading it ended its process (exit code {process.exitcode}): damaged; {REMEDY}")
+    finally:
+        process.kill()
+        process.join()
+        here.close()
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _answer(answer: Connection, *arguments: Any) -> None:
+    start_worker()
+    try:
+        answer.send(_import(*arguments))
+    except (InputError, OSError) as error:
+        answer.send(error)
+
+
+def _import(path: Path, out: Path, settings: ImportSettings, restart: bool) -> tuple[int, bool]:
     key, file = slide_of(path), path.stat()
     origin = {**asdict(settings), "file": path.name, "bytes": file.st_size, "mtime_ns": file.st_mtime_ns}
-    sealed = Path(out) / f"{key}.json"
+    sealed = out / f"{key}.json"
     if sealed.exists() and not restart:
         if (store := TileStore(sealed)).extra.get("imported") == origin:
             return len(store), True
