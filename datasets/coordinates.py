@@ -1,7 +1,8 @@
 """Coordinates of tiles that CLAM or TRIDENT chose, in HDF5: a dataset `coords` (n, 2), x and y at level 0.
 
-Attributes of `coords` say how large a tile is. TRIDENT: patch_size_level0 in pixels at level 0. CLAM: patch_size in
-pixels of the pyramid level patch_level, and downsample, that level's (a number, or one per axis).
+Attributes of `coords` say how large a tile is. TRIDENT: patch_size_level0 in pixels at level 0 (and the slide's
+level0_width and level0_height). CLAM: patch_size in pixels of the pyramid level patch_level, and downsample, that
+level's (a number, or one per axis).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 
 from common.errors import InputError, shorten
 
+SIZE = ("level0_width", "level0_height")
 REMEDY = "make the coordinates again, or leave --coordinates out"
 
 
@@ -24,6 +26,7 @@ class Coordinates:
     path: Path
     corners: np.ndarray  # (n, 2) int64, x and y at level 0, each once
     side: float  # of a square, level-0 pixels
+    size: tuple[int, int] | None = None  # of the slide at level 0, where the file says it (TRIDENT)
 
 
 def read_coordinates(path: str | Path, downsamples: Sequence[float] = (1.0,)) -> Coordinates:
@@ -44,7 +47,8 @@ def read_coordinates(path: str | Path, downsamples: Sequence[float] = (1.0,)) ->
     if not len(corners):
         raise InputError(f"{path}: no coordinates in it: no tile was chosen on this slide; {REMEDY}")
     _, first = np.unique(corners, axis=0, return_index=True)
-    return Coordinates(path, corners[np.sort(first)].astype(np.int64), _side(path, about, downsamples))
+    size = tuple(int(about[name]) for name in SIZE) if all(name in about for name in SIZE) else None
+    return Coordinates(path, corners[np.sort(first)].astype(np.int64), _side(path, about, downsamples), size)
 
 
 def _side(path: Path, about: Mapping[str, Any], downsamples: Sequence[float]) -> float:

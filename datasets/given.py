@@ -57,6 +57,11 @@ class Given:
                 f"{listed.path}: squares of {listed.side:g} pixels at level 0, {listed.side * mpp:.4g} um; --mpp and "
                 f"--tile_size ask for {scale.step * mpp:.4g} um; --mpp {listed.side * mpp / tile_size:.4g} would fit"
             )
+        if listed.size not in (None, slide.size):
+            raise InputError(
+                f"{listed.path}: was made on a slide of {listed.size[0]} x {listed.size[1]} pixels, {slide.path} has "
+                f"{slide.size[0]} x {slide.size[1]}: the file of this slide was expected"
+            )
         size = np.array(slide.size)
         if outside := int(((listed.corners < 0) | (listed.corners >= size)).any(1).sum()):
             raise InputError(

@@ -22,6 +22,8 @@ TRIDENT = {
     "level0_magnification": 20,
     "target_magnification": 20,
     "overlap": 0,
+    "level0_width": 512,
+    "level0_height": 512,
 }
 CLAM = {"patch_size": 64, "patch_level": 0, "downsample": np.array([1.0, 1.0]), "level_dim": np.array([512, 512])}
 
@@ -112,6 +114,10 @@ FAULTS = {
         r"128 pixels .* 64 um; .* 32 um; --mpp 1 would",
     ),
     "outside": ({"squares": [[0, 0], [5120, 0]]}, r"1 of 2 coordinates lie outside the slide of 512 x 512 pixels"),
+    "another slide": (
+        {"about": TRIDENT | {"level0_width": 999, "level0_height": 512}},
+        "was made on a slide of 999 x 512 pixels, .*a.svs has 512 x 512",
+    ),
     "all over the edge": ({"squares": [[500, 500]]}, "none of 1 squares lies wholly in the slide"),
     "no size": ({"about": {"patch_level": 0}}, r"does not say how large a tile is: .* \(found patch_level\)"),
     "no such level": ({"about": {"patch_level": 9, "patch_size": 64}}, "does not say how large a tile is"),
