@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
         model.refuse_held_out(cohort.obs, str(out))
     write_text(out, cohort.slides.to_csv(index=False))
     report = out.with_name(f"{out.stem}.report.json")
-    about = {"tables": settings.path_csv, "tiles": settings.patch_data_path, "split_seed": settings.split_seed}
+    about = {"tables": settings.path_csv, "tile_folders": settings.patch_data_path, "split_seed": settings.split_seed}
     write_json(report, about | {"checkpoint": args.checkpoint} | cohort.report())
     for line in cohort.lines():
         print(line)

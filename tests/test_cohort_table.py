@@ -61,6 +61,7 @@ def test_joins_tables_tiles_and_phenotypes(work, capsys):
     assert [one["name"] for one in report["expression_without_slide"]] == ["GTEX-D03-0625.svs", "GTEX-D04-3025.svs"]
     assert [one["name"] for one in report["slides_without_expression"]] == ["spare"]
     assert len(report["donors_in_several_tissues"]) == 22 and report["tiles"] == 6 * 46
+    assert report["tile_folders"] == ["tiles/lung", "tiles/brain"] and report["split_seed"] == 99
     assert report["donors_in_several_tissues"]["GTEX-D00"] == ["brain", "lung"]
     assert report["donors_without_sex"] == ["GTEX-D23"]
     assert sum(n["slides"] for splits in report["tissues"].values() for n in splits.values()) == 46
