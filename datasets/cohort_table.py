@@ -1,6 +1,5 @@
 """One table of a whole cohort: each slide with its sample, donor, tissue, sex, split, tiles; and what does not fit."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,7 +8,7 @@ import pandas as pd
 from common.config import DataSettings
 from common.errors import shorten
 from datasets.cohort import NO_ROW, Cohort, open_cohort
-from datasets.genes import gene_key
+from datasets.coverage import Expected, coverage_of, describe_coverage
 from datasets.sample_sheets import donors_sex, read_sexes
 
 COLUMNS = ["slide", "sample", "donor", "tissue", "sex", "split", "tiles", "coverage"]
@@ -25,6 +24,7 @@ class CohortTable:
     without_slide: list[tuple[str, str]]  # samples of the table: name, reason
     several: dict[str, list[str]]  # donor -> tissues, where there are several
     without_sex: list[str]  # donors
+    genes: dict[str, Any] | None  # which of the expected ones the tables have, see datasets.coverage
 
     def report(self) -> dict[str, Any]:
         """Return it as JSON, with the slides, donors and tiles of each tissue and split."""
@@ -41,6 +41,7 @@ class CohortTable:
             "expression_without_slide": _named(self.without_slide),
             "donors_in_several_tissues": self.several,
             "donors_without_sex": self.without_sex,
+            "genes": self.genes,
         }
 
     def lines(self) -> list[str]:
@@ -59,21 +60,24 @@ class CohortTable:
         ):
             if names:
                 found.append(f"{what}: {len(names)}: {shorten(f'{name} ({why})' for name, why in names)}")
+        if self.genes and self.genes["coverage"] < 1:
+            found.append(describe_coverage(self.genes))
         if self.without_sex:
             found.append(f"donors without sex: {len(self.without_sex)}: {shorten(self.without_sex)}")
         return found
 
 
-def make_cohort_table(settings: DataSettings, genes: Sequence[str] | None = None) -> CohortTable:
+def make_cohort_table(settings: DataSettings, expected: Expected | None = None) -> CohortTable:
     """Join the tables, tile stores and phenotypes of `settings` as every stage does, all splits and all tiles.
 
-    `genes`: those of a checkpoint or a list; coverage is the share of them that the tables have (None: left empty).
+    `expected`: genes of a checkpoint or a list; coverage is the share that the tables have (None: left empty).
     InputError as `open_cohort` raises it: nothing fits, a damaged store, a donor in several splits.
     """
     cohort = open_cohort(replace(settings, max_patch_per_wsi=0), None)
     obs, slides = cohort.table.obs, cohort.slides
     tissues = obs.groupby(obs["donor"].astype(str))["tissue"].unique()
     sexes = _sexes(settings, cohort)
+    genes = None if expected is None else coverage_of(expected, cohort.table, 0.0)
     table = pd.DataFrame(
         {
             "slide": slides["slide"],
@@ -83,7 +87,7 @@ def make_cohort_table(settings: DataSettings, genes: Sequence[str] | None = None
             "sex": sexes,
             "split": slides["split"],
             "tiles": slides["n_tiles"],
-            "coverage": "" if genes is None else f"{coverage_of(cohort.table.genes, genes):.4f}",
+            "coverage": "" if genes is None else f"{genes['coverage']:.4f}",
         }
     )
     slides_alone = [(name, why) for name, why in cohort.left_out if why.startswith(NO_ROW)]
@@ -94,13 +98,8 @@ def make_cohort_table(settings: DataSettings, genes: Sequence[str] | None = None
         [pair for pair in cohort.left_out if pair not in slides_alone],
         {donor: sorted(map(str, names)) for donor, names in tissues.items() if len(names) > 1},
         sorted(set(table["donor"][table["sex"] == ""])) if any(sexes) else [],
+        genes,
     )
-
-
-def coverage_of(genes: Sequence[str], wanted: Sequence[str]) -> float:
-    """Return the share of the genes `wanted` that are among `genes`, versions ignored."""
-    here = {gene_key(gene) for gene in genes}
-    return sum(gene_key(gene) in here for gene in wanted) / max(len(wanted), 1)
 
 
 def _sexes(settings: DataSettings, cohort: Cohort) -> list[str]:

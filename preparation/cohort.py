@@ -8,6 +8,7 @@ from common.config import DataSettings, load_config
 from common.errors import InputError, warn
 from common.files import write_json, write_text
 from datasets.cohort_table import make_cohort_table
+from datasets.coverage import Expected
 from datasets.gene_lists import read_gene_list
 from datasets.leaks import TrainedOn
 from preparation.parts import Commands, add_command
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
             settings.split_seed = seed
     if genes is None and args.genes:
         genes = read_gene_list(args.genes).genes
-    cohort = make_cohort_table(settings, genes)
+    cohort = make_cohort_table(settings, Expected(args.checkpoint or args.genes, genes) if genes else None)
     for model in models:
         model.refuse_held_out(cohort.obs, str(out))
     write_text(out, cohort.slides.to_csv(index=False))

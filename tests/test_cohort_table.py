@@ -70,7 +70,7 @@ def test_joins_tables_tiles_and_phenotypes(work, capsys):
     assert "expression without slide: 2: GTEX-D03-0625.svs" in said and "GTEX-D23" in said
 
 
-def test_coverage_is_of_the_checkpoints_genes_else_of_the_list_else_unknown(work):
+def test_coverage_is_of_the_checkpoints_genes_else_of_the_list_else_unknown(work, capsys):
     genes = read_expression("data/lung.csv").genes
     Path("genes.csv").write_text("\n".join(["Gene", *(f"rna_{gene}" for gene in genes[:30]), "rna_ENSG00000999999.1"]))
     for tissue in ("lung", "brain"):
@@ -85,6 +85,9 @@ def test_coverage_is_of_the_checkpoints_genes_else_of_the_list_else_unknown(work
     }.items():
         assert run(f"{TABLES} {words} --out {name}.csv") == 0
         found[name] = set(pd.read_csv(f"{name}.csv", dtype=str, keep_default_na=False)["coverage"])
+    lacking = json.loads(Path("checkpoint.report.json").read_text())["genes"]
+    assert lacking["present"] == 45 and len(lacking["missing"]) == 15
+    assert "45 of the 60 genes of checkpoints/betavae_tissues (75.0%" in capsys.readouterr().out
     assert found == {"checkpoint": {"0.7500"}, "list": {f"{30 / 31:.4f}"}, "none": {""}}
 
 
