@@ -26,12 +26,14 @@ import numpy as np
 import pandas as pd
 import torch
 
+from common.checkpoint import resolve_checkpoint
 from common.config import BetaVAESettings, load_config
 from common.errors import InputError, command_parser, did_you_mean, run_command, shorten, warn
 from common.files import atomic_path, write_json
 from common.run import pick_device
 from datasets.expression import ExpressionTable, read_cohort_tables, write_expression
 from datasets.keys import slug
+from datasets.leaks import TrainedOn
 from datasets.sample_sheets import read_sexes
 from metrics.profiles import GroupClassifier, wilson
 from models.betavae import TrainedVAE
@@ -68,6 +70,9 @@ def main(args: argparse.Namespace) -> int | None:
     vae, digest = TrainedVAE.open(args.vae_checkpoint or cfg.save_dir, pick_device(cfg.device))
     cfg.split_seed = vae.split_seed  # the model's donors stay the training donors
     table = read_cohort_tables(cfg)
+    TrainedOn(resolve_checkpoint(args.vae_checkpoint or cfg.save_dir), vae.state).refuse_held_out(
+        table.obs, table.source
+    )
     table, group = grouped(table, cfg, args)
     pairs = chosen_pairs(group, args)
     split = table.obs["split"].to_numpy()

@@ -30,12 +30,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from common.checkpoint import resolve_checkpoint
 from common.config import BetaVAESettings, load_config
 from common.errors import InputError, command_parser, did_you_mean, run_command, shorten
 from common.files import write_json
 from common.run import generator_for, pick_device
 from datasets.expression import ExpressionTable, read_cohort_tables, write_expression
 from datasets.keys import slug
+from datasets.leaks import TrainedOn
 from metrics.profiles import compare_profiles
 from models.betavae import TrainedVAE
 from models.latents import draw_gaussian
@@ -103,7 +105,8 @@ def main(args: argparse.Namespace) -> int | None:
     if not args.no_check:
         other = vae.scale(vae.scaler.inverse(expected + (0.0 if args.noise else noise)))
         name = "without_noise" if args.noise else "with_noise"
-        about |= check(vae, cfg, {"as_written": scaled, name: other}, {shift["to"]} if moved else set(tissues))
+        seen = TrainedOn(resolve_checkpoint(args.vae_checkpoint or cfg.save_dir), vae.state)
+        about |= check(vae, seen, cfg, {"as_written": scaled, name: other}, {shift["to"]} if moved else set(tissues))
         report = about["as_written"]
         auc, near = report["auc"], report["nearest"]
         print(
@@ -168,9 +171,12 @@ def read_shift(path: str, digest: str) -> dict[str, Any]:
     return words | {"shift": arrays["shift"], "offset": offset}
 
 
-def check(vae: TrainedVAE, cfg: BetaVAESettings, variants: dict[str, Tensor], tissues: set[str]) -> dict[str, Any]:
+def check(
+    vae: TrainedVAE, seen: TrainedOn, cfg: BetaVAESettings, variants: dict[str, Tensor], tissues: set[str]
+) -> dict[str, Any]:
     """Return the comparison of each of `variants` (n, genes), z-scores, with training and test rows of `tissues`."""
     table = read_cohort_tables(cfg)
+    seen.refuse_held_out(table.obs, table.source)
     table = table.rows(table.obs["tissue"].isin(tissues).to_numpy())
     real = vae.scale(torch.from_numpy(table.aligned(vae.genes, vae.min_gene_coverage, vae.unit)[0])).cpu().numpy()
     mean, std = (a.cpu().numpy() for a in (vae.scaler.mean, vae.scaler.std))

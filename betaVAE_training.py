@@ -31,7 +31,8 @@ from common.errors import InputError, command_parser, run_command, shorten
 from common.files import read_json, write_json
 from common.run import FREE_TO_CHANGE, Run, generator_for, keep_freed_memory, pick_device, seed_for
 from datasets.expression import ExpressionTable, read_cohort_tables
-from datasets.fingerprint import differences, fingerprints, marks
+from datasets.fingerprint import differences, fingerprints
+from datasets.leaks import trained_by
 from metrics.expression import reconstruction_report, write_gene_errors
 from models.betavae import BetaVAE, TrainedVAE, beta_vae_loss, finished_state
 from models.expression_scaler import MISSING, TRANSFORMS, ExpressionScaler
@@ -148,10 +149,9 @@ def fit(
             "min_gene_coverage": cfg.min_gene_coverage,
             "missing_genes": cfg.missing_genes,
             "settings": {k: v for k, v in settings_dict(cfg).items() if k not in FREE_TO_CHANGE | {"num_epochs"}},
-            "trained_on": marks(part["train"].obs.index),
             "epoch": epoch,
             "validation": validation,
-        }
+        } | trained_by(part["train"].obs["donor"], part["train"].obs.index)
         tissues = list(part["train"].obs["tissue"])
         run.save("best.pt", "betavae", finished_state(state, values["train"], tissues, values["val"], device))
 

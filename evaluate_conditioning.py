@@ -7,7 +7,7 @@
 For patients that neither the VAE nor the GAN has seen (a row of the table with tiles, so with spots a spot), each
 tissue by itself: liveness (the same noise, two patients), retrieval, distances, the round trip from tiles to
 expression, morphology, dose-response along shifts, diversity and memorisation (turned copies are not looked for).
-Slides and samples that trained either model are refused. Beside a number stand its 95 % interval over patients, what
+Donors who trained either model are refused. Beside a number stand its 95 % interval over patients, what
 chance reaches, what real tiles reach against themselves (random halves of a patient's tiles; --ceiling sides: the left
 half of a tile against the right), and its null.
 Nulls: retrieval, distances, round trip and morphology with patients paired at random (--nulls torus: the array of spots
@@ -86,6 +86,8 @@ def main(args: argparse.Namespace) -> int | None:
         raise InputError("--guidance: a GAN of the published form (standardise = batch) has none; leave it at 1")
     most = max(REAL_TILES, args.tiles)
     held_out, profiles = open_patients(gan, cfg, args.vae_checkpoint, args.split, cfg.seed, most)
+    for patients in held_out.values():
+        control[0].refuse_trained(patients.cohort)
     held_out = {tissue: independent(patients, tissue) for tissue, patients in held_out.items()}
     refuse_few(held_out, args.split, ", ".join(cfg.path_csv))
     train, _ = open_patients(gan, cfg, args.vae_checkpoint, "train", cfg.seed, REAL_TILES, TRAIN_TILES)

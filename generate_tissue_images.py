@@ -113,9 +113,10 @@ def main(args: argparse.Namespace) -> int | None:
     # The tiles.
     asked = patient if conditional or args.checkpoint2 else None  # the folder bears the name that the user typed
     out = Path(args.out or Path("generated", gans[0].run, slide_key(asked) if asked else "no_patient"))
-    shown = []
+    shown, whose = [], "no one profile"
     for gan, folder in zip(gans, (out, out / "second"), strict=False):
         source, about = source_for(gan, args.vae_checkpoint, table, profile, args.guidance)
+        whose = f"profile {profile} (split {about['split']})" if about["profile"] else whose
         shown.append(write_tiles(source, about, TileFolder(folder), args.sample_size, cfg.seed, args.batch))
     if shift is not None:
         write_sweep(gans[0], args, cfg.seed, profiles.condition(profile), shift, profile, out)
@@ -126,7 +127,7 @@ def main(args: argparse.Namespace) -> int | None:
         write_png(out / "comparison.png", side_by_side(shown, gans[0].state["img_size"]))
         titles = (["real"] if real is not None else []) + [gan.run for gan in gans]
         print(f"{out / 'comparison.png'}: from left to right {', '.join(titles)}")
-    print(f"{out}: {args.sample_size} tiles, seed {cfg.seed}, {f'profile {profile}' if profile else 'no one profile'}")
+    print(f"{out}: {args.sample_size} tiles, seed {cfg.seed}, {whose}")
     return None
 
 
@@ -188,11 +189,15 @@ def source_for(
 
 
 def about_profile(profiles: Profiles, name: str) -> dict[str, Any]:
-    """Return a profile's name, donor, tissue and split; profiles without slide belong to another study."""
+    """Return a profile's name, donor, tissue and split; profiles without slide belong to another study.
+
+    Unless their donor is one that the GAN or its VAE was trained on. InputError where such a donor is to be held out.
+    """
     row = profiles.table.obs.iloc[profiles.table.find(name)]
-    slide = str(row["wsi_file_name"])
-    described = {"profile": name, "slide": slide, "donor": str(row["donor"]), "tissue": slug(str(row["tissue"]))}
-    return described | {"split": profiles.split(name) if slide else "another study"}
+    slide, donor = str(row["wsi_file_name"]), str(row["donor"])
+    elsewhere = "train" if any(model.has_donor(donor) for model in profiles.trained_on) else "another study"
+    described = {"profile": name, "slide": slide, "donor": donor, "tissue": slug(str(row["tissue"]))}
+    return described | {"split": profiles.split(name) if slide else elsewhere}
 
 
 def real_tiles(cfg: GANSettings, config: str, img_size: int, patient: str, wanted: bool) -> RealSource | None:

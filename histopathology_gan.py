@@ -36,7 +36,7 @@ from common.errors import InputError, command_parser, run_command, warn
 from common.run import FREE_TO_CHANGE, Run, generator_for, keep_freed_memory, pick_device, seed_for
 from datasets.cohort import Cohort, open_cohort, write_left_out
 from datasets.expression import read_cohort_tables
-from datasets.fingerprint import marks
+from datasets.leaks import HELD_OUT, trained_by
 from datasets.tiles import to_uint8
 from models.augment import augmented
 from models.average import average_decay, calibrate_batch_norm, calibration_inputs, update_average
@@ -100,13 +100,15 @@ def main(args: argparse.Namespace) -> int | None:
     device = pick_device(cfg.device)
 
     # Expression first: it is read in seconds, and its VAE says which donors are held out.
-    vae: dict[str, Any] = {"digest": None, "latent": None, "coverage": None}
+    vae: dict[str, Any] = {"digest": None, "latent": None, "coverage": None, "trained_on": []}
     conditions = held_out = None
     if is_conditional(cfg.loss_type):
         profiles = Profiles(cfg.vae_checkpoint, read_cohort_tables(cfg), device, InputRule.of(settings_dict(cfg)))
         adopt(cfg, profiles, args.config)
         vae = {"digest": profiles.vae_digest, "latent": {"mean": profiles.mean, "std": profiles.std}}
-        vae["coverage"] = profiles.coverage
+        vae["coverage"], vae["trained_on"] = profiles.coverage, profiles.trained_on
+        for split in HELD_OUT:
+            profiles.refuse_trained(split)  # donors whom the VAE has seen cannot be held out from the GAN
     else:
         adopt_split(cfg, args.config)
     cohort = open_cohort(cfg, ("train",), need_expression=is_conditional(cfg.loss_type))
@@ -325,14 +327,13 @@ def describe_model(
         "gene_coverage": vae["coverage"],
         "tissues": sorted(cohort.slides["tissue"].astype(str).unique()),
         "donors": int(cohort.slides["donor"].nunique()),
-        "trained_on": marks(cohort.slides["slide"]),
         "tiles": len(cohort.tiles),
         "img_size": cfg.img_size,
         "mpp": cohort.tiles.mpp,
         "epoch": epoch,
         "images_seen": images_seen,
         "split_seed": cfg.split_seed,
-    }
+    } | trained_by(cohort.slides["donor"], cohort.slides["slide"], *vae["trained_on"])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Make the inputs of every other stage: a demo cohort, expression tables, tile stores, spots, the classifier's tables.
+"""Make the inputs of every other stage: a demo cohort, tables, tile stores, spots, the classifier's tables.
 
     python prepare_data.py demo --out demo --seed 99
     python prepare_data.py expression --input gene_tpm.gct.gz --attributes SampleAttributesDS.txt --tissue Lung \\
         --genes protein_coding_genes.csv --slides slides/lung --out data/lung.csv
     python prepare_data.py tiles --slides slides/lung --out tiles/lung --mpp 0.5 --tile_size 256 --max_tiles 600
+    python prepare_data.py cohort --config configs/gan_run_lung.json --out data/cohort.csv
 
 `python prepare_data.py COMMAND --help` says what each reads and writes.
 """
@@ -12,9 +13,10 @@ import argparse
 import sys
 
 from common.errors import command_parser, run_command
-from preparation import demo, export, expression, spots, tiles, toy
+from preparation import cohort, demo, export, expression, importing, spots, tiles, toy
 
-COMMANDS = (demo, expression, tiles, spots, toy, export)  # a module each: its manual, its flags, its run
+# A module each: its manual, its flags, its run.
+COMMANDS = (demo, expression, tiles, importing, spots, cohort, toy, export)
 
 
 def build_parser() -> argparse.ArgumentParser:

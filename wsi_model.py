@@ -7,6 +7,8 @@
 
 Reads   a CSV with columns wsi_file_names (pictures, relative to --patch_data_path), Labels and, best, group (the donor:
         no group is in a training and a test fold at once); the published names wsi_file_name and label work too.
+        Where rows of --test_csv say split test or val, a donor of theirs in --train_csv, or in the training of the GAN
+        that its column made_by names, is refused.
         Tables are looked for as given, else under --patch_data_path. prepare_data.py toy writes them.
 Writes  <out>/metrics.json: accuracy, weighted F1 and AUC with 95 % intervals (bootstrap over groups), n per class,
         folds, seed, backbone, digest of its weights, settings; <out>/predictions.csv: one row per tested picture.
@@ -27,12 +29,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
 from common.errors import InputError, command_parser, run_command, shorten, warn
 from common.files import sha256_of, write_json, write_text
 from common.run import pick_device, seed_for
 from datasets.image_table import ImageTable, Pictures, read_image_table
+from datasets.leaks import HELD_OUT, TrainedOn, donor_digests, trained_by
 from metrics.classification import LEVEL, RESAMPLES, inner_split, intervals, make_folds, scores
 from models.classifier import Classifier, FitSettings, fit, frozen_features, predict
 
@@ -79,6 +83,8 @@ def main(args: argparse.Namespace) -> int | None:
     labels = np.concatenate([np.searchsorted(classes, t.labels) for t in tables])  # (N,) int
     groups = np.concatenate([t.groups for t in tables]) if all(t.groups is not None for t in tables) else None
     table_of_row = np.repeat(np.arange(len(tables)), [len(t.names) for t in tables])
+    if args.test_csv:
+        refuse_leaks(*tables)
     fold_of_row = _folds(args, tables, labels, groups, table_of_row)
     device = pick_device(args.device)
     pictures = Pictures([p for t in tables for p in t.paths], args.img_size or min(t.side for t in tables))
@@ -137,6 +143,7 @@ def main(args: argparse.Namespace) -> int | None:
         "folds_by": "tile" if groups is None else "group",
         "folds": folds,
         "groups_in_train_and_test": _shared_groups(tables) if args.test_csv else 0,
+        "trained_donors": donor_digests(tables[0].groups) if args.test_csv and groups is not None else None,
         "backbone": classifier.label,
         "weights_digest": classifier.digest,
         "weights_digest_of": "file" if Path(args.backbone).is_file() else "initial weights of the first network",
@@ -149,6 +156,23 @@ def main(args: argparse.Namespace) -> int | None:
     write_text(out / "predictions.csv", _predictions(tables, classes, labels, groups, fold_of_row, probabilities))
     _print(metrics, out, time.monotonic() - started)
     return None
+
+
+def refuse_leaks(train: ImageTable, test: ImageTable) -> None:
+    """InputError where a donor whom `test` calls held out (column split) has tiles in `train`, or trained a GAN that
+    made tiles of it (column made_by)."""
+    held_out = test.said["split"].isin(HELD_OUT).to_numpy()
+    if test.groups is None or not held_out.any():
+        return
+    made_by = train.said["made_by"].to_numpy()
+    models = [TrainedOn.read(path) for path in sorted(set(made_by) - {""})]
+    if train.groups is not None:
+        own = made_by == ""  # tiles of the donor, not tiles made from an expression profile
+        models.append(TrainedOn(train.path, trained_by(train.groups[own], [])))
+    rows = pd.DataFrame({"donor": test.groups, "split": test.said["split"].to_numpy()}, test.names)
+    for model in models:
+        if model is not None:
+            model.refuse_held_out(rows, str(test.path))
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -21,6 +21,7 @@ from datasets.tiles import TileStore, open_stores
 from datasets.tileset import TileLimits, TileSet
 
 COLUMNS = ["slide", "donor", "tissue", "split"]
+NO_ROW = "no row in"  # how the reason begins why a slide, and not a row, is left out
 PATIENT_REMEDY = "name another patient, or add the slide (prepare_data.py tiles) or the row that is missing"
 
 
@@ -179,7 +180,7 @@ def _join(
             stores.append(store)
     for folder, found in enumerate(folders):
         where = settings.path_csv[folder] if len(folders) > 1 else shorten(settings.path_csv)
-        left_out += [(key, f"no row in {where}") for key in found if (folder, key) not in taken]
+        left_out += [(key, f"{NO_ROW} {where}") for key in found if (folder, key) not in taken]
     if not kept:
         reasons = shorten((f"{name} ({reason})" for name, reason in left_out), 3)
         raise InputError(

@@ -18,6 +18,7 @@ from common.errors import InputError, did_you_mean, shorten, warn
 from datasets.genes import gene_key, is_ensembl, twins
 from datasets.h5ad import open_h5ad, write_h5ad
 from datasets.keys import known_donor, slide_key, slug, split_of
+from datasets.leaks import refuse_torn_donors
 from datasets.reference_csv import read_reference_csv, write_reference_csv
 from datasets.table_cache import load_cache, save_cache
 from datasets.units import LOGGED_BELOW
@@ -163,7 +164,7 @@ def read_cohort_tables(settings: DataSettings) -> ExpressionTable:
     obs has besides the tables' columns: tissue (column `tissue`, else settings.tissues, else the file's stem; a slug),
     table (which of path_csv), split ("train", "val" or "test", as `splits_of` says). InputError where tables differ in
     genes or unit, share a sample, hold fewer than `min_gene_coverage` of `rna_features` genes, or assign a split that
-    is none.
+    is none, or several to one donor.
     """
     if not settings.path_csv:
         raise InputError("no expression table: set path_csv in the config, a list of .csv or .h5ad files")
@@ -197,7 +198,8 @@ def read_cohort_tables(settings: DataSettings) -> ExpressionTable:
 def splits_of(obs: pd.DataFrame, split_seed: int, source: str = "") -> list[str]:
     """Return each row's split: its `assigned_split` where obs has the column and a word in it, else its donor's hash.
 
-    `source` names the table in the InputError about a word that is none of train, val, test.
+    `source` names the table in the InputError about a word that is none of train, val, test, or about a donor whose
+    rows are in several splits.
     """
     assigned = [str(word).strip() for word in obs["assigned_split"]] if "assigned_split" in obs else [""] * len(obs)
     for name, word in zip(obs.index, assigned, strict=True):
@@ -206,7 +208,10 @@ def splits_of(obs: pd.DataFrame, split_seed: int, source: str = "") -> list[str]
                 f"{source or 'the table'}: row {name}, column assigned_split: {word!r}, one of {', '.join(SPLITS)} or "
                 "nothing was expected; correct it"
             )
-    return [word or split_of(donor, split_seed) for word, donor in zip(assigned, obs["donor"].astype(str), strict=True)]
+    donors = obs["donor"].astype(str)
+    splits = [word or split_of(donor, split_seed) for word, donor in zip(assigned, donors, strict=True)]
+    refuse_torn_donors(obs, splits, source)
+    return splits
 
 
 def _read_h5ad(path: Path) -> tuple[np.ndarray, list[str], pd.DataFrame, str, dict[str, str]]:

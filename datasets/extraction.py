@@ -16,6 +16,7 @@ from PIL import Image
 from common.errors import InputError
 from common.run import keep_freed_memory
 from datasets import published_criteria as published
+from datasets.given import Given
 from datasets.keys import slide_key
 from datasets.plan import Plan, published_plan
 from datasets.quality import judge
@@ -81,6 +82,7 @@ class Job:
     settings: TileSettings
     mpp_from_table: float | None = None
     mpp_from_flag: float | None = None
+    given: Given = Given()  # frozen
 
     @property
     def key(self) -> str:
@@ -149,6 +151,7 @@ def finished(job: Job) -> Outcome | None:
         changed.append(f"mpp of the slide ({earlier.mpp} there from --slide_mpp, not given now)")
     elif mpp is not None and mpp != earlier.mpp:
         changed.append(f"mpp of the slide ({earlier.mpp} there, {mpp} now)")
+    changed += job.given.changes(job.key, store.extra)
     if changed:
         raise InputError(
             f"{path}: cut with other settings: {', '.join(changed)}; use another --out, or --restart to cut it again"
@@ -204,7 +207,7 @@ def _cut(job: Job, slide: Slide, outcome: Outcome) -> None:
         "settings": asdict(settings),
         "slide_bytes": file.st_size,
         "slide_mtime_ns": file.st_mtime_ns,
-    }
+    } | job.given.record(job.key)
     try:
         write_store(
             job.out,
@@ -224,8 +227,12 @@ def _plan(job: Job, slide: Slide, outcome: Outcome) -> Plan:
     """Find the tissue and list the tiles to try, in order."""
     settings = job.settings
     scale = slide.scale_for(outcome.mpp or 0, settings.mpp, settings.tile_size)
+    if listed := job.given.squares(slide, outcome.mpp or 0, scale, settings.tile_size):
+        scale, corners, crossing = listed
+        outcome.reason = f"{crossing} of the coordinates cross the slide's edge and were left out" if crossing else ""
+    else:
+        corners = tile_grid(slide.size, scale.step)
     outcome.tile_mpp, outcome.level = round(scale.mpp, 5), scale.level
-    corners = tile_grid(slide.size, scale.step)
     if not len(corners):
         raise InputError(
             f"{slide.path}: {slide.size[0]} x {slide.size[1]} pixels are smaller than one tile "
@@ -234,10 +241,13 @@ def _plan(job: Job, slide: Slide, outcome: Outcome) -> Plan:
     per_tile = min(MASK_PIXELS_PER_TILE, MASK_SIDE * scale.step / max(slide.size))
     overview, unreadable = slide.overview(max(1, round(slide.size[0] * per_tile / scale.step)))
     mask_scale = slide.size[0] / overview.shape[1]  # level-0 pixels per mask pixel
-    mask, numbers = tissue_mask(overview, mask_scale * (outcome.mpp or 0))
-    outcome.tissue, outcome.unreadable = numbers["share"], unreadable
+    mask = job.given.tissue(slide, overview.shape[:2])
+    if mask is None:
+        mask, _ = tissue_mask(overview, mask_scale * (outcome.mpp or 0))
+    outcome.tissue, outcome.unreadable = round(float(mask.mean()), 4), unreadable
     fractions = tissue_fractions(mask, corners, scale.step, mask_scale)
-    enough = np.flatnonzero(fractions >= settings.min_tissue)
+    asked = settings.min_tissue if not listed or job.given.masks else 0.0  # who chose the squares looked for tissue
+    enough = np.flatnonzero(fractions >= asked)
     outcome.candidates = len(enough)
     plan = Plan(scale, corners[enough], fractions[enough], glass_colour(overview), overview, mask, slide.size[0])
     if not len(enough):

@@ -1,5 +1,4 @@
-"""Whether a resumed run still has the tables that it was started on, one SHA-256 for each thing that may differ; and
-whose data a model has seen, without their names."""
+"""Whether a resumed run still has the tables that it was started on, one SHA-256 for each thing that may differ."""
 
 import hashlib
 from collections.abc import Iterable
@@ -30,17 +29,6 @@ def fingerprints(table: ExpressionTable) -> dict[str, str]:
 def differences(before: dict[str, object], now: dict[str, str]) -> list[str]:
     """Return the names of what differs, in the order of `now`; a digest that an older file lacks counts."""
     return [name for name, digest in now.items() if before.get(name) != digest]
-
-
-def marks(names: Iterable[object]) -> list[str]:
-    """Return the first 16 hex digits of the SHA-256 of each name, sorted: what a checkpoint keeps of who trained it."""
-    return sorted(hashlib.sha256(str(name).encode()).hexdigest()[:16] for name in names)
-
-
-def seen_among(names: Iterable[object], trained_on: Iterable[str]) -> list[str]:
-    """Return the names whose marks are in `trained_on`, in their order."""
-    seen = set(trained_on)
-    return [str(name) for name in names if marks([name])[0] in seen]
 
 
 def _of_words(words: Iterable[object]) -> str:

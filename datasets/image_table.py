@@ -18,7 +18,11 @@ IN_MEMORY_BYTES = 4 * 2**30  # decoded tiles above this are read from their file
 
 @dataclass
 class ImageTable:
-    """Rows of one table: `names` as written, `paths` of the files, `labels` as text, `groups` as text or None."""
+    """Rows of one table: `names` as written, `paths` of the files, `labels` as text, `groups` as text or None.
+
+    `said` (n rows) has the columns split ("test" where the table calls a row held out) and made_by (the checkpoint of
+    the GAN that made it), each "" where the table has none.
+    """
 
     path: Path
     names: list[str]
@@ -26,6 +30,7 @@ class ImageTable:
     labels: np.ndarray  # (n,) str
     groups: np.ndarray | None  # (n,) str
     side: int = field(default=0)  # smallest side of its pictures, pixels
+    said: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def read_image_table(path: str | Path, patch_data_path: str | Path = ".") -> ImageTable:
@@ -64,6 +69,7 @@ def read_image_table(path: str | Path, patch_data_path: str | Path = ".") -> Ima
         table[columns["Labels"]].str.strip().to_numpy(str),
         table["group"].str.strip().to_numpy(str) if "group" in table.columns else None,
         min(sides),
+        table.reindex(columns=["split", "made_by"], fill_value="").apply(lambda column: column.str.strip()),
     )
 
 

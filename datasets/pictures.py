@@ -1,4 +1,4 @@
-"""Tiles as pictures for other tools: the classifier's tables and folders (`toy`), a store as PNGs (`export`)."""
+"""Tiles as pictures for the classifier: folders of PNGs and their tables."""
 
 import itertools
 import re
@@ -13,8 +13,8 @@ from tqdm import tqdm
 from common.errors import InputError, did_you_mean, shorten
 from common.files import atomic_path, read_json
 from datasets.keys import donor_of, slug, split_of
+from datasets.leaks import HELD_OUT, TrainedOn
 from datasets.tiles import (
-    TileStore,
     area_resize,
     encode_image,
     generated_folders,
@@ -35,6 +35,7 @@ class TileGroup:
     group: str
     names: list[str]
     read: Callable[[int], np.ndarray]
+    made_by: str = ""  # checkpoint of the GAN, where its manifest names it
 
 
 def write_toy(
@@ -48,10 +49,11 @@ def write_toy(
 ) -> dict[str, pd.DataFrame]:
     """Write PNGs and the classifier's two tables under `out`; return the tables by file name.
 
-    Columns: wsi_file_names (relative to `out`), Labels (the tile folder's name), group (donor). At most `per_class`
-    tiles of a class (0: all), taken from all groups in turn. `img_size` 0: the smallest side of the generated tiles,
-    so that both tables show the same detail; real tiles keep theirs where there are no generated ones. With `split`
-    real tiles are of that split's donors alone: "test" are those that neither the VAE nor the GANs were trained on.
+    Columns: wsi_file_names (relative to `out`), Labels (the tile folder's name), group (donor), of generated tiles
+    made_by (the checkpoint). At most `per_class` tiles of a class (0: all), taken from all groups in turn. `img_size`
+    0: the smallest side of the generated tiles, so that both tables show the same detail; real tiles keep theirs where
+    there are no generated ones. With `split` real tiles are of that split's donors alone and say so in a column split:
+    "test" are those that neither the VAE nor the GANs were trained on. InputError where such a GAN knows one of them.
     """
     out = Path(out)
     real_groups = [group for folder in real for group in _real_groups(Path(folder))]
@@ -61,33 +63,22 @@ def write_toy(
         if lacking := set(labels) - {g.label for g in real_groups}:
             raise InputError(f"--split {split}: no donor of {shorten(sorted(lacking))} is in it; add donors")
     generated_groups = [group for folder in generated for group in _generated_groups(Path(folder), labels)]
+    if split in HELD_OUT:
+        donors = pd.DataFrame({"donor": [g.group for g in real_groups]})
+        for path in sorted({g.made_by for g in generated_groups} - {""}):
+            if model := TrainedOn.read(path):
+                model.refuse(donors, split, f"--split_seed {split_seed}")
     if not img_size and generated_groups:
         img_size = min(min(g.read(0).shape[:2]) for g in generated_groups)
     tables = {}
     for name, kind, groups in ((REAL_TABLE, "real", real_groups), (GENERATED_TABLE, "rna-gan", generated_groups)):
         if groups:
             tables[name] = _write_pictures(out, kind, groups, per_class, img_size)
+            if kind == "real" and split:
+                tables[name]["split"] = split
             with atomic_path(out / name) as partial:
                 tables[name].to_csv(partial, index=False)
     return tables
-
-
-def export_folder(tiles: str | Path, out: str | Path) -> pd.DataFrame:
-    """Write the tiles of a store, or of a folder of stores, as `<out>/<slide>/*.png`; list them in `<out>/tiles.csv`.
-
-    Columns: file, slide, x, y (level-0 pixels), tissue, mpp, tile_size. Returns the table.
-    """
-    out, rows = Path(out), []
-    stores = list(open_stores(tiles).values()) if Path(tiles).is_dir() else [TileStore(tiles)]
-    for store in tqdm(stores, desc="export", unit="slide", disable=None):
-        for index, (x, y) in enumerate(store.coords.tolist()):
-            file = f"{store.slide}/{index:05d}_x{x}_y{y}.png"
-            _write_png(out / file, store.read(index))
-            rows.append((file, store.slide, x, y, round(float(store.tissue[index]), 4), store.mpp, store.tile_size))
-    table = pd.DataFrame(rows, columns=["file", "slide", "x", "y", "tissue", "mpp", "tile_size"])
-    with atomic_path(out / "tiles.csv") as partial:
-        table.to_csv(partial, index=False)
-    return table
 
 
 def _real_groups(folder: Path) -> Iterator[TileGroup]:
@@ -109,7 +100,7 @@ def _generated_groups(folder: Path, labels: Sequence[str]) -> Iterator[TileGroup
             groups.setdefault(donors.get(path.name) or _donor(about) or place.resolve().name, []).append(path)
         for donor, paths in groups.items():
             names = [f"{donor}_{path.stem}" for path in paths]
-            yield TileGroup(label, donor, names, lambda k, paths=paths: read_image(paths[k]))
+            yield TileGroup(label, donor, names, lambda k, paths=paths: read_image(paths[k]), _maker(about))
 
 
 def _read_manifest(path: Path) -> tuple[dict, dict[str, str]]:
@@ -125,6 +116,10 @@ def _read_manifest(path: Path) -> tuple[dict, dict[str, str]]:
 def _donor(about: dict) -> str | None:
     profile = about.get("profile")
     return about.get("donor") or (donor_of(profile) if isinstance(profile, str) and profile else None)
+
+
+def _maker(about: dict) -> str:
+    return about["checkpoint"] if isinstance(about.get("checkpoint"), str) else ""
 
 
 def _label_of(place: Path, about: dict, labels: Sequence[str]) -> str:
@@ -143,7 +138,7 @@ def _label_of(place: Path, about: dict, labels: Sequence[str]) -> str:
 
 
 def _write_pictures(out: Path, kind: str, groups: list[TileGroup], per_class: int, img_size: int) -> pd.DataFrame:
-    rows: list[tuple[str, str, str]] = []
+    rows: list[tuple[str, str, str, str]] = []
     for label in sorted({g.label for g in groups}):
         chosen = _in_turn([g for g in groups if g.label == label], per_class)
         used: dict[str, int] = {}
@@ -155,8 +150,9 @@ def _write_pictures(out: Path, kind: str, groups: list[TileGroup], per_class: in
                 name = f"{name}_{used[name]}"
             file = f"{kind}/{label}/{name}.png"
             _write_png(out / file, area_resize(image, img_size) if img_size else image)
-            rows.append((file, label, group.group))
-    return pd.DataFrame(rows, columns=["wsi_file_names", "Labels", "group"])
+            rows.append((file, label, group.group, group.made_by))
+    table = pd.DataFrame(rows, columns=["wsi_file_names", "Labels", "group", "made_by"])
+    return table if table["made_by"].any() else table.drop(columns="made_by")
 
 
 def _in_turn(groups: list[TileGroup], limit: int) -> list[tuple[TileGroup, int]]:

@@ -35,9 +35,9 @@ COLUMNS = ["x", "y", "tissue", "offset", "length", "crc32", "file"]  # of a tile
 class Tile(NamedTuple):
     """One tile to store, and by what it was judged: numbers by which a reader may choose. A plain tuple does too."""
 
-    x: int  # at level 0
-    y: int
-    tissue: float  # share of it
+    x: int | None  # at level 0; None: not known, as of an imported store
+    y: int | None
+    tissue: float | None  # share of it; None: not known
     image: np.ndarray  # uint8 (H, W, 3)
     scores: dict[str, float] = {}  # noqa: RUF012 (never changed); the same names for all tiles of a store
 
@@ -143,13 +143,15 @@ def _write_tar(
             if image.dtype != np.uint8 or image.shape != (tile_size, tile_size, 3):
                 raise ValueError(f"{slide}: tile {index} is {image.dtype} {image.shape}, not uint8 of {tile_size} px")
             data = encode_image(image, fmt, quality)
-            member = tarfile.TarInfo(f"{slide}/{index:05d}_x{x}_y{y}{SUFFIX[fmt]}")  # the folder makes keys unique
+            place = "" if x is None else f"_x{x}_y{y}"
+            member = tarfile.TarInfo(f"{slide}/{index:05d}{place}{SUFFIX[fmt]}")  # the folder makes keys unique
             member.size = len(data)
             tar.addfile(member)  # its head; quicker without a file object to copy from
-            place = [file.tell(), len(data), zlib.crc32(data), member.name]
+            span = [file.tell(), len(data), zlib.crc32(data), member.name]
             tar.offset += file.write(data) + file.write(bytes(-len(data) % tarfile.BLOCKSIZE))
-            judged = [round(float(value), 4) for value in (tissue, *(scores[name] for name in names))]
-            rows.append([int(x), int(y), judged[0], *place, *judged[1:]])
+            corner = [None, None] if x is None else [int(x), int(y)]
+            share = None if tissue is None else round(float(tissue), 4)
+            rows.append([*corner, share, *span, *(round(float(scores[name]), 4) for name in names)])
     return rows, names
 
 
@@ -171,6 +173,7 @@ def _seal(content: dict[str, Any]) -> str:
 class TileStore:
     """One slide's tiles: `coords` (n, 2) level-0 pixels, `tissue` (n,) fractions, `scores` by name, `read(i)`.
 
+    An imported store may not know them: coords are -1 then, tissue NaN.
     Holds no file open, no lock and no mapping: safe in forked workers, over network file systems, and to pickle.
     """
 
@@ -198,7 +201,8 @@ class TileStore:
         self.extra: dict[str, Any] = content["extra"]
         self.digest: str = content["tar_sha256"]
         rows = content["tiles"]
-        self.coords = np.array([row[:2] for row in rows], np.int64).reshape(-1, 2)  # (n, 2) x, y at level 0
+        places = [(-1, -1) if row[0] is None else row[:2] for row in rows]
+        self.coords = np.array(places, np.int64).reshape(-1, 2)  # (n, 2) x, y at level 0
         self.tissue = np.array([row[2] for row in rows], np.float32)  # (n,)
         further = content["columns"][len(COLUMNS) :]
         self.scores = {

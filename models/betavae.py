@@ -110,7 +110,6 @@ class TrainedVAE:
             latent = state["latent"]
             self.by_tissue: dict[str, dict[str, Any]] = state["by_tissue"]
             self.residual_std: Tensor | None = state["residual_std"]
-            self.trained_on: list[str] | None = state.get("trained_on")  # marks of its samples; None in an older file
         except (KeyError, TypeError, RuntimeError) as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
             reason = lines[min(1, len(lines) - 1)][:160]  # torch's second line says what is missing or of another size

@@ -6,6 +6,7 @@ from pathlib import Path
 from common.errors import EXIT_DONE, EXIT_SOME_FAILED, InputError, warn
 from common.files import make_folder
 from datasets.extraction import CRITERIA, Job, Outcome, TileSettings
+from datasets.given import given_of
 from datasets.jobs import cut_slides, write_report
 from datasets.keys import slide_key
 from datasets.slides import check_mpp, find_slides, read_mpp_table
@@ -21,6 +22,8 @@ choose later, with --min_tissue, --min_sharpness and --max_pen of the commands t
 --criteria published keeps exactly the tiles that the published extractor keeps, in its order, and checks nothing else.
 Micrometres per pixel come from the slide's line in --mpp_table, else from its file, else from --slide_mpp; a slide
 without any is refused (its nominal magnification is never taken for it).
+--coordinates takes the squares that CLAM or TRIDENT chose (their size must be that of --mpp and --tile_size; each is
+read as it is, --min_tissue does not apply without --masks), --masks the tissue drawn in QuPath, in level-0 pixels.
 Writes <out>/<slide>.tar and .json (one tile store per slide), <out>/report.csv (one row per slide: tiles, mpp, what was
 left out and why) and <out>/previews/<slide>.png (tissue in green, tiles in blue).
 A slide that fails costs itself; exit status 3 says that some did, 2 that all did. The same command again keeps what is
@@ -48,6 +51,8 @@ def add_to(commands: Commands) -> None:
     add("--quality", type=int, default=default.quality, help="of JPEG tiles, always 4:4:4 (%(default)s)")
     add("--slide_mpp", type=float, help="micrometres per pixel at level 0 of slides that do not state theirs")
     add("--mpp_table", help="the same for named slides: a CSV with columns slide, mpp; wins over the file")
+    add("--coordinates", help="folder of CLAM's or TRIDENT's coordinates (<slide>.h5): these squares, not our grid")
+    add("--masks", help="folder of GeoJSON outlines (<slide>.geojson; QuPath, TRIDENT): this tissue, not our mask")
     add("--workers", type=int, default=1, help="slides cut at a time, each in a process; 0: in this one (%(default)s)")
     add("--slide_timeout", type=float, default=0, help="give a slide up after so many seconds; 0: never (%(default)s)")
     add("--restart", action="store_true", help="cut finished slides again, with whatever settings")
@@ -75,9 +80,13 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--slide_timeout {args.slide_timeout:g}: seconds were expected, 0: never give up")
     if args.slide_mpp is not None:
         check_mpp(args.slide_mpp, "--slide_mpp")
+    if args.criteria == "published" and (args.coordinates or args.masks):
+        raise InputError(
+            "--criteria published has its own grid and mask; leave --coordinates and --masks out, or --criteria"
+        )
     table = read_mpp_table(args.mpp_table) if args.mpp_table else {}
-    slides, out = find_slides(args.slides), Path(args.out)
-    jobs = [Job(path, out, settings, table.get(slide_key(path.name)), args.slide_mpp) for path in slides]
+    slides, out, given = find_slides(args.slides), Path(args.out), given_of(args.coordinates, args.masks)
+    jobs = [Job(path, out, settings, table.get(slide_key(path.name)), args.slide_mpp, given) for path in slides]
     make_folder(out)
     outcomes: list[Outcome] = []
     try:

@@ -2,16 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from common.config import DataSettings, GANSettings
-from common.errors import InputError, shorten, warn
+from common.errors import InputError, warn
 from common.run import generator_for, seed_for
 from datasets.cohort import Cohort, open_cohort
-from datasets.fingerprint import seen_among
 from datasets.tiles import to_uint8
 from metrics.comparison import Measured
 from metrics.morphology import MEASURES, morphology
@@ -82,7 +80,8 @@ def open_patients(
     """Return tissue -> the patients of `split` with at most `most` seeded tiles each, and the profiles of their table.
 
     `total`: features of at most about so many tiles of a tissue's patients together (0: of all). The split is
-    the one the GAN was trained under, the pixels those of its tiles. InputError where a table or tiles are missing.
+    the one the GAN was trained under, the pixels those of its tiles. InputError where a table or tiles are missing, or
+    where a held-out donor trained the GAN or its VAE.
     """
     seen = gan.state["split_seed"]
     if cfg.split_seed != seen:
@@ -94,8 +93,7 @@ def open_patients(
     cohort = open_cohort(replace(cfg, **theirs), (split,))
     profiles = gan.profiles(vae_path, cohort.table)
     if split != "train":
-        refuse_seen(gan.path, cohort.slides["slide"], gan.state.get("trained_on"), split)
-        refuse_seen(profiles.path, cohort.table.obs.index, profiles.vae.trained_on, split)
+        profiles.refuse_trained(split, range(len(cohort.table)))
     c = profiles.conditions()
     found = {}
     for tissue, slides in cohort.slides[cohort.slides["n_tiles"] > 0].groupby("tissue", sort=False):
@@ -108,17 +106,6 @@ def open_patients(
         found[str(tissue)] = Patients(cohort, rows, c[torch.from_numpy(rows)], tiles, featured, sum(map(len, own)))
         gan.warn_of_tissue(f"{split} split", str(tissue))
     return found, profiles
-
-
-def refuse_seen(path: Path, names: Iterable[str], trained_on: list[str] | None, split: str) -> None:
-    """InputError where some of `names`, held out by the table at hand, trained the model at `path` (see marks)."""
-    if trained_on is None:
-        warn(f"{path}: does not say what it was trained on (an older file): that {split} is unseen rests on the table")
-    elif known := seen_among(names, trained_on):
-        raise InputError(
-            f"{path}: was trained on {len(known)} of what the table at hand has in split {split}: {shorten(known)}; "
-            "evaluate it with the table (assigned_split) that it was trained with, or train it again"
-        )
 
 
 def independent(patients: Patients, tissue: str) -> Patients:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from common.checkpoint import load_checkpoint, resolve_checkpoint
 from common.config import PRECISIONS
 from common.errors import InputError, warn
 from common.run import seed_for
+from datasets.cohort import Cohort
 from datasets.expression import ExpressionTable
+from datasets.leaks import TrainedOn
 from datasets.tiles import to_uint8
 from models.conditioning import ConditionedGenerator
 from models.generate import generate_tiles
@@ -47,6 +50,19 @@ class GAN:
         """What it was trained on."""
         return list(self.state["tissues"])
 
+    @cached_property
+    def trained_on(self) -> TrainedOn:
+        """Who trained it: the donors of its tiles and those of its VAE."""
+        return TrainedOn(self.path, self.state)
+
+    def refuse_trained(self, cohort: Cohort) -> None:
+        """InputError where a slide that the cohort has in a held-out split is of a donor whom the GAN has seen."""
+        slides = cohort.slides.set_index("slide")
+        if cohort.table is not None and "array_x" in cohort.table.obs:
+            slides["array_x"] = cohort.table.obs["array_x"].to_numpy()
+        where = ", ".join(dict.fromkeys(str(store.path.parent) for store in cohort.tiles.stores))
+        self.trained_on.refuse_held_out(slides, where)
+
     def profiles(self, vae_path: str | Path | None, table: ExpressionTable) -> Profiles:
         """Return the profiles of `table` as this GAN takes them, encoded with the VAE at `vae_path`.
 
@@ -59,6 +75,7 @@ class GAN:
                 f"{vae_path}: is another VAE ({profiles.vae_digest[:12]}) than the one {self.path} was trained with "
                 f"({self.state['vae_digest'][:12]}); name that one with --vae_checkpoint, or train the GAN again"
             )
+        profiles.trained_on.append(self.trained_on)
         return profiles
 
     def warn_of_tissue(self, profile: str, tissue: str) -> None:

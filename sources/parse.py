@@ -88,7 +88,8 @@ class Opener:
         """Return the opened sources by name; what may fail cheaply is tried first.
 
         All tiles are brought to one size: the smallest that a generator makes or a folder holds; without any, the
-        smallest `img_size` of the configs.
+        smallest `img_size` of the configs. InputError where real tiles of a held-out split are of donors whom a
+        generator or its VAE was trained on.
         """
         configs = [c for spec in specs.values() if (c := spec.path if spec.kind == "real" else spec.config)]
         settings = [self.settings(config) for config in dict.fromkeys(configs)]
@@ -113,6 +114,11 @@ class Opener:
                 opened[name] = self._real(spec)
             elif spec.kind == "run":
                 opened[name] = self._run(spec)
+        if getattr(self.args, "split", "all") != "all":
+            for source in opened.values():
+                if isinstance(source, RealSource) and source.patient is None:
+                    for gan in self._gans.values():
+                        gan.refuse_trained(source.cohort)
         return {name: opened[name] for name in specs}
 
     def _real(self, spec: SourceSpec) -> RealSource:

@@ -9,6 +9,7 @@ import torch
 from common.checkpoint import resolve_checkpoint
 from common.errors import InputError, shorten, warn
 from datasets.expression import ExpressionTable, splits_of
+from datasets.leaks import HELD_OUT, TrainedOn
 from models.betavae import TrainedVAE
 from models.conditioning import LATENT_FLOOR, InputRule
 
@@ -32,6 +33,7 @@ class Profiles:
         """
         self.path = resolve_checkpoint(vae_path)
         self.vae, self.vae_digest = TrainedVAE.open(self.path, device)
+        self.trained_on = [TrainedOn(self.path, self.vae.state)]  # and a GAN that the profiles are for
         self.table, self.rule = table, rule
         self.split_seed = self.vae.split_seed
         self._splits = splits_of(table.obs, self.split_seed, table.source)
@@ -68,17 +70,31 @@ class Profiles:
         return c
 
     def split(self, name: str | int) -> str:
-        """Return the split of a sample: the one that the table assigns it, else its donor's under the VAE's seed."""
-        return self._splits[self.table.find(name) if isinstance(name, str) else int(name)]
+        """Return the split of a sample: the one that the table assigns it, else its donor's under the VAE's seed.
+
+        InputError where that is a held-out split and the donor was trained on.
+        """
+        row = self.table.find(name) if isinstance(name, str) else int(name)
+        split = self._splits[row]
+        if split in HELD_OUT:
+            self.refuse_trained(split, [row])
+        return split
+
+    def refuse_trained(self, split: str, rows: Sequence[int] | None = None) -> None:
+        """InputError where `rows` (None: those in `split`), said to be in `split`, trained the VAE or the GAN."""
+        rows = [row for row, own in enumerate(self._splits) if own == split] if rows is None else list(rows)
+        for model in self.trained_on:
+            model.refuse(self.table.obs.iloc[rows], split, self.table.source)
 
     def held_out(self, split: str = "test", at_most: int | None = None) -> list[str]:
         """Return the names of the samples in `split` (see `split`), in the table's order; never empty.
 
-        With `at_most`, the first so many, the tissues in turn.
+        With `at_most`, the first so many, the tissues in turn. InputError where one of their donors was trained on.
         """
-        names = [str(name) for row, name in enumerate(self.table.obs.index) if self.split(row) == split]
+        names = [str(name) for name, own in zip(self.table.obs.index, self._splits, strict=True) if own == split]
         if not names:
             raise InputError(f"{self.table.source}: none of {len(self.table)} rows is in split {split}; add donors")
+        self.refuse_trained(split)
         if at_most is None:
             return names
         tissue = self.table.obs["tissue"].loc[names]

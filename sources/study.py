@@ -20,6 +20,7 @@ from common.files import read_json
 from datasets.cohort import Cohort, open_cohort
 from datasets.expression import ExpressionTable, read_cohort_tables
 from datasets.keys import slide_key
+from datasets.leaks import TrainedOn
 from datasets.tiles import to_uint8
 from models.betavae import TrainedVAE
 from models.generate import generate_tiles
@@ -94,8 +95,12 @@ class Study:
 
     @cached_property
     def table(self) -> ExpressionTable:
-        """All tables of the VAE's config, with tissue and split."""
-        return read_cohort_tables(self.as_split(self.vae_settings))
+        """All tables of the VAE's config, with tissue and split. InputError where the VAE has seen a held-out donor."""
+        table = read_cohort_tables(self.as_split(self.vae_settings))
+        TrainedOn(resolve_checkpoint(self.vae_settings.save_dir), self.vae[0].state).refuse_held_out(
+            table.obs, table.source
+        )
+        return table
 
     @cached_property
     def cohorts(self) -> dict[str, Cohort]:
@@ -122,7 +127,10 @@ class Study:
 
     @cached_property
     def held_out(self) -> dict[str, HeldOut]:
-        """Tissue -> its held-out slides, where it has a finished GAN and such slides; InputError where none has."""
+        """Tissue -> its held-out slides, where it has a finished GAN and such slides.
+
+        InputError where none has, or where a GAN or its VAE was trained on one of their donors.
+        """
         found = {}
         seeds = {self.as_split(settings).split_seed for _, settings in self.gan_settings}
         for gan in self.runs.values():
@@ -136,6 +144,8 @@ class Study:
             rows = np.flatnonzero((cohort.slides["split"] == "test") & (cohort.slides["n_tiles"] > 0))
             gans = self.gans(tissue)
             if len(rows) and gans:
+                for gan in gans.values():
+                    gan.refuse_trained(cohort)
                 found[tissue] = HeldOut(cohort, rows, gans)
         if not found:
             raise InputError(f"{self.folder / 'checkpoints'}: no finished GAN of one tissue with held-out patients")

@@ -12,8 +12,8 @@ import torch
 
 from common.checkpoint import save_checkpoint
 from common.errors import run_command
-from datasets.expression import ExpressionTable, write_expression
-from datasets.keys import split_of
+from datasets.expression import ExpressionTable, splits_of, write_expression
+from datasets.leaks import trained_by
 from datasets.tiles import write_store
 from models.betavae import BetaVAE, finished_state
 from models.expression_scaler import ExpressionScaler
@@ -75,7 +75,7 @@ def write_vae(run: Path, tables: object, seed: int = 0) -> str:
     tables = list(tables)
     values = torch.from_numpy(np.concatenate([table.values for table in tables]))
     tissues = [t for table in tables for t in table.obs["tissue"]]
-    train = torch.tensor([split_of(d, 99) == "train" for table in tables for d in table.obs["donor"]])
+    train = torch.tensor([split == "train" for table in tables for split in splits_of(table.obs, 99)])
     torch.manual_seed(seed)
     args = {"n_genes": N_GENES, "encoder_sizes": [24], "decoder_sizes": [24], "latent_dim": LATENT}
     args |= {"input_dropout": 0.0, "decoder_output": "linear"}
@@ -84,6 +84,8 @@ def write_vae(run: Path, tables: object, seed: int = 0) -> str:
     state = {"model_args": args, "model": model.state_dict(), "genes": tables[0].genes, "unit": "TPM"}
     state |= {"scaler": scaler.state(), "split_seed": 99, "min_gene_coverage": 0.8, "missing_genes": "mean"}
     kept = [t for t, here in zip(tissues, train.tolist(), strict=True) if here]
+    obs = pd.concat([table.obs for table in tables])[train.numpy()]
+    state |= trained_by(obs["donor"], obs.index)
     state = finished_state(state | {"settings": {}, "epoch": 1}, values[train], kept, values[~train])
     return save_checkpoint(run / "best.pt", "betavae", state)
 

@@ -17,8 +17,8 @@ from common.checkpoint import load_checkpoint
 from common.config import BetaVAESettings
 from common.errors import run_command
 from datasets.expression import read_expression, write_expression
-from datasets.fingerprint import seen_among
 from datasets.keys import split_of
+from datasets.leaks import donor_digests, marks
 from metrics.expression import pca_reconstruction, pearson, tissue_mean
 from models.betavae import TrainedVAE
 
@@ -77,8 +77,9 @@ def test_scaler_and_latents_come_from_the_training_donors_alone(trained):
     assert np.allclose(state["scaler"]["mean"], logged.mean(0), atol=1e-5)
     assert np.allclose(state["scaler"]["std"], logged.std(0), atol=1e-5)
     train = [name for r, t in zip(rows, tables, strict=True) for name in t.obs.index[np.array(r)]]
-    everyone = [name for t in tables for name in t.obs.index]
-    assert seen_among(everyone, state["trained_on"]) == [name for name in everyone if name in train]
+    assert state["trained_on"] == marks(train)
+    donors = [d for t in tables for d in t.obs["donor"]]
+    assert state["trained_donors"] == donor_digests(d for d in donors if split_of(d, 99) == "train")
     vae = TrainedVAE.from_state(state)
     mu = vae.encode(torch.from_numpy(values))
     assert torch.allclose(vae.latent_mean, mu.mean(0), atol=1e-4) and state["latent"]["n"] == len(values)

@@ -275,19 +275,20 @@ def test_an_assigned_split_wins_over_the_donors_hash_and_another_word_is_refused
     frame = pd.DataFrame({"wsi_file_name": donors, "donor": donors, "assigned_split": words})
     frame["rna_ENSG00000000101"] = 1.5
     frame.to_csv(tmp_path / "a.csv", index=False)
-    frame.drop(columns="assigned_split").assign(wsi_file_name=[f"B{i}" for i in range(6)]).to_csv(
+    others = [f"B{i}" for i in range(6)]
+    frame.drop(columns="assigned_split").assign(wsi_file_name=others, donor=others).to_csv(
         tmp_path / "b.csv", index=False
     )
     table = read_cohort_tables(DataSettings(path_csv=[str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]))
-    by_hash = [split_of(donor, 99) for donor in donors]
-    assert table.obs["split"].tolist() == ["train", "val", "test", *by_hash[3:5], "test", *by_hash]
+    by_hash = [split_of(donor, 99) for donor in [*donors[3:5], *others]]
+    assert table.obs["split"].tolist() == ["train", "val", "test", *by_hash[:2], "test", *by_hash[2:]]
     frame.assign(assigned_split="held out").to_csv(tmp_path / "a.csv", index=False)
     with pytest.raises(InputError, match=r"a\.csv: row D0, column assigned_split: 'held out'"):
         read_cohort_tables(DataSettings(path_csv=[str(tmp_path / "a.csv")]))
 
     toys = [toy_table("lung", 0)]
-    write_vae(tmp_path / "vae", toys)
     toys[0].obs["assigned_split"] = ["test", "val", *[""] * 22]
+    write_vae(tmp_path / "vae", toys)
     profiles = Profiles(tmp_path / "vae", toys[0])
     names = list(toys[0].obs.index)
     assert [profiles.split(name) for name in names[:2]] == ["test", "val"]

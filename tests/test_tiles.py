@@ -14,8 +14,9 @@ from PIL import Image
 
 import datasets.tiles as tiles_module
 from common.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError, run_command
+from datasets.exports import export_folder, stores_of
 from datasets.keys import split_of
-from datasets.pictures import export_folder, write_toy
+from datasets.pictures import write_toy
 from datasets.tiles import (
     TileStore,
     area_resize,
@@ -322,7 +323,7 @@ def test_export_writes_pngs_and_their_coordinates(tmp_path, capsys):
     table = pd.read_csv(tmp_path / "png" / "tiles.csv")
     assert table["x"].tolist() == [0, 32, 64, 96] and set(table["slide"]) == {"GTEX-A-0125"}
     assert (read_image(tmp_path / "png" / table["file"][2]) == images[2]).all()
-    assert len(export_folder(path.with_suffix(".tar"), tmp_path / "one")) == 4
+    assert len(export_folder(stores_of(path.with_suffix(".tar")), tmp_path / "one")) == 4
     assert run_command(main, build_parser(), ["export", "--tiles", "nowhere", "--out", "x"]) == EXIT_BAD_INPUT
     assert "nowhere: no such tile store or folder; check the path" in capsys.readouterr().err
 
