@@ -12,9 +12,9 @@ import argparse
 import sys
 
 from common.errors import command_parser, run_command
-from preparation import demo, export, expression, spots, tiles, toy
+from preparation import demo, export, expression, spots, tiles, toy, verify
 
-COMMANDS = (demo, expression, tiles, spots, toy, export)  # a module each: its manual, its flags, its run
+COMMANDS = (demo, expression, tiles, spots, toy, export, verify)  # a module each: its manual, its flags, its run
 
 
 def build_parser() -> argparse.ArgumentParser:

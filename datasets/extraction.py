@@ -15,9 +15,18 @@ from PIL import Image, ImageDraw
 from common.errors import InputError
 from common.files import atomic_path
 from datasets.keys import slide_key
+from datasets.previews import write_thumbnail
 from datasets.slides import MPP_RANGE, Slide, UnreadableRegion, resolve_mpp
 from datasets.tiles import Tile, TileStore, write_store
-from datasets.tissue import fault_of, glass_colour, spread_order, tile_grid, tissue_fractions, tissue_mask
+from datasets.tissue import (
+    fault_of,
+    glass_colour,
+    mean_density,
+    spread_order,
+    tile_grid,
+    tissue_fractions,
+    tissue_mask,
+)
 
 MASK_PIXELS_PER_TILE = 16  # resolution of the mask: 8 um for tiles of 128 um
 MASK_SIDE = 4096  # largest side of the mask, pixels
@@ -85,6 +94,7 @@ class Outcome:
     blurred: int = 0
     damaged: int = 0
     unreadable: int = 0
+    density: list[float] | None = None  # mean optical density of R, G, B over the stained pixels of the tiles
     seconds: float = 0.0
     reason: str = ""
 
@@ -236,6 +246,7 @@ def _plan(job: Job, slide: Slide, outcome: Outcome) -> _Plan:
 def _good_tiles(job: Job, slide: Slide, plan: _Plan, outcome: Outcome, extra: dict[str, Any]) -> Iterator[Tile]:
     """Yield tiles that pass the checks until there are enough; then complete the outcome and record it in `extra`."""
     settings, unreadable = job.settings, 0
+    density = np.zeros(3)
     limit = settings.max_tiles or len(plan.corners)
     for number, (x, y) in enumerate(plan.corners.tolist()):
         if outcome.tiles == limit:
@@ -255,6 +266,7 @@ def _good_tiles(job: Job, slide: Slide, plan: _Plan, outcome: Outcome, extra: di
             continue
         outcome.tiles += 1
         plan.taken.append(number)
+        density += mean_density(image)
         yield x, y, float(plan.tissue[number]), image
     if not outcome.tiles:
         raise InputError(
@@ -263,6 +275,7 @@ def _good_tiles(job: Job, slide: Slide, plan: _Plan, outcome: Outcome, extra: di
         )
     if outcome.unreadable:
         outcome.reason = "parts of the slide are unreadable and were left out"
+    outcome.density = (density / outcome.tiles).round(4).tolist()
     outcome.status = "cut"
     extra["outcome"] = asdict(outcome)
 
@@ -274,15 +287,15 @@ def _draw_preview(job: Job, plan: _Plan) -> None:
     size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
     picture = np.array(Image.fromarray(plan.overview).resize(size, Image.Resampling.BOX))
     mask = np.asarray(Image.fromarray(plan.mask).resize(size, Image.Resampling.NEAREST))
+    scale = size[0] / plan.width
+    boxes = [(*(plan.corners[number] * scale).tolist(), plan.scale.step * scale) for number in plan.taken]
+    write_thumbnail(job.out / "previews" / f"{job.key}.jpg", picture, mask, boxes)
     inner = np.pad(mask, 1, mode="edge")
     edge = mask & ~(inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:])
     picture[edge] = (0, 150, 60)
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)
-    scale = size[0] / plan.width
-    for number in plan.taken:
-        x, y = plan.corners[number] * scale
-        side = plan.scale.step * scale
+    for x, y, side in boxes:
         draw.rectangle((x, y, x + side - 1, y + side - 1), outline=(30, 60, 220))
     with atomic_path(job.out / "previews" / f"{job.key}.png") as partial:
         image.save(partial, "PNG")

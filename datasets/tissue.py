@@ -12,6 +12,7 @@ WHITE_LEVEL = 205  # all channels above: may be glass
 WHITE_SPREAD = 24  # largest difference of channels that glass may have
 MAX_HOLE_MM2 = 0.06  # holes up to this area are lumen, such as an alveolus, and belong to the tissue
 MIN_STAINED = 0.05  # share of stained pixels under which a tile is blank
+WHITE_DENSITY = 0.10  # optical density under which a pixel is empty, as in metrics/morphology.py
 MAX_CONSTANT = 0.1  # share of constant, not white blocks above which a tile is damaged
 
 
@@ -146,3 +147,13 @@ def fault_of(image: np.ndarray, white: np.ndarray, min_sharpness: float) -> str 
     if (stain_strength(image[::2, ::2], white) > STAIN_RANGE[0]).mean() < MIN_STAINED:
         return "blank"
     return "blurred" if sharpness(image) < min_sharpness else None
+
+
+def mean_density(image: np.ndarray) -> np.ndarray:
+    """Return the mean optical density (log10) of R, G, B (3,) float64 of a tile's pixels that are not white.
+
+    Every fourth pixel each way is enough. White: below WHITE_DENSITY in all three; a tile of white alone has 0.
+    """
+    density = -np.log10((np.arange(256) + 1.0) / 256.0)[image[::4, ::4].reshape(-1, 3)]  # (n, 3), Lambert-Beer
+    stained = density[density.max(-1) >= WHITE_DENSITY]
+    return stained.mean(0) if len(stained) else np.zeros(3)
