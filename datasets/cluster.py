@@ -16,6 +16,7 @@ from datasets.workers import interrupts_held_back
 
 ATTEMPTS = 3  # of an item whose worker dies
 CONNECT_SECONDS = 20.0  # in which a scheduler must answer
+LOOK_SECONDS = 5.0  # between two looks whether all workers are there
 HEAVY = ("distributed", "numpy", "pandas", "scipy.ndimage", "PIL.Image")  # imported once for all workers
 # Workers hold no data of each other's, so there is nothing to spill; a pause would wait for memory that a slide needs.
 # One item at a time goes to a worker: what waits at one that dies is not suspected.
@@ -85,8 +86,21 @@ def _local(workers: int, memory_limit: str) -> Iterator[Any]:
                 scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # its HTTP server takes any free port
                 silence_logs=logging.CRITICAL,
             )
-        with cluster, Client(cluster) as client:
+        with cluster, Client(cluster) as client, _replaced(cluster, workers):
             yield client
+
+
+@contextlib.contextmanager
+def _replaced(cluster: Any, workers: int) -> Iterator[None]:
+    """Start workers anew that are gone for good: a nanny gives up one that dies before it has said that it is there."""
+    from tornado.ioloop import PeriodicCallback
+
+    look = PeriodicCallback(lambda: cluster.scale(workers), LOOK_SECONDS * 1000)
+    cluster.loop.add_callback(look.start)
+    try:
+        yield
+    finally:
+        cluster.loop.add_callback(look.stop)
 
 
 @contextlib.contextmanager
@@ -137,10 +151,12 @@ def _execute(
             result = WorkersDied()
         except CancelledError:
             raise Stopped(f"{where}: the scheduler is gone") from None
-        except ImportError as error:
+        except (ImportError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "deserialization" not in str(error):
+                raise
             raise InputError(
-                f"{where}: a worker cannot import the toolkit ({error}); start the workers in its folder, "
+                f"{where}: the scheduler or a worker cannot import the toolkit; start both in its folder, "
                 "or with the folder in their PYTHONPATH"
-            ) from None
+            ) from error
         future.release()
         yield item, result

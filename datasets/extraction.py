@@ -179,11 +179,11 @@ def cut_slide(job: Job) -> Outcome:
 def set_aside(job: Job, outcome: Outcome) -> None:
     """Rename the store that a slide had before it failed, so that no run trains on it; say so in the outcome."""
     names = [f"{job.key}.json", f"{job.key}.tar"]  # in this order: a tar without its seal is no store
-    moved = [name for name in names if (job.out / name).exists()]
-    for name in moved:
-        os.replace(job.out / name, job.out / f"{name}.old")
-    if moved:
-        outcome.reason += f"; its earlier tiles were set aside as {', '.join(f'{name}.old' for name in moved)}"
+    for name in names:
+        if (job.out / name).exists():
+            os.replace(job.out / name, job.out / f"{name}.old")
+    if aside := [f"{name}.old" for name in names if (job.out / f"{name}.old").exists()]:
+        outcome.reason += f"; its earlier tiles were set aside as {', '.join(aside)}"
 
 
 def _cut(job: Job, slide: Slide, outcome: Outcome) -> None:

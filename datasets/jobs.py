@@ -11,6 +11,7 @@ from datasets.claims import Claim, sweep
 from datasets.cluster import ATTEMPTS, Execute, WorkersDied, open_workers
 from datasets.extraction import Job, Outcome, cut_slide, finished, set_aside
 
+SETTLE_SECONDS = 1.0  # before a slide that killed a worker is begun again: the new one's nanny must know of it first
 POLL_SECONDS = 3  # between two looks at slides that another run is cutting
 
 
@@ -87,6 +88,8 @@ def cut_claimed(task: Task) -> Outcome | None:
             return _lost(job, f"took longer than --slide_timeout {task.timeout:g}")
         if claim.attempt > ATTEMPTS:
             return _lost(job, f"its process died {ATTEMPTS} times, in a crash or beyond --memory_limit")
+        if claim.attempt > 1:
+            time.sleep(SETTLE_SECONDS)
         return cut_slide(job)
 
 
