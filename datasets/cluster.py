@@ -21,6 +21,7 @@ HEAVY = ("distributed", "numpy", "pandas", "scipy.ndimage", "PIL.Image")  # impo
 # Workers hold no data of each other's, so there is nothing to spill; a pause would wait for memory that a slide needs.
 # One item at a time goes to a worker: what waits at one that dies is not suspected.
 LOCAL_CONFIG = {
+    "distributed.worker.profile.enabled": False,
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
