@@ -1,5 +1,6 @@
 # make demo   the whole pipeline on the built-in cohort, ending in demo/report.html
 # make test   the whole test suite        make lint   ruff, lint and format
+# make soak   the faults, many times over: 50 times kill -9
 # Each sets up .venv by itself. PYTHON=python3.12 make demo picks another interpreter for it.
 
 SHELL := /bin/bash
@@ -8,7 +9,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 SEED := 99
 
-.PHONY: demo test lint setup clean-demo
+.PHONY: demo test soak lint setup clean-demo
 .DELETE_ON_ERROR:
 
 # Two stages at a time with a thread each: networks of this size gain little from a second thread.
@@ -18,6 +19,9 @@ demo: .venv/.done
 
 test: .venv/.done-dev
 	$(PY) -m pytest -n 2 --dist loadfile
+
+soak: .venv/.done-dev
+	$(PY) -m pytest -m soak
 
 lint: .venv/.done-dev
 	.venv/bin/ruff check .

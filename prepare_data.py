@@ -13,10 +13,10 @@ import argparse
 import sys
 
 from common.errors import command_parser, run_command
-from preparation import cohort, demo, export, expression, importing, spots, tiles, toy
+from preparation import cohort, demo, export, expression, importing, spots, tiles, toy, verify
 
 # A module each: its manual, its flags, its run.
-COMMANDS = (demo, expression, tiles, importing, spots, cohort, toy, export)
+COMMANDS = (demo, expression, tiles, importing, verify, spots, cohort, toy, export)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -58,7 +58,7 @@ def remove_partials(folder: str | Path) -> None:
         if not number.isdigit():
             continue
         try:
-            if int(number) == os.getpid() or not _is_running(int(number)) or time.time() - path.stat().st_mtime > 3600:
+            if int(number) == os.getpid() or not is_running(int(number)) or time.time() - path.stat().st_mtime > 3600:
                 path.unlink()
         except OSError:  # gone meanwhile, or not ours to remove: never a reason not to train
             continue
@@ -95,7 +95,8 @@ def sha256_of(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Say whether this machine runs a process of that number."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

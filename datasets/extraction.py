@@ -5,16 +5,14 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from common.errors import InputError
-from common.run import keep_freed_memory
 from datasets import published_criteria as published
 from datasets.given import Given
 from datasets.keys import slide_key
@@ -22,7 +20,7 @@ from datasets.plan import Plan, published_plan
 from datasets.quality import judge
 from datasets.slides import MPP_RANGE, Slide, UnreadableRegion, resolve_mpp
 from datasets.tiles import Tile, TileStore, write_store
-from datasets.tissue import glass_colour, spread_order, tile_grid, tissue_fractions, tissue_mask
+from datasets.tissue import glass_colour, mean_density, spread_order, tile_grid, tissue_fractions, tissue_mask
 
 CRITERIA = {"default": (0.5, 0.15), "published": (published.MIN_TISSUE, 0.0)}  # least tissue, least sharpness
 FAULTS = ("blank", "flat", "pen", "blurred", "damaged", "unreadable")
@@ -82,7 +80,7 @@ class Job:
     settings: TileSettings
     mpp_from_table: float | None = None
     mpp_from_flag: float | None = None
-    given: Given = Given()  # frozen
+    given: Given = field(default_factory=Given)
 
     @property
     def key(self) -> str:
@@ -115,6 +113,7 @@ class Outcome:
     damaged: int = 0
     unreadable: int = 0
     reader: str = ""  # direct | OpenSlide: why
+    density: list[float] | None = None  # mean optical density of R, G, B over the stained pixels of the tiles
     seconds: float = 0.0
     reason: str = ""
 
@@ -168,6 +167,10 @@ def cut_slide(job: Job) -> Outcome:
     Whatever is wrong with the slide ends in the line's `reason`, and an earlier store of it is set aside. Only a full
     disk raises (OSError): it concerns all.
     """
+    import torch
+
+    from common.run import keep_freed_memory
+
     outcome, start = Outcome(job.key), time.perf_counter()
     keep_freed_memory(torch.device("cpu"))  # pictures of 200 kB come and go
     try:
@@ -190,11 +193,11 @@ def cut_slide(job: Job) -> Outcome:
 def set_aside(job: Job, outcome: Outcome) -> None:
     """Rename the store that a slide had before it failed, so that no run trains on it; say so in the outcome."""
     names = [f"{job.key}.json", f"{job.key}.tar"]  # in this order: a tar without its seal is no store
-    moved = [name for name in names if (job.out / name).exists()]
-    for name in moved:
-        os.replace(job.out / name, job.out / f"{name}.old")
-    if moved:
-        outcome.reason += f"; its earlier tiles were set aside as {', '.join(f'{name}.old' for name in moved)}"
+    for name in names:
+        if (job.out / name).exists():
+            os.replace(job.out / name, job.out / f"{name}.old")
+    if aside := [f"{name}.old" for name in names if (job.out / f"{name}.old").exists()]:
+        outcome.reason += f"; its earlier tiles were set aside as {', '.join(aside)}"
 
 
 def _cut(job: Job, slide: Slide, outcome: Outcome) -> None:
@@ -277,6 +280,7 @@ def _good_tiles(job: Job, slide: Slide, plan: Plan, outcome: Outcome, extra: dic
     """Yield tiles that pass the checks until there are enough; then complete the outcome and record it in `extra`."""
     settings, unreadable = job.settings, 0
     read = _published_tile if settings.criteria == "published" else _default_tile
+    density = np.zeros(3)
     limit = settings.max_tiles or len(plan.corners)
     for number in range(len(plan.corners)):
         if outcome.tiles == limit:
@@ -296,6 +300,7 @@ def _good_tiles(job: Job, slide: Slide, plan: Plan, outcome: Outcome, extra: dic
             continue
         outcome.tiles += 1
         plan.taken.append(number)
+        density += mean_density(tile.image)
         yield tile
     if not outcome.tiles:
         raise InputError(
@@ -304,6 +309,7 @@ def _good_tiles(job: Job, slide: Slide, plan: Plan, outcome: Outcome, extra: dic
         )
     if outcome.unreadable:
         outcome.reason = "parts of the slide are unreadable and were left out"
+    outcome.density = (density / outcome.tiles).round(4).tolist()
     outcome.status = "cut"
     extra["outcome"] = asdict(outcome)
 

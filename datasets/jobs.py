@@ -1,131 +1,119 @@
-"""Many slides, a few at a time, each in a process of its own: a crash or a hang costs one slide."""
+"""Many slides, a few at a time, each by a worker: a crash or a hang costs one slide, and is tried again first."""
 
 import contextlib
-import multiprocessing
-import sys
 import time
+import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
-from pathlib import Path
+from dataclasses import dataclass, replace
 
-import pandas as pd
-
-from common.files import atomic_path
+from common.errors import InputError, warn
+from datasets.claims import Claim, sweep
+from datasets.cluster import ATTEMPTS, Execute, WorkersDied, open_workers
 from datasets.extraction import Job, Outcome, cut_slide, finished, set_aside
-from datasets.workers import interrupts_held_back, start_worker
 
-STALE_SECONDS = 3600  # a half-written file that has not grown for so long belongs to a process that is gone
+SETTLE_SECONDS = 1.0  # before a slide that killed a worker is begun again: the new one's nanny must know of it first
+POLL_SECONDS = 3  # between two looks at slides that another run is cutting
 
 
 @dataclass
-class _Worker:
+class Task:
+    """One slide for a worker, wherever it is: its paths are absolute."""
+
     job: Job
-    process: multiprocessing.process.BaseProcess
-    answer: Connection
-    deadline: float
+    name: str  # the slide's path, as the user gave it
+    run: str  # tells this run's claims from another's
+    timeout: float  # seconds; 0: none
+    replaces: int | None  # time of the store that --restart replaces, ns; None: any store counts as done
 
 
-def cut_slides(jobs: Sequence[Job], workers: int = 1, timeout: float = 0, restart: bool = False) -> Iterator[Outcome]:
-    """Cut slides with `workers` processes (0: in this one); yield each outcome as it comes.
+def cut_slides(
+    jobs: Sequence[Job],
+    workers: int = 1,
+    timeout: float = 0,
+    restart: bool = False,
+    memory_limit: str = "auto",
+    scheduler: str | None = None,
+) -> Iterator[Outcome]:
+    """Cut slides with the workers of `open_workers`; yield each outcome as it comes.
 
-    Slides finished earlier are kept (`restart`: cut again); stores of other settings are an InputError before any
-    slide is cut. `timeout`: seconds after which a slide is given up (0: never). OSError where the disk is full.
+    Slides finished earlier come first and are kept (`restart`: cut again); stores of other settings are an InputError
+    before any slide is cut. `timeout`: seconds after which a slide is given up with its worker (0: never). A slide
+    whose worker dies is begun again, `ATTEMPTS` times in all. Slides that another run is cutting are waited for.
+    OSError where the disk is full. Close the iterator, or use it up.
     """
     kept = {job.key: outcome for job in jobs if not restart and (outcome := finished(job))}
-    waiting = [job for job in jobs if job.key not in kept]
-    for folder in {job.out for job in jobs}:
-        _remove_stale(folder)
-    yield from kept.values()
-    if workers == 0:
-        yield from map(cut_slide, waiting)
-    else:
-        yield from _in_processes(waiting, workers, timeout)
-
-
-def write_report(path: str | Path, outcomes: Sequence[Outcome]) -> None:
-    """Write report.csv: one line per slide, sorted: tiles, micrometres per pixel, rejected tiles, reason."""
-    with atomic_path(path) as partial:
-        table = pd.DataFrame(sorted(outcomes, key=lambda o: o.slide))
-        table.astype({"level": "Int64"}).to_csv(partial, index=False)
-
-
-def _remove_stale(folder: Path) -> None:
-    for partial in (*folder.glob(".*.partial"), *folder.glob("previews/.*.partial")):
-        with contextlib.suppress(FileNotFoundError):  # another run was faster
-            if time.time() - partial.stat().st_mtime > STALE_SECONDS:
-                partial.unlink()
-
-
-def _in_processes(jobs: list[Job], workers: int, timeout: float) -> Iterator[Outcome]:
-    # Forked where that is safe: nothing here runs threads or holds a slide open, and imports need not be repeated.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    waiting, running = jobs[::-1], []
+    run = uuid.uuid4().hex
+    left = [_task(job, run, timeout, restart) for job in jobs if job.key not in kept]
     try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                running.append(_start(context, waiting.pop(), timeout))
-            wait([w.answer for w in running], timeout=1.0)
-            for worker in list(running):
-                if (outcome := _collect(worker)) is not None:
-                    running.remove(worker)
-                    yield outcome
+        yield from kept.values()
+        if left:
+            with open_workers(min(workers, len(left)), memory_limit, scheduler) as execute:
+                yield from _until_all_are_cut(left, execute)
     finally:
-        for worker in running:
-            _end(worker)
+        for folder in {job.out for job in jobs}:
+            sweep(folder, "" if scheduler else run)  # the workers of this machine are dead by now
 
 
-def _start(context: BaseContext, job: Job, timeout: float) -> _Worker:
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(job, there), daemon=True)
-    with interrupts_held_back():
-        process.start()
-    there.close()  # so that the end of the process is seen on `here`
-    return _Worker(job, process, here, time.monotonic() + timeout if timeout else float("inf"))
+def _until_all_are_cut(tasks: list[Task], execute: Execute) -> Iterator[Outcome]:
+    """Yield the outcome of each task; those that another run is cutting are looked at again until they are done."""
+    told = False
+    while tasks:
+        others = []
+        for task, result in execute(cut_claimed, tasks):
+            if result is None:
+                others.append(task)
+            else:
+                yield _as_typed(task, result)
+        if others and not told:
+            warn(f"{len(others)} slides are being cut by another run on this folder: waiting for it")
+            told = True
+        if others:
+            time.sleep(POLL_SECONDS)
+        tasks = others
 
 
-def _run(job: Job, answer: Connection) -> None:
-    start_worker()
-    try:
-        answer.send(cut_slide(job))
-    except OSError as error:  # full disk
-        answer.send(error)
-
-
-def _collect(worker: _Worker) -> Outcome | None:
-    """Return the outcome of a worker that has ended, died or overrun its time; None while it works."""
-    if worker.answer.poll():
-        try:
-            result = worker.answer.recv()
-            worker.process.join()
-        except EOFError:
-            worker.process.join()
-            result = _lost(worker, f"its process died (exit code {worker.process.exitcode})")
-    elif time.monotonic() > worker.deadline:
-        worker.process.kill()
-        worker.process.join()
-        result = _lost(worker, "took longer than --slide_timeout")
-    else:
+def cut_claimed(task: Task) -> Outcome | None:
+    """Cut one slide, in a worker, unless it is done by now; None where another run is cutting it."""
+    job = task.job
+    if not job.out.is_dir():
+        raise InputError(f"{job.out}: not there for a worker; --out must be a folder that all workers share")
+    claim = Claim(job.out, job.key, task.run)
+    if not claim.take():
         return None
-    _end(worker)
-    if isinstance(result, OSError):
-        raise result
+    with claim.held(task.timeout):
+        if _sealed(job) != task.replaces and (outcome := finished(job)):
+            outcome.status = "cut"  # since this run began: by another one, or by a worker that died before it said so
+            return outcome
+        if claim.overran:
+            return _lost(job, f"took longer than --slide_timeout {task.timeout:g}")
+        if claim.attempt > ATTEMPTS:
+            return _lost(job, f"its process died {ATTEMPTS} times, in a crash or beyond --memory_limit")
+        if claim.attempt > 1:
+            time.sleep(SETTLE_SECONDS)
+        return cut_slide(job)
+
+
+def _task(job: Job, run: str, timeout: float, restart: bool) -> Task:
+    there = replace(job, slide=job.slide.absolute(), out=job.out.absolute())
+    return Task(there, str(job.slide), run, timeout, _sealed(job) if restart else None)
+
+
+def _sealed(job: Job) -> int | None:
+    """Return when the slide's store was sealed, ns; None where there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        return (job.out / f"{job.key}.json").stat().st_mtime_ns
+    return None
+
+
+def _as_typed(task: Task, result: Outcome | WorkersDied) -> Outcome:
+    """Return the outcome with the slide's path as the user gave it: the same text wherever it was cut."""
+    if isinstance(result, WorkersDied):
+        result = _lost(task.job, f"{ATTEMPTS} workers that took it died")
+    result.reason = result.reason.replace(str(task.job.slide), task.name)
     return result
 
 
-def _lost(worker: _Worker, why: str) -> Outcome:
-    outcome = Outcome(worker.job.key, reason=f"{worker.job.slide}: {why}; try it alone, with --workers 0 and --debug")
-    set_aside(worker.job, outcome)
+def _lost(job: Job, why: str) -> Outcome:
+    outcome = Outcome(job.key, reason=f"{job.slide}: {why}; try it alone, with --workers 0 and --debug")
+    set_aside(job, outcome)
     return outcome
-
-
-def _end(worker: _Worker) -> None:
-    """Make sure that a worker's process is gone, and what it had half written."""
-    if worker.process.is_alive():
-        worker.process.kill()
-        worker.process.join()
-    worker.answer.close()
-    for folder in (worker.job.out, worker.job.out / "previews"):
-        for partial in folder.glob(f".{worker.job.key}.*.{worker.process.pid}.partial"):
-            partial.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 from common.errors import InputError
 from common.files import atomic_path
 from datasets import published_criteria as published
+from datasets.previews import write_thumbnail
 from datasets.slides import Scale, Slide
 
 PICTURE_SIDE = 1000  # pixels, of the longer side of the picture
@@ -30,22 +31,22 @@ class Plan:
     taken: list[int] = field(default_factory=list)
 
     def draw(self, path: Path) -> None:
-        """Write the overview with the tissue's outline (green) and the tiles taken (blue) as PNG."""
+        """Write the overview with the tissue's outline (green) and the tiles taken (blue) as PNG; a small JPEG beside."""
         height, width = self.mask.shape
         longer = max(height, width)
         zoom = min(1.0, PICTURE_SIDE / longer) if longer > 500 else max(1, 800 // longer)
         size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
         picture = np.array(Image.fromarray(self.overview).resize(size, Image.Resampling.BOX))
         mask = np.asarray(Image.fromarray(self.mask).resize(size, Image.Resampling.NEAREST))
+        scale = size[0] / self.width
+        boxes = [(*(self.corners[number] * scale).tolist(), self.scale.step * scale) for number in self.taken]
+        write_thumbnail(path.with_suffix(".jpg"), picture, mask, boxes)
         inner = np.pad(mask, 1, mode="edge")
         edge = mask & ~(inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:])
         picture[edge] = (0, 150, 60)
         image = Image.fromarray(picture)
         draw = ImageDraw.Draw(image)
-        scale = size[0] / self.width
-        for number in self.taken:
-            x, y = self.corners[number] * scale
-            side = self.scale.step * scale
+        for x, y, side in boxes:
             draw.rectangle((x, y, x + side - 1, y + side - 1), outline=(30, 60, 220))
         with atomic_path(path) as partial:
             image.save(partial, "PNG", compress_level=1)

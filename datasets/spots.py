@@ -17,11 +17,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy import sparse
 
 from common.errors import InputError, did_you_mean, shorten, warn
-from common.run import generator_for
 from datasets.expression import ExpressionTable, splits_of
 from datasets.gene_lists import GeneNames, read_gene_list, read_mapping
 from datasets.gene_mapper import GeneMapper
@@ -287,6 +285,10 @@ def _assign(obs: pd.DataFrame, settings: SpotSettings) -> list[str]:
     """
     if not settings.test:
         return [""] * len(obs)
+    import torch  # takes seconds, which the other commands of prepare_data.py need not wait
+
+    from common.run import generator_for
+
     assigned = pd.Series("train", index=obs.index, dtype=object)
     for name, spots in obs.groupby("section", sort=False):
         if name in settings.test:

@@ -15,14 +15,16 @@ import tarfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
 
 from common.errors import InputError
 from common.files import atomic_path, read_json, sha256_of
+
+if TYPE_CHECKING:  # torch takes seconds to import, and nothing that cuts or verifies tiles needs it
+    import torch
 
 FORMAT = "tile store 1"
 SUFFIX = {"jpeg": ".jpg", "png": ".png"}
@@ -45,13 +47,17 @@ class Tile(NamedTuple):
 # ---- Conversions ----
 
 
-def to_model(images: np.ndarray) -> torch.Tensor:
+def to_model(images: np.ndarray) -> "torch.Tensor":
     """Return uint8 RGB tiles (N, H, W, 3) as float32 (N, 3, H, W) in [-1, 1]."""
+    import torch
+
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
-def to_uint8(images: torch.Tensor) -> np.ndarray:
+def to_uint8(images: "torch.Tensor") -> np.ndarray:
     """Return float tiles (N, 3, H, W) in [-1, 1] (values beyond are clipped) as uint8 RGB (N, H, W, 3)."""
+    import torch
+
     pixels = images.detach().float().add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
@@ -235,24 +241,29 @@ class TileStore:
         return _decode(self.read_bytes(index), f"{self.path}: tile {index}")
 
     def verify(self) -> None:
-        """Read the whole tar; InputError where its SHA-256 or a tile's CRC32 is not the one written."""
+        """Read the whole tar; InputError where its SHA-256 or a tile's CRC32 differs, or a tile is no picture."""
         for index in range(len(self)):
-            self.read_bytes(index)
+            if (shape := self.read(index).shape) != (self.tile_size, self.tile_size, 3):
+                raise InputError(f"{self.path}: tile {index} is of shape {shape}, not {self.tile_size} px; {REMEDY}")
         if sha256_of(self.path) != self.digest:
             raise InputError(f"{self.path}: content differs from its SHA-256; {REMEDY}")
 
 
 def open_stores(folder: str | Path) -> dict[str, TileStore]:
     """Return the stores of a folder by slide key, sorted. Reads the JSONs only; InputError names a damaged store."""
+    return {stem.name: TileStore(stem.with_name(stem.name + ".json")) for stem in store_stems(folder)}
+
+
+def store_stems(folder: str | Path) -> list[Path]:
+    """Return the paths without suffix of the stores of a folder, whole or not, sorted; InputError where it has none."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such tile folder; make it with prepare_data.py tiles, or check the path")
     sealed = (p for p in folder.glob("[!.]*.json") if FORMAT.encode() in _start_of(p))
     stems = sorted({p.with_suffix("") for p in (*folder.glob("[!.]*.tar"), *sealed)})
-    stores = {stem.name: TileStore(stem.with_name(stem.name + ".json")) for stem in stems}
-    if not stores:
+    if not stems:
         raise InputError(f"{folder}: no tile store (<slide>.tar with <slide>.json) in it; run prepare_data.py tiles")
-    return stores
+    return stems
 
 
 def _start_of(path: Path) -> bytes:

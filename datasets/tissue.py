@@ -10,6 +10,7 @@ BLACK_LEVEL = 45  # all channels below: too dark for its colour to mean anything
 WHITE_LEVEL = 205  # all channels above: may be glass
 WHITE_SPREAD = 24  # largest difference of channels that glass may have
 MAX_HOLE_MM2 = 0.06  # holes up to this area are lumen, such as an alveolus, and belong to the tissue
+WHITE_DENSITY = 0.10  # optical density under which a pixel is empty, as in metrics/morphology.py
 
 
 def optical_densities(white: np.ndarray) -> np.ndarray:
@@ -112,3 +113,13 @@ def spread_order(corners: np.ndarray, step: float) -> np.ndarray:
     along = np.argsort(curve, kind="stable")
     golden = (np.arange(len(along), dtype=np.float64) * ((5**0.5 - 1) / 2)) % 1
     return along[np.argsort(golden, kind="stable")]
+
+
+def mean_density(image: np.ndarray) -> np.ndarray:
+    """Return the mean optical density (log10) of R, G, B (3,) float64 of a tile's pixels that are not white.
+
+    Every fourth pixel each way is enough. White: below WHITE_DENSITY in all three; a tile of white alone has 0.
+    """
+    density = -np.log10((np.arange(256) + 1.0) / 256.0)[image[::4, ::4].reshape(-1, 3)]  # (n, 3), Lambert-Beer
+    stained = density[density.max(-1) >= WHITE_DENSITY]
+    return stained.mean(0) if len(stained) else np.zeros(3)

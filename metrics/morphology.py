@@ -64,10 +64,15 @@ def separate_stains(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
     """Return (haematoxylin, eosin, white) of uint8 images (..., 3): amounts of stain (log10 OD, float32) and a mask."""
     density = -np.log10((np.arange(256) + 1.0) / 256.0).astype(np.float32)  # Lambert-Beer, by table
     od = density[images]  # (..., 3)
-    basis = np.array([HAEMATOXYLIN, EOSIN, np.cross(HAEMATOXYLIN, EOSIN)])
-    unmix = np.linalg.inv(basis / np.linalg.norm(basis, axis=1, keepdims=True)).astype(np.float32)
-    stains = od @ unmix[:, :2]  # (..., 2)
+    stains = stains_of(od)
     return stains[..., 0], stains[..., 1], od.max(-1) < WHITE_OD
+
+
+def stains_of(density: np.ndarray) -> np.ndarray:
+    """Return haematoxylin and eosin (..., 2) of optical densities of R, G, B (..., 3), log10. Linear: of means too."""
+    basis = np.array([HAEMATOXYLIN, EOSIN, np.cross(HAEMATOXYLIN, EOSIN)])
+    unmix = np.linalg.inv(basis / np.linalg.norm(basis, axis=1, keepdims=True)).astype(density.dtype)
+    return density @ unmix[:, :2]
 
 
 def find_nuclei(haematoxylin: np.ndarray, white: np.ndarray, mpp: float) -> tuple[np.ndarray, np.ndarray]:

@@ -3,8 +3,10 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from common.errors import InputError
+from datasets.cluster import check_memory_limit
 
 Commands = argparse._SubParsersAction
 
@@ -45,3 +47,25 @@ def table_path(out: str) -> Path:
     if Path(out).suffix not in (".csv", ".h5ad"):
         raise InputError(f"{out}: tables are written as .csv or .h5ad; name the output accordingly")
     return Path(out)
+
+
+def add_workers(add: Callable[..., argparse.Action]) -> None:
+    """Add the flags that say who does the work."""
+    add("--workers", type=int, help="processes on this machine, a slide each; 0: in this one (default: 1)")
+    add("--memory_limit", help="of each, such as 4GB; beyond it a worker is replaced (default: an equal share)")
+    add("--scheduler", help="address or file of a dask scheduler, whose workers do it instead (README: Many slides)")
+
+
+def workers_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return those flags as `open_workers` takes them. InputError for ones that cannot be, or not together."""
+    if args.workers is not None and args.workers < 0:
+        raise InputError(f"--workers {args.workers}: a number of processes was expected, 0: do it in this one")
+    for name in ("workers", "memory_limit"):
+        if args.scheduler and getattr(args, name) is not None:
+            raise InputError(f"--{name}: the workers of --scheduler are as they were started; leave one of the two out")
+    if args.memory_limit is not None:
+        if args.workers == 0:
+            raise InputError("--memory_limit: with --workers 0 there is no worker to limit; leave one of the two out")
+        check_memory_limit(args.memory_limit)
+    workers = 1 if args.workers is None else args.workers
+    return {"workers": workers, "memory_limit": args.memory_limit or "auto", "scheduler": args.scheduler}

@@ -1,17 +1,20 @@
 """prepare_data.py tiles: from slides to tile stores."""
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from common.errors import EXIT_DONE, EXIT_SOME_FAILED, InputError, warn
 from common.files import make_folder
 from datasets.extraction import CRITERIA, Job, Outcome, TileSettings
 from datasets.given import given_of
-from datasets.jobs import cut_slides, write_report
+from datasets.jobs import cut_slides
 from datasets.keys import slide_key
 from datasets.slides import check_mpp, find_slides, read_mpp_table
 from datasets.tiles import SUFFIX
-from preparation.parts import Commands, add_command
+from preparation.parts import Commands, add_command, add_workers, workers_of
+from preparation.progress import Progress
+from preparation.tile_report import write_reports
 
 MANUAL = """Cut slides into tiles of one physical size and keep them in tile stores.
 
@@ -25,9 +28,11 @@ without any is refused (its nominal magnification is never taken for it).
 --coordinates takes the squares that CLAM or TRIDENT chose (their size must be that of --mpp and --tile_size; each is
 read as it is, --min_tissue does not apply without --masks), --masks the tissue drawn in QuPath, in level-0 pixels.
 Writes <out>/<slide>.tar and .json (one tile store per slide), <out>/report.csv (one row per slide: tiles, mpp, what was
-left out and why) and <out>/previews/<slide>.png (tissue in green, tiles in blue).
+left out and why, stain), <out>/report.html (the same to look at, problems first) and <out>/previews/<slide>.png
+(tissue in green, tiles in blue).
 A slide that fails costs itself; exit status 3 says that some did, 2 that all did. The same command again keeps what is
-finished.
+finished; two at a time on one folder share the slides. A worker that dies, or that --slide_timeout ends, is replaced;
+its slide is tried three times, one that overran once. The tiles are the same, byte for byte, whoever cuts them.
 
     python prepare_data.py tiles --slides slides/lung --out tiles/lung --mpp 0.5 --tile_size 256 --max_tiles 600 \\
         --workers 2
@@ -53,15 +58,13 @@ def add_to(commands: Commands) -> None:
     add("--mpp_table", help="the same for named slides: a CSV with columns slide, mpp; wins over the file")
     add("--coordinates", help="folder of CLAM's or TRIDENT's coordinates (<slide>.h5): these squares, not our grid")
     add("--masks", help="folder of GeoJSON outlines (<slide>.geojson; QuPath, TRIDENT): this tissue, not our mask")
-    add("--workers", type=int, default=1, help="slides cut at a time, each in a process; 0: in this one (%(default)s)")
+    add_workers(add)
     add("--slide_timeout", type=float, default=0, help="give a slide up after so many seconds; 0: never (%(default)s)")
     add("--restart", action="store_true", help="cut finished slides again, with whatever settings")
 
 
 def run(args: argparse.Namespace) -> int:
     """Cut the slides, write the report, name the slides that failed; return the exit status."""
-    from tqdm import tqdm
-
     settings = TileSettings(
         mpp=args.mpp,
         tile_size=args.tile_size,
@@ -74,10 +77,11 @@ def run(args: argparse.Namespace) -> int:
         max_pen=args.max_pen,
     )
     settings.check()
-    if args.workers < 0:
-        raise InputError(f"--workers {args.workers}: a number of processes was expected, 0: cut in this one")
+    workers = workers_of(args)
     if not args.slide_timeout >= 0:
         raise InputError(f"--slide_timeout {args.slide_timeout:g}: seconds were expected, 0: never give up")
+    if args.slide_timeout and workers["workers"] == 0:
+        raise InputError("--slide_timeout: ends the process that cuts the slide; it needs --workers 1 or more")
     if args.slide_mpp is not None:
         check_mpp(args.slide_mpp, "--slide_mpp")
     if args.criteria == "published" and (args.coordinates or args.masks):
@@ -89,23 +93,23 @@ def run(args: argparse.Namespace) -> int:
     jobs = [Job(path, out, settings, table.get(slide_key(path.name)), args.slide_mpp, given) for path in slides]
     make_folder(out)
     outcomes: list[Outcome] = []
+    cutting = cut_slides(jobs, timeout=args.slide_timeout, restart=args.restart, **workers)
     try:
-        with tqdm(total=len(jobs), desc="tiles", unit="slide", disable=None) as bar:
-            for outcome in cut_slides(jobs, args.workers, args.slide_timeout, args.restart):
+        with Progress("tiles", len(jobs)) as progress, contextlib.closing(cutting):
+            for outcome in cutting:
                 outcomes.append(outcome)
                 if outcome.status == "failed":
-                    bar.clear()
+                    progress.clear()
                     warn(outcome.reason)
-                bar.update()
-                bar.set_postfix(tiles=sum(o.tiles for o in outcomes))
+                progress.add(outcome.tiles, outcome.status == "kept")
     finally:
         if outcomes:
-            write_report(out / "report.csv", outcomes)
+            write_reports(out, outcomes, settings)
     failed = [o for o in outcomes if o.status == "failed"]
     if len(failed) == len(outcomes):
         raise InputError(f"{args.slides}: no tiles from any of {len(failed)} slides; the first: {failed[0].reason}")
     print(
         f"{out}: {sum(o.tiles for o in outcomes)} tiles of {len(outcomes) - len(failed)} slides; "
-        f"{len(failed)} failed; {out / 'report.csv'}"
+        f"{len(failed)} failed; {out / 'report.csv'}, {out / 'report.html'}"
     )
     return EXIT_SOME_FAILED if failed else EXIT_DONE

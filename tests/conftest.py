@@ -52,7 +52,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory, command: Callable[[str], in
         for tissue, name in (("lung", "Lung"), ("brain", "Brain - Cortex")):
             line = f"prepare_data.py expression {rna} --tissue '{name}' --slides demo/slides/{tissue}"
             assert command(f"{line} --out data/{tissue}.csv") == 0
-            line = f"prepare_data.py tiles --slides demo/slides/{tissue} --out tiles/{tissue} --workers 2"
+            line = f"prepare_data.py tiles --slides demo/slides/{tissue} --out tiles/{tissue} --workers 0"
             line += " --mpp_table demo/mpp_table.csv --mpp 0.5 --tile_size 128 --max_tiles 12"
             planted = {"lung": 0, "brain": 3}  # one brain slide is cut short on purpose
             assert command(line) == planted[tissue]

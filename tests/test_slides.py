@@ -1,14 +1,6 @@
-"""Slides to tiles: micrometres per pixel, tissue, quality, damage, crashes; on made-up slides whose tissue is known."""
+"""Slides to tiles: micrometres per pixel, tissue, quality, damage; on made-up slides whose tissue is known."""
 
-import contextlib
-import errno
 import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,16 +8,13 @@ import pytest
 import tifffile
 from scipy import ndimage
 
-import datasets.extraction as extraction
-import datasets.jobs as jobs
-import prepare_data
-from common.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_SOME_FAILED, EXIT_STOPPED, InputError, run_command
+from common.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_SOME_FAILED, InputError, run_command
 from datasets.extraction import Job, TileSettings, cut_slide
-from datasets.jobs import cut_slides
 from datasets.quality import judge, sharpness
 from datasets.slides import Slide, find_slides, read_mpp_table, resolve_mpp
 from datasets.tiles import TileStore, open_stores, read_image
 from datasets.tissue import spread_order, tile_grid, tissue_fractions, tissue_mask
+from preparation import tiles
 from prepare_data import build_parser, main
 
 GLASS, WHITE = (243, 242, 244), np.array([255, 255, 255], np.float32)
@@ -64,7 +53,7 @@ def write_svs(path, image, mpp=0.5, words="AppMag = 20"):
     return path
 
 
-SMALL = ["--tile_size", "64", "--max_tiles", "12"]
+SMALL = ["--workers", "0", "--tile_size", "64", "--max_tiles", "12"]
 
 
 def run_tiles(*words):
@@ -237,7 +226,7 @@ def test_a_slide_that_fails_costs_itself(tmp_path, capsys):
     (slides / "empty.svs").write_bytes(b"")
     (slides / "page.svs").write_text("<html>404</html>")
     (slides / "cut.svs").write_bytes(good[: len(good) // 2])
-    assert run_tiles("--slides", slides, "--out", out, *SMALL, "--workers", "2") == EXIT_SOME_FAILED
+    assert run_tiles("--slides", slides, "--out", out, *SMALL) == EXIT_SOME_FAILED
     report = pd.read_csv(out / "report.csv", index_col="slide")
     assert report["status"].to_dict() == dict.fromkeys(("blank", "cut", "empty", "nompp", "page"), "failed") | {
         "good": "cut"
@@ -284,7 +273,7 @@ def test_a_part_that_cannot_be_read_costs_its_tiles(tmp_path):
 
 def test_finished_slides_are_kept_and_other_settings_refused(tmp_path, capsys):
     write_svs(tmp_path / "slides" / "a.svs", half_slide())
-    line = ["--slides", tmp_path / "slides", "--out", tmp_path / "tiles", "--tile_size", "64", "--max_tiles"]
+    line = ["--slides", tmp_path / "slides", "--out", tmp_path / "tiles", *SMALL, "--max_tiles"]
     assert run_tiles(*line, 6) == EXIT_DONE
     before = (tmp_path / "tiles" / "a.tar").stat().st_mtime_ns
     assert run_tiles(*line, 6) == EXIT_DONE
@@ -323,12 +312,11 @@ def test_an_mpp_that_is_no_longer_given_is_another_setting(tmp_path, capsys, way
     assert f"a.json: cut with other settings: mpp of the slide (0.5 there from {way}, not" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_slide_that_fails_when_cut_again_loses_its_store(tmp_path, workers):
+def test_a_slide_that_fails_when_cut_again_loses_its_store(tmp_path):
     slides, out = tmp_path / "slides", tmp_path / "tiles"
     for name in ("a", "b"):
         write_svs(slides / f"{name}.svs", half_slide())
-    line = ["--slides", slides, "--out", out, *SMALL, "--workers", workers]
+    line = ["--slides", slides, "--out", out, *SMALL]
     assert run_tiles(*line) == EXIT_DONE and sorted(open_stores(out)) == ["a", "b"]
     (slides / "a.svs").write_bytes((slides / "a.svs").read_bytes()[:5000])
     assert run_tiles(*line) == EXIT_SOME_FAILED and sorted(open_stores(out)) == ["b"]
@@ -359,6 +347,10 @@ def test_slides_of_one_name_and_empty_folders_are_refused(tmp_path):
         ("--workers", -1),  # was waited for without end
         ("--slide_timeout", -5),
         ("--slide_timeout", "nan"),
+        ("--slide_timeout", 5, "--workers", 0),
+        ("--memory_limit", "lots"),
+        ("--memory_limit", "1GB", "--workers", 0),
+        ("--workers", 2, "--scheduler", "tcp://127.0.0.1:1"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_first(tmp_path, capsys, words):
@@ -370,87 +362,10 @@ def test_settings_that_cannot_be_are_refused_first(tmp_path, capsys, words):
 def test_an_output_that_is_a_file_is_one_line_before_any_slide(tmp_path, capsys, monkeypatch, deeper):
     write_svs(tmp_path / "slides" / "a.svs", half_slide())
     (tmp_path / "out").write_text("a file")
-    monkeypatch.setattr(prepare_data, "cut_slides", None)
+    monkeypatch.setattr(tiles, "cut_slides", None)
     assert run_tiles("--slides", tmp_path / "slides", "--out", tmp_path / "out" / deeper) == EXIT_BAD_INPUT
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and f"{tmp_path}/out" in error and "a file stands in its place" in error
-
-
-def jobs_for(tmp_path, *names):
-    paths = [write_svs(tmp_path / f"{name}.svs", half_slide(256)) for name in names]
-    return [Job(path, tmp_path / "tiles", TileSettings(tile_size=64, max_tiles=4)) for path in paths]
-
-
-def test_processes_give_the_same_bytes_as_one(tmp_path):
-    for folder, workers in (("a", 0), ("b", 2)):
-        todo = jobs_for(tmp_path / folder, "s", "t")
-        for job in todo:
-            os.utime(job.slide, (1e9, 1e9))  # a store names its slide's time
-        assert all(o.status == "cut" for o in cut_slides(todo, workers))
-    for name in ("s.tar", "s.json", "t.tar", "t.json", "previews/s.png"):
-        assert (tmp_path / "a/tiles" / name).read_bytes() == (tmp_path / "b/tiles" / name).read_bytes()
-
-
-def crash_or_hang(job):
-    if job.key == "crash":
-        (job.out / f".crash.tar.{os.getpid()}.partial").write_bytes(b"half")
-        os.kill(os.getpid(), signal.SIGKILL)
-    if job.key == "hang":
-        time.sleep(60)
-    return cut_slide(job)
-
-
-@pytest.mark.skipif(os.uname().sysname != "Linux", reason="the fault is put in by forking")
-def test_a_crash_or_a_hang_costs_one_slide(tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs, "cut_slide", crash_or_hang)
-    todo = jobs_for(tmp_path, "crash", "good", "hang")
-    todo[0].out.mkdir()
-    for suffix in ("json", "tar"):
-        (todo[0].out / f"hang.{suffix}").write_text("an earlier store, damaged")
-    outcomes = {o.slide: o for o in cut_slides(todo, workers=2, timeout=8)}
-    assert outcomes["good"].status == "cut"
-    assert "its process died (exit code -9)" in outcomes["crash"].reason
-    assert "took longer than --slide_timeout" in outcomes["hang"].reason
-    assert outcomes["hang"].reason.endswith("set aside as hang.json.old, hang.tar.old")
-    left = sorted(p.name for p in (tmp_path / "tiles").iterdir())
-    assert left == ["good.json", "good.tar", "hang.json.old", "hang.tar.old", "previews"]
-
-
-@pytest.mark.skipif(os.uname().sysname != "Linux", reason="a group of processes is interrupted")
-def test_ctrl_c_is_one_line_and_can_be_gone_on_from(tmp_path):
-    first = write_svs(tmp_path / "slides" / "s00.svs", half_slide())
-    for i in range(1, 60):
-        shutil.copy(first, first.with_name(f"s{i:02}.svs"))
-    words = ["tiles", "--slides", tmp_path / "slides", "--out", tmp_path / "tiles", *SMALL, "--workers", "2"]
-    command = [sys.executable, prepare_data.__file__, *map(str, words)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not list(tmp_path.glob("tiles/*.json")):
-        assert process.poll() is None
-        time.sleep(0.01)
-    workers = []
-    while not workers:
-        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        assert process.poll() is None
-    for worker in workers:  # they get it too, perhaps long before the parent ends them
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(worker), signal.SIGINT)
-    time.sleep(0.5)
-    os.killpg(process.pid, signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == EXIT_STOPPED and error.count("\n") == 1, error
-    assert "type the same command again" in error
-    assert not list((tmp_path / "tiles").rglob(".*")) and open_stores(tmp_path / "tiles")
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_full_disk_stops_the_run_and_leaves_nothing_half(tmp_path, monkeypatch, workers):
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "no space left on device", "tiles/a.tar")
-
-    monkeypatch.setattr(extraction, "write_store", full)
-    with pytest.raises(OSError, match="no space left"):
-        list(cut_slides(jobs_for(tmp_path, "a", "b"), workers))
-    assert not list((tmp_path / "tiles").glob("*.json")) and not list((tmp_path / "tiles").rglob(".*"))
 
 
 # ---- Real slides ----
@@ -458,7 +373,7 @@ def test_a_full_disk_stops_the_run_and_leaves_nothing_half(tmp_path, monkeypatch
 
 def test_real_slides(data_folder, tmp_path, capsys):
     slides, out = data_folder / "wsi", tmp_path / "tiles"
-    assert run_tiles("--slides", slides, "--out", out, "--max_tiles", "10", "--workers", "2") == EXIT_SOME_FAILED
+    assert run_tiles("--slides", slides, "--out", out, "--max_tiles", "10", "--workers", "0") == EXIT_SOME_FAILED
     report = pd.read_csv(out / "report.csv", index_col="slide")
     assert report["tiles"].to_dict() == {
         "CMU-1-Small-Region": 10,
@@ -478,7 +393,7 @@ def test_the_real_slide_without_mpp_works_with_each_way(data_folder, tmp_path, w
     slide = data_folder / "wsi" / "TCGA-CR-7395-01A-01-TS1.svs"
     (tmp_path / "m.csv").write_text(f"slide,mpp\n{slide.name},0.25\n")
     words = ["--slide_mpp", 0.25] if way == "flag" else ["--mpp_table", tmp_path / "m.csv"]
-    assert run_tiles("--slides", slide, "--out", tmp_path / "t", "--max_tiles", 8, *words) == EXIT_DONE
+    assert run_tiles("--slides", slide, "--out", tmp_path / "t", "--max_tiles", 8, "--workers", 0, *words) == EXIT_DONE
     store = open_stores(tmp_path / "t")[slide.stem]
     assert len(store) == 8 and store.mpp == pytest.approx(0.5, rel=0.01)
     images = np.stack([store.read(i) for i in range(8)])

@@ -1,0 +1,163 @@
+"""Work for many processes, through dask.distributed: on this machine, or wherever the workers of a scheduler are."""
+
+import contextlib
+import itertools
+import logging
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import Any, TypeVar
+
+from common.errors import InputError, Stopped, warn
+from datasets.workers import interrupts_held_back
+
+ATTEMPTS = 3  # of an item whose worker dies
+CONNECT_SECONDS = 20.0  # in which a scheduler must answer
+LOOK_SECONDS = 5.0  # between two looks whether all workers are there
+HEAVY = ("distributed", "numpy", "pandas", "scipy.ndimage", "PIL.Image")  # imported once for all workers
+# Workers hold no data of each other's, so there is nothing to spill; a pause would wait for memory that a slide needs.
+# One item at a time goes to a worker: what waits at one that dies is not suspected.
+LOCAL_CONFIG = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.scheduler.worker-saturation": 1.0,
+    "distributed.scheduler.allowed-failures": ATTEMPTS + 2,
+}
+
+T, R = TypeVar("T"), TypeVar("R")
+Execute = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[Any, Any]]]
+
+
+class WorkersDied(Exception):
+    """The workers that took an item died one after the other."""
+
+
+@contextlib.contextmanager
+def open_workers(workers: int, memory_limit: str = "auto", scheduler: str | None = None) -> Iterator[Execute]:
+    """Yield execute(function, items), which yields (item, result) as results come, in any order.
+
+    `workers` processes on this machine, each with at most `memory_limit` ("4GB"; "auto": an equal share of the memory);
+    0: in this process. `scheduler` is the address, or the file, of a dask scheduler whose workers are used instead.
+    `function` and items travel to other processes. A result is a `WorkersDied` where each worker that took the item
+    died. What the function raises is raised here. InputError where no scheduler answers.
+    """
+    if workers == 0 and scheduler is None:
+        yield lambda function, items: ((item, function(item)) for item in items)
+        return
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(_remote(scheduler) if scheduler else _local(workers, memory_limit))
+        yield lambda function, items: _execute(client, function, items, scheduler or "the scheduler")
+
+
+def check_memory_limit(memory_limit: str) -> None:
+    """InputError where dask does not understand the limit, before it is asked to keep it."""
+    from dask.utils import parse_bytes
+
+    try:
+        enough = memory_limit == "auto" or parse_bytes(memory_limit) >= 100e6
+    except ValueError:
+        enough = False
+    if not enough:
+        raise InputError(f"--memory_limit {memory_limit}: expected a size such as 4GB, of 100MB or more, or auto")
+
+
+@contextlib.contextmanager
+def _local(workers: int, memory_limit: str) -> Iterator[Any]:
+    import dask
+    from distributed import Client, LocalCluster
+    from distributed.utils import get_mp_context
+
+    method = "forkserver" if sys.platform == "linux" else "spawn"
+    with dask.config.set({"distributed.worker.multiprocessing-method": method} | LOCAL_CONFIG):
+        if method == "forkserver":  # a worker, and the next one when it dies, starts in a fraction of a second
+            loaded = [name for name in HEAVY if name in sys.modules]
+            get_mp_context().set_forkserver_preload(loaded)
+        resource_tracker.ensure_running()  # when it starts, it lets the interrupts of its thread through
+        with interrupts_held_back():  # the workers inherit that: Ctrl-C is for this process, which ends them
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                memory_limit=memory_limit,
+                dashboard_address=None,
+                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # its HTTP server takes any free port
+                silence_logs=logging.CRITICAL,
+            )
+        with cluster, Client(cluster) as client, _replaced(cluster, workers):
+            yield client
+
+
+@contextlib.contextmanager
+def _replaced(cluster: Any, workers: int) -> Iterator[None]:
+    """Start workers anew that are gone for good: a nanny gives up one that dies before it has said that it is there."""
+    from tornado.ioloop import PeriodicCallback
+
+    look = PeriodicCallback(lambda: cluster.scale(workers), LOOK_SECONDS * 1000)
+    cluster.loop.add_callback(look.start)
+    try:
+        yield
+    finally:
+        cluster.loop.add_callback(look.stop)
+
+
+@contextlib.contextmanager
+def _remote(scheduler: str) -> Iterator[Any]:
+    from distributed import Client
+
+    try:
+        client = (
+            Client(scheduler_file=scheduler)
+            if Path(scheduler).is_file()
+            else Client(scheduler, timeout=CONNECT_SECONDS)
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--scheduler {scheduler}: no dask scheduler answers there ({str(error)[:100]}); "
+            "start one with `dask scheduler`, or leave the flag out"
+        ) from None
+    with client:
+        if not client.scheduler_info()["workers"]:
+            warn(f"--scheduler {scheduler}: no workers yet; the work begins when the first one comes")
+        yield client
+
+
+def _execute(
+    client: Any, function: Callable[[T], R], items: Sequence[T], where: str
+) -> Iterator[tuple[T, R | WorkersDied]]:
+    from distributed import CancelledError, KilledWorker, as_completed
+
+    name, numbers = f"{uuid.uuid4().hex}-cut", itertools.count()
+
+    def submit(batch: Sequence[T]) -> dict[Any, T]:
+        keys = [f"{name}-{next(numbers):08d}" for _ in batch]
+        return dict(zip(client.map(function, batch, key=keys, pure=False), batch, strict=True))
+
+    waiting, died = submit(items), Counter[int]()
+    done = as_completed(waiting)
+    for future in done:
+        item = waiting.pop(future)
+        try:
+            result: Any = future.result()
+        except KilledWorker:
+            died[id(item)] += 1
+            if died[id(item)] < ATTEMPTS:  # perhaps it only waited at a worker that another item killed
+                again = submit([item])
+                waiting.update(again)
+                done.update(again)
+                continue
+            result = WorkersDied()
+        except CancelledError:
+            raise Stopped(f"{where}: the scheduler is gone") from None
+        except (ImportError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "deserialization" not in str(error):
+                raise
+            raise InputError(
+                f"{where}: the scheduler or a worker cannot import the toolkit; start both in its folder, "
+                "or with the folder in their PYTHONPATH"
+            ) from error
+        future.release()
+        yield item, result

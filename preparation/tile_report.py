@@ -1,0 +1,64 @@
+"""What `prepare_data.py tiles` reports: report.csv, a row per slide, and report.html, the same to look at."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from common.files import atomic_path, write_text
+from datasets.extraction import Outcome, TileSettings
+from figures.slide_page import SlideRow, slide_page
+from metrics.morphology import stains_of
+
+NOT_FAULTS = ("tiles", "candidates")  # the other whole numbers of an Outcome count tiles left out, by reason
+
+
+def write_reports(out: Path, outcomes: Sequence[Outcome], settings: TileSettings) -> None:
+    """Write report.csv and report.html into the folder of the stores, slides sorted by name."""
+    outcomes = sorted(outcomes, key=lambda o: o.slide)
+    with atomic_path(out / "report.csv") as partial:
+        _table(outcomes).to_csv(partial, index=False)
+    lead = (
+        f"Tiles of {settings.tile_size} pixels at {settings.mpp:g} um per pixel, at most {settings.max_tiles or 'all'} "
+        f"of a slide, with a tissue share of {settings.min_tissue:g} or more."
+    )
+    write_text(out / "report.html", slide_page(f"Tiles: {out.name}", lead, [_row(out, o) for o in outcomes]))
+
+
+def _table(outcomes: Sequence[Outcome]) -> pd.DataFrame:
+    table = pd.DataFrame([asdict(o) for o in outcomes]).astype({"level": "Int64"})
+    place = table.columns.get_loc("density")
+    for name, column in zip(("haematoxylin", "eosin"), zip(*map(_stains, outcomes), strict=True), strict=True):
+        table.insert(place, name, column)
+        place += 1
+    return table.drop(columns="density")
+
+
+def _stains(outcome: Outcome) -> tuple[float | None, float | None]:
+    """Return mean haematoxylin and eosin, log10 optical density; None where no tile was taken."""
+    if outcome.density is None:
+        return None, None
+    haematoxylin, eosin = stains_of(np.array(outcome.density)).round(4).tolist()
+    return haematoxylin, eosin
+
+
+def _row(out: Path, outcome: Outcome) -> SlideRow:
+    faults = [f.name for f in fields(Outcome) if f.type is int and f.name not in NOT_FAULTS]
+    pictured = (out / "previews" / f"{outcome.slide}.jpg").exists()
+    haematoxylin, eosin = _stains(outcome)
+    return SlideRow(
+        outcome.slide,
+        outcome.status,
+        outcome.tiles,
+        outcome.candidates,
+        {name: getattr(outcome, name) for name in faults},
+        outcome.mpp,
+        outcome.mpp_source,
+        outcome.tissue,
+        haematoxylin,
+        eosin,
+        outcome.reason,
+        pictured,
+    )
