@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 from common.checkpoint import content_digest
-from common.config import PRECISIONS, GANSettings, load_config
+from common.config import PRECISIONS, GANSettings, add_tile_limits, load_config
 from common.errors import InputError, command_parser, run_command, warn
 from common.files import read_json, sha256_of, write_json
 from common.run import generator_for, pick_device
@@ -58,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--vae_checkpoint", help="the RNA-GAN's beta-VAE; default: the one that its settings name")
     parser.add_argument("--patient1", help="a sample or slide of the table, with or without .svs")
     parser.add_argument("--rna_data", help="a table to take the profile from, .csv or .h5ad, instead of the config's")
+    add_tile_limits(parser.add_argument)
     parser.add_argument("--random_patient", action="store_true", help="a profile drawn from the table by --seed")
     parser.add_argument(
         "--guidance", type=float, default=1.0, help="strength of the expression (default 1: as trained)"

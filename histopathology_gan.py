@@ -31,7 +31,7 @@ import torch
 from tqdm import tqdm
 
 from common.checkpoint import NonFiniteError, content_digest, load_checkpoint, resolve_checkpoint
-from common.config import PRECISIONS, GANSettings, load_config, settings_dict
+from common.config import PRECISIONS, GANSettings, add_tile_limits, load_config, settings_dict
 from common.errors import InputError, command_parser, run_command, warn
 from common.run import FREE_TO_CHANGE, Run, generator_for, keep_freed_memory, pick_device, seed_for
 from datasets.cohort import Cohort, open_cohort, write_left_out
@@ -64,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--loss_type", choices=LOSSES, help="a run is conditional where the name ends in vae")
     parser.add_argument("--num_epochs", type=int)
     parser.add_argument("--num_patches", type=int, dest="max_patch_per_wsi", help="tiles used per slide")
+    add_tile_limits(parser.add_argument)
     parser.add_argument("--max_steps", type=int, help="stop after so many steps in all; 0: no such limit")
     parser.add_argument("--batch_size", type=int)
     parser.add_argument("--img_size", type=int, help="pixels; a power of two from 16")

@@ -8,6 +8,7 @@ Paths are relative to the working directory.
 import argparse
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,6 +42,9 @@ class DataSettings:
     phenotypes: str = ""  # subject phenotypes (SUBJID, SEX), for betaVAE_interpolation.py --type sex
     img_size: int = 256  # pixels; tiles are area-resized to it
     max_patch_per_wsi: int = 600  # tiles used per slide; paper, STAR Methods
+    min_tissue: float = 0.0  # of the tiles that were cut, those with this share of tissue or more are used
+    min_sharpness: float = 0.0  # likewise, by the sharpness that prepare_data.py tiles measured
+    max_pen: float = 1.0  # likewise, with at most this share of pixels in a pen's colour
     rna_features: int = 0  # expected number of genes; 0: whatever the tables hold
     min_gene_coverage: float = 0.8  # refuse a table with fewer of the expected genes than this share
     missing_genes: str = "mean"  # mean: 0 after scaling; zero: 0 before scaling (published)
@@ -158,6 +162,13 @@ def load_config(cls: type[T], path: str | Path, args: argparse.Namespace | None 
     merged = {k: v for k, v in values.items() if k in known} | flags | {k: v for k, v in given.items() if k in known}
     hints = typing.get_type_hints(cls)
     return cls(**{key: _coerce(value, hints[key], f"{path}: {key}") for key, value in merged.items()})
+
+
+def add_tile_limits(add: Callable[..., argparse.Action]) -> None:
+    """Add the flags that choose among the tiles that were cut, by the scores kept with them."""
+    add("--min_tissue", type=float, help="use tiles with this share of tissue or more, of those that were cut")
+    add("--min_sharpness", type=float, help="likewise with this sharpness or more (prepare_data.py tiles)")
+    add("--max_pen", type=float, help="likewise with at most this share of pixels in a pen's colour")
 
 
 def settings_dict(settings: DataSettings) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from common.run import generator_for
 from datasets.expression import ExpressionTable, read_cohort_tables
 from datasets.keys import donor_of, slide_key, slug, split_of
 from datasets.tiles import TileStore, open_stores
-from datasets.tileset import TileSet
+from datasets.tileset import TileLimits, TileSet
 
 COLUMNS = ["slide", "donor", "tissue", "split"]
 NO_ROW = "no row in"  # how the reason begins why a slide, and not a row, is left out
@@ -100,9 +100,9 @@ def open_cohort(
     """Join the tile folders and the tables that `settings` names; keep the donors of `splits` (None: all).
 
     A row and a slide match by the table's `wsi_file_name`; table i is joined with tile folder i, or all with the only
-    folder. A slide takes part with at most `max_patch_per_wsi` tiles. Without `path_csv` all slides are used, `table`
-    is None and donors are read from the slides' names. InputError: no tiles at all, `need_expression` without tables,
-    nothing left after the join, a damaged store.
+    folder. A slide takes part with at most `max_patch_per_wsi` tiles, all within the settings' limits of tissue,
+    sharpness and pen. Without `path_csv` all slides are used, `table` is None and donors are read from the slides'
+    names. InputError: no tiles at all, `need_expression` without tables, nothing left after the join, a damaged store.
     """
     if not settings.patch_data_path:
         raise InputError("patch_data_path is empty: name the tile folders in the config or with --patch_data_path")
@@ -159,7 +159,7 @@ def _join(
             f"patch_data_path: {len(folders)} folders for {len(settings.path_csv)} tables; "
             "expected one, or one per table in the same order"
         )
-    table = read_cohort_tables(settings)
+    table, limits = read_cohort_tables(settings), TileLimits.of(settings)
     kept, lines, stores, left_out = [], [], [], []
     taken: set[tuple[int, str]] = set()
     for number, (name, obs) in enumerate(table.obs.iterrows()):
@@ -169,8 +169,8 @@ def _join(
         store = folders[folder].get(key)
         if not key:
             left_out.append((str(name), "the table names no slide for it"))
-        elif store is None or not len(store):
-            left_out.append((str(name), f"no tiles of {key} in {settings.patch_data_path[folder]}"))
+        elif store is None or not len(limits.numbers(store)):
+            left_out.append((str(name), f"no tiles of {key} in {settings.patch_data_path[folder]}{limits}"))
         elif (folder, key) in taken:
             left_out.append((str(name), f"slide {key} already belongs to an earlier row"))
         else:
@@ -194,11 +194,11 @@ def _join(
 
 def _all_slides(settings: DataSettings, folders: list[dict[str, TileStore]]) -> tuple[pd.DataFrame, list[TileStore]]:
     """Return one line per slide with tiles, and its store; donor from the slide's name, tissue from the settings."""
-    lines, stores = [], []
+    lines, stores, limits = [], [], TileLimits.of(settings)
     for number, (path, found) in enumerate(zip(settings.patch_data_path, folders, strict=True)):
         named = settings.tissues[number] if number < len(settings.tissues) else Path(path).name
         for key, store in found.items():
-            if len(store):
+            if len(limits.numbers(store)):
                 donor = donor_of(key)
                 lines.append((key, donor, slug(named), split_of(donor, settings.split_seed)))
                 stores.append(store)
@@ -229,6 +229,7 @@ def _keep_splits(
         settings.img_size,
         settings.max_patch_per_wsi,
         settings.seed,
+        TileLimits.of(settings),
     )
     slides["n_tiles"] = np.bincount(tiles.slide_index, minlength=len(slides))
     return Cohort(table, tiles, tiles.slide_index, slides, left_out)

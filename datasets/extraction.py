@@ -5,21 +5,27 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+import torch
+from PIL import Image
 
 from common.errors import InputError
-from common.files import atomic_path
+from common.run import keep_freed_memory
+from datasets import published_criteria as published
 from datasets.given import Given
 from datasets.keys import slide_key
+from datasets.plan import Plan, published_plan
+from datasets.quality import judge
 from datasets.slides import MPP_RANGE, Slide, UnreadableRegion, resolve_mpp
 from datasets.tiles import Tile, TileStore, write_store
-from datasets.tissue import fault_of, glass_colour, spread_order, tile_grid, tissue_fractions, tissue_mask
+from datasets.tissue import glass_colour, spread_order, tile_grid, tissue_fractions, tissue_mask
 
+CRITERIA = {"default": (0.5, 0.15), "published": (published.MIN_TISSUE, 0.0)}  # least tissue, least sharpness
+FAULTS = ("blank", "flat", "pen", "blurred", "damaged", "unreadable")
 MASK_PIXELS_PER_TILE = 16  # resolution of the mask: 8 um for tiles of 128 um
 MASK_SIDE = 4096  # largest side of the mask, pixels
 UNREADABLE_BUDGET = 0.25  # a slide with a larger share of unreadable tiles is given up
@@ -28,15 +34,26 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass
 class TileSettings:
-    """How tiles are cut. Recorded in each store; a store cut with other settings is not mixed with these."""
+    """How tiles are cut. Recorded in each store; a store cut with other settings is not mixed with these.
+
+    `criteria` "published": those of the published extractor, exactly (datasets/published_criteria.py).
+    """
 
     mpp: float = 0.5  # micrometres per pixel of the tiles; paper: 20x
     tile_size: int = 256  # pixels
     max_tiles: int = 600  # per slide; 0: all
-    min_tissue: float = 0.5  # least share of tissue in a tile, lumina counted in
-    min_sharpness: float = 0.15  # 0 keeps blurred tiles
+    min_tissue: float | None = None  # least share of tissue in a tile, lumina counted in; None: the criteria's
+    min_sharpness: float | None = None  # 0 keeps blurred tiles; None: the criteria's
     fmt: str = "jpeg"
     quality: int = 95
+    criteria: str = "default"
+    max_pen: float = 0.05  # largest share of pixels in a pen's colour; 1 keeps marked tiles
+
+    def __post_init__(self) -> None:
+        """Fill in what the criteria leave open."""
+        least_tissue, least_sharpness = CRITERIA[self.criteria]
+        self.min_tissue = least_tissue if self.min_tissue is None else self.min_tissue
+        self.min_sharpness = least_sharpness if self.min_sharpness is None else self.min_sharpness
 
     def check(self) -> None:
         """InputError names the first setting that cannot be, before any slide is opened."""
@@ -46,11 +63,14 @@ class TileSettings:
             "max_tiles": (self.max_tiles >= 0, "0 (all) or more"),
             "min_tissue": (0 <= self.min_tissue <= 1, "a share from 0 to 1"),
             "min_sharpness": (0 <= self.min_sharpness <= 1, "0 to 1"),
+            "max_pen": (0 <= self.max_pen <= 1, "a share from 0 to 1"),
             "quality": (1 <= self.quality <= 100, "1 to 100"),
         }
         for name, (fine, expected) in rules.items():
             if not fine:
                 raise InputError(f"--{name} {getattr(self, name)}: expected {expected}")
+        if self.criteria == "published" and self.min_sharpness:
+            raise InputError(f"--min_sharpness {self.min_sharpness}: the published criteria do not ask for sharpness")
 
 
 @dataclass
@@ -69,6 +89,11 @@ class Job:
         """The slide's key, which names its store."""
         return slide_key(self.slide.name)
 
+    @property
+    def preview(self) -> Path:
+        """Where its picture is drawn."""
+        return self.out / "previews" / f"{self.key}.png"
+
 
 @dataclass
 class Outcome:
@@ -84,9 +109,12 @@ class Outcome:
     tissue: float | None = None  # share of the slide
     candidates: int = 0  # tiles of the grid with enough tissue
     blank: int = 0
+    flat: int = 0  # low contrast (published criteria)
+    pen: int = 0  # marked with a pen
     blurred: int = 0
     damaged: int = 0
     unreadable: int = 0
+    reader: str = ""  # direct | OpenSlide: why
     seconds: float = 0.0
     reason: str = ""
 
@@ -97,19 +125,7 @@ class Outcome:
     @property
     def rejected(self) -> str:
         """What was rejected, in words."""
-        return ", ".join(f"{getattr(self, k)} {k}" for k in ("blank", "blurred", "damaged", "unreadable")) + " tiles"
-
-
-@dataclass
-class _Plan:
-    scale: Any
-    corners: np.ndarray  # (n, 2) candidates in the order in which they are tried
-    tissue: np.ndarray  # (n,)
-    white: np.ndarray  # (3,)
-    overview: np.ndarray
-    mask: np.ndarray
-    width: int  # of the slide at level 0
-    taken: list[int] = field(default_factory=list)
+        return ", ".join(f"{getattr(self, fault)} {fault}" for fault in FAULTS) + " tiles"
 
 
 def finished(job: Job) -> Outcome | None:
@@ -125,8 +141,9 @@ def finished(job: Job) -> Outcome | None:
         before, earlier = store.extra["settings"], Outcome(**store.extra["outcome"])
     except (InputError, KeyError, TypeError):  # damaged, or not ours: cut again
         return None
+    before = {f.name: f.default for f in fields(TileSettings)} | before  # what was no setting then
     wanted, slide = asdict(job.settings), job.slide.stat()
-    changed = [f"{k} ({before.get(k)} there, {v} now)" for k, v in wanted.items() if before.get(k) != v]
+    changed = [f"{k} ({before[k]} there, {v} now)" for k, v in wanted.items() if before[k] != v]
     mpp = job.mpp_from_table or (job.mpp_from_flag if earlier.mpp_source != "file" else None)
     if earlier.mpp_source == "table" and job.mpp_from_table is None:
         changed.append(f"mpp of the slide ({earlier.mpp} there from --mpp_table, not in it now)")
@@ -152,6 +169,7 @@ def cut_slide(job: Job) -> Outcome:
     disk raises (OSError): it concerns all.
     """
     outcome, start = Outcome(job.key), time.perf_counter()
+    keep_freed_memory(torch.device("cpu"))  # pictures of 200 kB come and go
     try:
         with Slide(job.slide) as slide:
             _cut(job, slide, outcome)
@@ -182,7 +200,8 @@ def set_aside(job: Job, outcome: Outcome) -> None:
 def _cut(job: Job, slide: Slide, outcome: Outcome) -> None:
     settings = job.settings
     outcome.mpp, outcome.mpp_source = resolve_mpp(slide, job.mpp_from_table, job.mpp_from_flag)
-    plan = _plan(job, slide, outcome)
+    outcome.reader = slide.reader
+    plan = (_published_plan if settings.criteria == "published" else _plan)(job, slide, outcome)
     file = job.slide.stat()
     extra: dict[str, Any] = {
         "settings": asdict(settings),
@@ -201,10 +220,10 @@ def _cut(job: Job, slide: Slide, outcome: Outcome) -> None:
             extra=extra,
         )
     finally:
-        _draw_preview(job, plan)
+        plan.draw(job.preview)
 
 
-def _plan(job: Job, slide: Slide, outcome: Outcome) -> _Plan:
+def _plan(job: Job, slide: Slide, outcome: Outcome) -> Plan:
     """Find the tissue and list the tiles to try, in order."""
     settings = job.settings
     scale = slide.scale_for(outcome.mpp or 0, settings.mpp, settings.tile_size)
@@ -230,9 +249,9 @@ def _plan(job: Job, slide: Slide, outcome: Outcome) -> _Plan:
     asked = settings.min_tissue if not listed or job.given.masks else 0.0  # who chose the squares looked for tissue
     enough = np.flatnonzero(fractions >= asked)
     outcome.candidates = len(enough)
-    plan = _Plan(scale, corners[enough], fractions[enough], glass_colour(overview), overview, mask, slide.size[0])
+    plan = Plan(scale, corners[enough], fractions[enough], glass_colour(overview), overview, mask, slide.size[0])
     if not len(enough):
-        _draw_preview(job, plan)
+        plan.draw(job.preview)
         hint = f"; {unreadable} parts of the overview were unreadable" if unreadable else ""
         raise InputError(
             f"{slide.path}: no tissue: none of {len(corners)} tiles has a tissue share of {settings.min_tissue:g} "
@@ -243,15 +262,27 @@ def _plan(job: Job, slide: Slide, outcome: Outcome) -> _Plan:
     return plan
 
 
-def _good_tiles(job: Job, slide: Slide, plan: _Plan, outcome: Outcome, extra: dict[str, Any]) -> Iterator[Tile]:
+def _published_plan(job: Job, slide: Slide, outcome: Outcome) -> Plan:
+    settings = job.settings
+    plan = published_plan(slide, outcome.mpp or 0, settings.mpp, settings.tile_size)
+    outcome.tile_mpp, outcome.level = round(plan.scale.mpp, 5), plan.scale.level
+    outcome.tissue, outcome.candidates = round(float(plan.mask.mean()), 4), len(plan.corners)
+    if not len(plan.corners):
+        plan.draw(job.preview)
+        raise InputError(f"{slide.path}: no tissue by the published criteria; look at its preview")
+    return plan
+
+
+def _good_tiles(job: Job, slide: Slide, plan: Plan, outcome: Outcome, extra: dict[str, Any]) -> Iterator[Tile]:
     """Yield tiles that pass the checks until there are enough; then complete the outcome and record it in `extra`."""
     settings, unreadable = job.settings, 0
+    read = _published_tile if settings.criteria == "published" else _default_tile
     limit = settings.max_tiles or len(plan.corners)
-    for number, (x, y) in enumerate(plan.corners.tolist()):
+    for number in range(len(plan.corners)):
         if outcome.tiles == limit:
             break
         try:
-            image = slide.read_tile(x, y, plan.scale, settings.tile_size)
+            tile, fault = read(slide, plan, number, settings)
         except UnreadableRegion as error:
             outcome.add("unreadable")
             unreadable += 1
@@ -260,16 +291,16 @@ def _good_tiles(job: Job, slide: Slide, plan: _Plan, outcome: Outcome, extra: di
                     f"{slide.path}: {unreadable} of {number + 1} tiles are unreadable ({error}); copy the slide again"
                 ) from None
             continue
-        if fault := fault_of(image, plan.white, settings.min_sharpness):
+        if fault:
             outcome.add(fault)
             continue
         outcome.tiles += 1
         plan.taken.append(number)
-        yield x, y, float(plan.tissue[number]), image
+        yield tile
     if not outcome.tiles:
         raise InputError(
             f"{slide.path}: none of {outcome.candidates} tiles is fit for use ({outcome.rejected}); "
-            "look at its preview, or lower --min_sharpness"
+            "look at its preview, or relax --min_sharpness or --max_pen"
         )
     if outcome.unreadable:
         outcome.reason = "parts of the slide are unreadable and were left out"
@@ -277,22 +308,20 @@ def _good_tiles(job: Job, slide: Slide, plan: _Plan, outcome: Outcome, extra: di
     extra["outcome"] = asdict(outcome)
 
 
-def _draw_preview(job: Job, plan: _Plan) -> None:
-    """Write the overview with the tissue's outline (green) and the tiles taken (blue), at most about 1,000 pixels."""
-    height, width = plan.mask.shape
-    zoom = min(1.0, 1000 / max(height, width)) if max(height, width) > 500 else max(1, 800 // max(height, width))
-    size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
-    picture = np.array(Image.fromarray(plan.overview).resize(size, Image.Resampling.BOX))
-    mask = np.asarray(Image.fromarray(plan.mask).resize(size, Image.Resampling.NEAREST))
-    inner = np.pad(mask, 1, mode="edge")
-    edge = mask & ~(inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:])
-    picture[edge] = (0, 150, 60)
-    image = Image.fromarray(picture)
-    draw = ImageDraw.Draw(image)
-    scale = size[0] / plan.width
-    for number in plan.taken:
-        x, y = plan.corners[number] * scale
-        side = plan.scale.step * scale
-        draw.rectangle((x, y, x + side - 1, y + side - 1), outline=(30, 60, 220))
-    with atomic_path(job.out / "previews" / f"{job.key}.png") as partial:
-        image.save(partial, "PNG")
+def _default_tile(slide: Slide, plan: Plan, number: int, settings: TileSettings) -> tuple[Tile, str | None]:
+    """Return a tile with its scores, and its fault."""
+    x, y = plan.corners[number].tolist()
+    image = slide.read_tile(x, y, plan.scale, settings.tile_size)
+    fault, scores = judge(image, plan.white, settings.min_sharpness, settings.max_pen)
+    return Tile(x, y, float(plan.tissue[number]), image, scores), fault
+
+
+def _published_tile(slide: Slide, plan: Plan, number: int, settings: TileSettings) -> tuple[Tile, str | None]:
+    x, y = plan.corners[number].tolist()
+    side, size = plan.scale.side, settings.tile_size
+    image = slide.read_region(x, y, 0, (side, side), outside=0)
+    tissue, low_contrast = published.judge(image)
+    fault = "blank" if not tissue > settings.min_tissue else "flat" if low_contrast else None
+    if side != size and not fault:
+        image = np.asarray(Image.fromarray(image).resize((size, size)))  # bicubic, as published
+    return Tile(x, y, tissue, image), fault

@@ -1,5 +1,6 @@
 """Whole slides through OpenSlide: which files are slides, their micrometres per pixel, regions of them as RGB."""
 
+import contextlib
 import io
 import itertools
 import math
@@ -13,6 +14,7 @@ from PIL import Image
 
 from common.errors import InputError, shorten
 from datasets.keys import SLIDE_SUFFIXES, slide_key
+from datasets.svs import DirectTiles, NotDirect
 from datasets.tiles import area_resize
 
 MPP_RANGE = (0.05, 10.0)  # micrometres per pixel beyond which a value is a mistake (0.1: 100x oil, 4: 2.5x); ours
@@ -37,21 +39,49 @@ class Scale:
 
 
 class Slide:
-    """One open slide; `size` is (width, height) at level 0. Close it, or use it in a `with` block."""
+    """One open slide; `size` is (width, height) at level 0. Close it, or use it in a `with` block.
+
+    `reader` says how pixels are read: "direct" (plain JPEG tiles), or "OpenSlide" and why.
+    """
 
     def __init__(self, path: str | Path) -> None:
         """Open `path`; InputError says what is wrong with a file that OpenSlide cannot read."""
+        import openslide
+
         self.path = Path(path)
         self.key = slide_key(self.path.name)
         self._handle = _open(self.path)
         self.size: tuple[int, int] = self._handle.dimensions
         self.downsamples: tuple[float, ...] = self._handle.level_downsamples
+        self._direct, self.reader = None, "direct"
+        try:
+            self._direct = DirectTiles(self.path, self._handle)
+        except NotDirect as why:
+            self.reader = f"OpenSlide: {why}"
+        except openslide.OpenSlideError as error:
+            self.reader = f"OpenSlide: {str(error)[:80]}"
+            self._open_again()
 
     def __enter__(self) -> "Slide":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._handle.close()
+        if self._direct is not None:
+            self._direct.close()
+
+    @property
+    def level_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(width, height) of each level, pixels."""
+        return self._handle.level_dimensions
+
+    @property
+    def power(self) -> float | None:
+        """Magnification that an Aperio file states (AppMag), None where it states none: a name, not a measure."""
+        try:
+            return float(self._handle.properties["aperio.AppMag"])
+        except (KeyError, ValueError):
+            return None
 
     @property
     def own_mpp(self) -> float | None:
@@ -82,22 +112,45 @@ class Slide:
         """Return the tile whose corner is (x, y) at level 0, as uint8 RGB (tile_size, tile_size, 3)."""
         return area_resize(self.read_region(x, y, scale.level, (scale.side, scale.side)), tile_size)
 
-    def read_region(self, x: int, y: int, level: int, size: tuple[int, int]) -> np.ndarray:
-        """Return `size` (width, height) pixels of a level from (x, y) at level 0, as uint8 RGB; outside is white.
+    def read_region(self, x: int, y: int, level: int, size: tuple[int, int], outside: int = 255) -> np.ndarray:
+        """Return `size` (width, height) pixels of a level from (x, y) at level 0, as uint8 RGB, perhaps read-only.
 
-        UnreadableRegion where the file is damaged there; the slide is opened again, so that other regions can be read.
+        What lies outside the slide has the value `outside`. UnreadableRegion where the file is damaged there; the slide
+        is opened again, so that other regions can be read.
         """
         import openslide
 
+        place = x / self.downsamples[level], y / self.downsamples[level]
+        if self._direct is not None and place[0].is_integer() and place[1].is_integer():  # else pixels are mixed
+            with contextlib.suppress(NotDirect):
+                return self._direct.read(int(place[0]), int(place[1]), level, size, outside)
         try:
             rgba = np.asarray(self._handle.read_region((x, y), level, size))  # (H, W, 4)
-        except openslide.OpenSlideError as error:  # after one error a handle refuses everything
-            self._handle.close()
-            self._handle = _open(self.path)
+        except openslide.OpenSlideError as error:
+            self._open_again()
             raise UnreadableRegion(str(error)[:120]) from None
         if rgba[..., 3].min() == 255:
             return np.ascontiguousarray(rgba[..., :3])
-        return np.where(rgba[..., 3:] == 0, np.uint8(255), rgba[..., :3])
+        return np.where(rgba[..., 3:] == 0, np.uint8(outside), rgba[..., :3])
+
+    @property
+    def rows_at_a_time(self) -> int | None:
+        """How many rows of the coarsest level `read_rows` is to be asked for: all, or None for any number."""
+        return None if self._direct is not None or self.downsamples[-1] == 1 else self.level_sizes[-1][1]
+
+    def read_rows(self, first: int, rows: int) -> np.ndarray:
+        """Return rows of the coarsest level, uint8 RGB (rows, its width, 3). InputError where they are damaged."""
+        level, width = len(self.downsamples) - 1, self.level_sizes[-1][0]
+        try:
+            if self._direct is not None:
+                return self._direct.read(0, first, level, (width, rows), 0)
+            return self.read_region(0, round(first * self.downsamples[level]), level, (width, rows), 0)
+        except (NotDirect, UnreadableRegion) as error:
+            raise InputError(f"{self.path}: its coarsest level is damaged ({error}); copy the slide again") from None
+
+    def _open_again(self) -> None:
+        self._handle.close()  # after one error a handle refuses everything
+        self._handle = _open(self.path)
 
     def overview(self, width: int) -> tuple[np.ndarray, int]:
         """Return the slide as uint8 RGB (h, width, 3), and how many of its parts were unreadable (left white).

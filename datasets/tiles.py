@@ -1,9 +1,9 @@
 """Tiles: the store on disk, pictures in folders, and the two conversions between pixels and the networks' numbers.
 
 A store is one slide: `<slide>.tar`, uncompressed, with one JPEG or PNG per tile, and `<slide>.json` with the slide's
-name, micrometres per pixel, tile side, level-0 coordinates, tissue fractions, and each member's offset, length and
-CRC32. The JSON is written last and seals the tar: a tar without it was cut short. Tiles are uint8, RGB, HWC; in the
-networks they are float32 in [-1, 1], NCHW. Nothing else in the toolkit converts between the two.
+name, micrometres per pixel, tile side, level-0 coordinates, tissue fractions and other scores, and each member's
+offset, length and CRC32. The JSON is written last and seals the tar: a tar without it was cut short. Tiles are uint8,
+RGB, HWC; in the networks they are float32 in [-1, 1], NCHW. Nothing else in the toolkit converts between the two.
 """
 
 import functools
@@ -15,7 +15,7 @@ import tarfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,8 +29,17 @@ SUFFIX = {"jpeg": ".jpg", "png": ".png"}
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 REMEDY = "delete it and run prepare_data.py tiles again"
 
-# x and y at level 0, tissue fraction (None: not known), uint8 (H, W, 3)
-Tile = tuple[int | None, int | None, float | None, np.ndarray]
+COLUMNS = ["x", "y", "tissue", "offset", "length", "crc32", "file"]  # of a tile; its further scores follow
+
+
+class Tile(NamedTuple):
+    """One tile to store, and by what it was judged: numbers by which a reader may choose. A plain tuple does too."""
+
+    x: int | None  # at level 0; None: not known
+    y: int | None
+    tissue: float | None  # share of it
+    image: np.ndarray  # uint8 (H, W, 3)
+    scores: dict[str, float] = {}  # noqa: RUF012 (never changed); the same names for all tiles of a store
 
 
 # ---- Conversions ----
@@ -80,7 +89,7 @@ def _coverage(n_in: int, n_out: int) -> np.ndarray:
 def write_store(
     folder: str | Path,
     slide: str,
-    tiles: Iterable[Tile],
+    tiles: Iterable[Tile | tuple],
     *,
     mpp: float,
     tile_size: int,
@@ -100,7 +109,7 @@ def write_store(
     folder = Path(folder)
     sealed = folder / f"{slide}.json"
     with atomic_path(sealed) as partial_json, atomic_path(folder / f"{slide}.tar") as partial_tar:
-        rows = _write_tar(partial_tar, slide, tiles, tile_size, fmt, quality)
+        rows, scores = _write_tar(partial_tar, slide, tiles, tile_size, fmt, quality)
         head = {
             "format": FORMAT,
             "slide": slide,
@@ -111,7 +120,7 @@ def write_store(
             "tar_bytes": partial_tar.stat().st_size,
             "tar_sha256": sha256_of(partial_tar),
             "extra": extra or {},
-            "columns": ["x", "y", "tissue", "offset", "length", "crc32", "file"],
+            "columns": COLUMNS + scores,
         }
         lines = [f"{json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in head.items()]
         lines.append('"tiles": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]")
@@ -121,29 +130,40 @@ def write_store(
     return sealed
 
 
-def _write_tar(path: Path, slide: str, tiles: Iterable[Tile], tile_size: int, fmt: str, quality: int) -> list[list]:
+def _write_tar(
+    path: Path, slide: str, tiles: Iterable[Tile | tuple], tile_size: int, fmt: str, quality: int
+) -> tuple[list[list], list[str]]:
+    """Return one row per tile, as COLUMNS and then the scores have it, and the names of the scores."""
     rows: list[list] = []
+    names: list[str] = []
     with open(path, "wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for index, (x, y, tissue, image) in enumerate(tiles):
+        for index, tile in enumerate(tiles):
+            x, y, tissue, image, scores = Tile(*tile)
+            names = names if index else list(scores)
             if image.dtype != np.uint8 or image.shape != (tile_size, tile_size, 3):
                 raise ValueError(f"{slide}: tile {index} is {image.dtype} {image.shape}, not uint8 of {tile_size} px")
             data = encode_image(image, fmt, quality)
             place = "" if x is None else f"_x{x}_y{y}"
             member = tarfile.TarInfo(f"{slide}/{index:05d}{place}{SUFFIX[fmt]}")  # the folder makes keys unique
             member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-            offset = tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-            share = None if tissue is None else round(float(tissue), 4)
+            tar.addfile(member)  # its head; quicker without a file object to copy from
+            held = [file.tell(), len(data), zlib.crc32(data), member.name]
+            tar.offset += file.write(data) + file.write(bytes(-len(data) % tarfile.BLOCKSIZE))
             corner = [None, None] if x is None else [int(x), int(y)]
-            rows.append([*corner, share, offset, len(data), zlib.crc32(data), member.name])
-    return rows
+            values = (tissue, *(scores[name] for name in names))
+            judged = [None if value is None else round(float(value), 4) for value in values]
+            rows.append([*corner, judged[0], *held, *judged[1:]])
+    return rows, names
 
 
 def encode_image(image: np.ndarray, fmt: str = "jpeg", quality: int = 95) -> bytes:
     """Return a uint8 RGB image (H, W, 3) as the bytes of a JPEG (4:4:4) or PNG file."""
+    if fmt == "jpeg":
+        import imagecodecs
+
+        return imagecodecs.jpeg8_encode(image, level=quality, subsampling="444")
     buffer = io.BytesIO()
-    options = {"quality": quality, "subsampling": 0} if fmt == "jpeg" else {"compress_level": 3}
-    Image.fromarray(image).save(buffer, fmt.upper(), **options)
+    Image.fromarray(image).save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()
 
 
@@ -152,7 +172,7 @@ def _seal(content: dict[str, Any]) -> str:
 
 
 class TileStore:
-    """One slide's tiles: `coords` (n, 2) level-0 pixels, `tissue` (n,) fractions, `read(i)`.
+    """One slide's tiles: `coords` (n, 2) level-0 pixels, `tissue` (n,) fractions, `scores` by name, `read(i)`.
 
     An imported store may not know them: coords are -1 then, tissue NaN.
     Holds no file open, no lock and no mapping: safe in forked workers, over network file systems, and to pickle.
@@ -185,6 +205,10 @@ class TileStore:
         places = [(-1, -1) if row[0] is None else row[:2] for row in rows]
         self.coords = np.array(places, np.int64).reshape(-1, 2)  # (n, 2) x, y at level 0
         self.tissue = np.array([row[2] for row in rows], np.float32)  # (n,)
+        further = content["columns"][len(COLUMNS) :]
+        self.scores = {
+            name: np.array([row[i] for row in rows], np.float32) for i, name in enumerate(further, len(COLUMNS))
+        }
         self._spans = np.array([row[3:6] for row in rows], np.int64).reshape(-1, 3)  # offset, length, CRC32
         if not self.path.exists():
             raise InputError(f"{self.path}: missing, though {self.json_path.name} describes it; {REMEDY}")

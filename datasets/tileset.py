@@ -1,15 +1,64 @@
 """Tiles of many slides as one numbered set: what training, metrics and sources draw from."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from common.config import DataSettings
 from common.errors import InputError
 from common.run import generator_for
 from datasets.tiles import TileStore, area_resize
 
 MPP_TOLERANCE = 0.02  # relative difference of the tiles' side in micrometres that still counts as equal; ours
+
+
+@dataclass(frozen=True)
+class TileLimits:
+    """Which tiles of a store are used, by the scores that were kept when they were cut: no slide is read again."""
+
+    min_tissue: float = 0.0
+    min_sharpness: float = 0.0
+    max_pen: float = 1.0
+
+    def __post_init__(self) -> None:
+        """InputError where a limit is no share."""
+        for name, value in vars(self).items():
+            if not 0 <= value <= 1:
+                raise InputError(f"{name} = {value:g}: expected 0 to 1")
+
+    @classmethod
+    def of(cls, settings: DataSettings) -> "TileLimits":
+        """Return the limits that settings name."""
+        return cls(settings.min_tissue, settings.min_sharpness, settings.max_pen)
+
+    def __str__(self) -> str:
+        """The limits in words, with a blank before; empty where there are none."""
+        named = [f"{name} {value:g}" for name, value in vars(self).items() if value != getattr(TileLimits, name)]
+        return f" within {', '.join(named)}" if named else ""
+
+    def numbers(self, store: TileStore) -> np.ndarray:
+        """Return the numbers (n,) of a store's tiles within the limits. InputError where it lacks a score asked for."""
+        good = np.ones(len(store), bool)
+        if self.min_tissue > 0:
+            if np.isnan(store.tissue).any():
+                raise InputError(f"{store.json_path}: imported, its tissue is not known; leave the limit of tissue out")
+            good &= store.tissue >= np.float32(self.min_tissue)
+        if self.min_sharpness > 0:
+            good &= self._score(store, "sharpness") >= np.float32(self.min_sharpness)
+        if self.max_pen < 1:
+            good &= self._score(store, "pen") <= np.float32(self.max_pen)
+        return np.flatnonzero(good)
+
+    @staticmethod
+    def _score(store: TileStore, name: str) -> np.ndarray:
+        if name not in store.scores and len(store):
+            raise InputError(
+                f"{store.json_path}: keeps no {name} of its tiles (cut by --criteria published, or before scores were "
+                f"kept); cut it again with --restart, or leave the limit of {name} out"
+            )
+        return store.scores.get(name, np.zeros(0, np.float32))
 
 
 class TileSet:
@@ -25,11 +74,16 @@ class TileSet:
         img_size: int,
         max_per_slide: int = 0,
         seed: int = 99,
+        limits: TileLimits | None = None,
     ) -> None:
-        """Take at most `max_per_slide` tiles of each store (0: all), the same ones for the same (seed, slide)."""
+        """Take at most `max_per_slide` tiles of each store (0: all), the same ones for the same (seed, slide).
+
+        Only those within `limits` are taken.
+        """
         self.stores: Sequence[TileStore] = list(stores.values()) if isinstance(stores, dict) else list(stores)
         self.img_size = img_size
-        chosen = [_choose(len(s), max_per_slide, seed, s.slide) for s in self.stores]
+        limits = limits or TileLimits()
+        chosen = [_choose(limits.numbers(s), max_per_slide, seed, s.slide) for s in self.stores]
         self.tile_index = np.concatenate(chosen) if chosen else np.zeros(0, np.int64)  # (N,)
         self.slide_index = np.repeat(np.arange(len(chosen)), [len(c) for c in chosen])  # (N,)
         self.mpp = self._effective_mpp()
@@ -75,7 +129,8 @@ class TileSet:
         return sides[0] / self.img_size if sides else None
 
 
-def _choose(n: int, limit: int, seed: int, slide: str) -> np.ndarray:
-    if not limit or n <= limit:
-        return np.arange(n)
-    return np.sort(torch.randperm(n, generator=generator_for(seed, "tiles", slide))[:limit].numpy())
+def _choose(numbers: np.ndarray, limit: int, seed: int, slide: str) -> np.ndarray:
+    if not limit or len(numbers) <= limit:
+        return numbers
+    order = torch.randperm(len(numbers), generator=generator_for(seed, "tiles", slide))
+    return numbers[np.sort(order[:limit].numpy())]

@@ -1,7 +1,6 @@
-"""Where the tissue is, which tiles are fit for use, and in which order to take them. Arrays in, arrays out."""
+"""Where the tissue is, and which tiles to take in which order. Arrays in, arrays out."""
 
 import numpy as np
-from PIL import Image
 from scipy import ndimage
 
 # Stain = spread of the three optical densities of a pixel. Glass, dust, black gaps and grey fill have none; all numbers
@@ -11,18 +10,20 @@ BLACK_LEVEL = 45  # all channels below: too dark for its colour to mean anything
 WHITE_LEVEL = 205  # all channels above: may be glass
 WHITE_SPREAD = 24  # largest difference of channels that glass may have
 MAX_HOLE_MM2 = 0.06  # holes up to this area are lumen, such as an alveolus, and belong to the tissue
-MIN_STAINED = 0.05  # share of stained pixels under which a tile is blank
-MAX_CONSTANT = 0.1  # share of constant, not white blocks above which a tile is damaged
 
 
-def stain_strength(image: np.ndarray, white: np.ndarray | None = None) -> np.ndarray:
-    """Return max - min over channels of the optical density of uint8 RGB (H, W, 3): (H, W) float32; grey, black: 0."""
-    white = np.array([255, 255, 255], np.float32) if white is None else white.astype(np.float32)
-    tables = np.log10((white[:, None] + 1) / np.arange(1, 257, dtype=np.float32)).astype(np.float32)  # (3, 256)
-    red, green, blue = (tables[c][image[..., c]] for c in range(3))
-    spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
-    spread[np.maximum(np.maximum(image[..., 0], image[..., 1]), image[..., 2]) < BLACK_LEVEL] = 0
-    return spread
+def stain_of(image: np.ndarray, white: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the stain of uint8 RGB (H, W, 3), and by how much its red is denser than its green: both (H, W) float32.
+
+    Optical density is relative to `white` (3,). Stain is its largest less its smallest over the channels; grey has
+    none, nor has what is nearly black.
+    """
+    tables = np.log10((white.astype(np.float32)[:, None] + 1) / np.arange(1, 257, dtype=np.float32))  # (3, 256)
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1))
+    red, green, blue = (table.take(plane) for table, plane in zip(tables, planes, strict=True))
+    stain = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+    stain[np.maximum(np.maximum(planes[0], planes[1]), planes[2]) < BLACK_LEVEL] = 0
+    return stain, red - green
 
 
 def glass_colour(image: np.ndarray) -> np.ndarray:
@@ -52,7 +53,7 @@ def tissue_mask(overview: np.ndarray, mpp: float) -> tuple[np.ndarray, dict[str,
     Otsu's threshold on the stain, within STAIN_RANGE; then small gaps are closed, lumina filled, crumbs removed.
     """
     white = glass_colour(overview)
-    stain = ndimage.gaussian_filter(stain_strength(overview, white), 1.0)
+    stain = ndimage.gaussian_filter(stain_of(overview, white)[0], 1.0)
     threshold = float(np.clip(otsu_threshold(stain), *STAIN_RANGE))
     mask = stain > threshold
     mask = ndimage.binary_closing(np.pad(mask, 2, mode="edge"), iterations=2)[2:-2, 2:-2] | mask
@@ -73,11 +74,11 @@ def _without_small(mask: np.ndarray, least: float) -> np.ndarray:
 
 
 def tile_grid(size: tuple[int, int], step: float) -> np.ndarray:
-    """Return level-0 corners (n, 2) x, y of tiles `step` apart that lie wholly in `size`, centred, row by row."""
-    columns, rows = (int(length / step + 1e-6) for length in size)
-    offsets = [(length - count * step) / 2 for length, count in zip(size, (columns, rows), strict=True)]
-    x = np.rint(offsets[0] + step * np.arange(columns)).astype(np.int64)
-    y = np.rint(offsets[1] + step * np.arange(rows)).astype(np.int64)
+    """Return level-0 corners (n, 2) x, y of tiles `step` apart that lie wholly in `size`, row by row.
+
+    From the slide's corner: where the slide's own tiles are as large, each is then decoded once.
+    """
+    x, y = (np.rint(step * np.arange(int(length / step + 1e-6))).astype(np.int64) for length in size)
     return np.stack([np.tile(x, len(y)), np.repeat(y, len(x))], axis=1)
 
 
@@ -111,38 +112,3 @@ def spread_order(corners: np.ndarray, step: float) -> np.ndarray:
     along = np.argsort(curve, kind="stable")
     golden = (np.arange(len(along), dtype=np.float64) * ((5**0.5 - 1) / 2)) % 1
     return along[np.argsort(golden, kind="stable")]
-
-
-def sharpness(image: np.ndarray) -> float:
-    """Return 0 (blurred) to 1 of a uint8 RGB tile: how much detail a further blur would take away.
-
-    After Crété et al. 2007, "The blur effect": re-blurred with a 5-pixel window, compared by its gradients; here by
-    their squares and after a slight smoothing, so that noise and JPEG do not count as detail. Measured with JPEG at
-    0.5 um per pixel: sharp tiles 0.24 to 0.53, blurred with a Gaussian of 2 pixels 0.09 to 0.22, of 3 at most 0.14.
-    """
-    grey = np.asarray(Image.fromarray(image).convert("L"), np.float32)
-    grey = ndimage.gaussian_filter(grey, 0.7, truncate=2)  # 3 pixels wide
-    again = ndimage.uniform_filter(grey, 5)
-    before, after = (sum(_energy(np.diff(g, axis=axis)) for axis in (0, 1)) for g in (grey, again))
-    return float(1 - np.sqrt(after / (before + 1e-6)))
-
-
-def _energy(x: np.ndarray) -> float:
-    return float(np.vdot(x, x))
-
-
-def fault_of(image: np.ndarray, white: np.ndarray, min_sharpness: float) -> str | None:
-    """Return why a tile, uint8 RGB (H, W, 3), is unfit: "damaged", "blank" or "blurred"; None for a good one.
-
-    Damaged: blocks of one colour that is not white, as a reader leaves where data was lost. Blank: hardly any stain.
-    """
-    side = max(1, min(image.shape[:2]) // 16)
-    height, width = (n // side * side for n in image.shape[:2])
-    blocks = image[:height, :width].reshape(height // side, side, width // side, side, 3)
-    low, high = blocks.min(1).min(2), blocks.max(1).max(2)  # (rows, columns, 3)
-    constant = ((high - low).max(-1) <= 1) & (low.min(-1) < WHITE_LEVEL)
-    if constant.mean() > MAX_CONSTANT:
-        return "damaged"
-    if (stain_strength(image[::2, ::2], white) > STAIN_RANGE[0]).mean() < MIN_STAINED:
-        return "blank"
-    return "blurred" if sharpness(image) < min_sharpness else None

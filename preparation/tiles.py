@@ -5,7 +5,7 @@ from pathlib import Path
 
 from common.errors import EXIT_DONE, EXIT_SOME_FAILED, InputError, warn
 from common.files import make_folder
-from datasets.extraction import Job, Outcome, TileSettings
+from datasets.extraction import CRITERIA, Job, Outcome, TileSettings
 from datasets.given import given_of
 from datasets.jobs import cut_slides, write_report
 from datasets.keys import slide_key
@@ -16,9 +16,12 @@ from preparation.parts import Commands, add_command
 MANUAL = """Cut slides into tiles of one physical size and keep them in tile stores.
 
 Reads --slides: a folder (with its sub-folders) or one slide, in any form that OpenSlide opens. Finds the tissue at low
-resolution, lays a grid in micrometres over it, leaves out blank, blurred and damaged tiles, and takes up to --max_tiles
-spread over the tissue. Micrometres per pixel come from the slide's line in --mpp_table, else from its file, else from
---slide_mpp; a slide without any is refused (its nominal magnification is never taken for it).
+resolution, lays a grid in micrometres over it, leaves out blank, blurred, damaged and pen-marked tiles, and takes up to
+--max_tiles spread over the tissue. Tissue share, sharpness and pen share are kept with each tile: cut generously and
+choose later, with --min_tissue, --min_sharpness and --max_pen of the commands that read tiles.
+--criteria published keeps exactly the tiles that the published extractor keeps, in its order, and checks nothing else.
+Micrometres per pixel come from the slide's line in --mpp_table, else from its file, else from --slide_mpp; a slide
+without any is refused (its nominal magnification is never taken for it).
 --coordinates takes the squares that CLAM or TRIDENT chose (their size must be that of --mpp and --tile_size; each is
 read as it is, --min_tissue does not apply without --masks), --masks the tissue drawn in QuPath, in level-0 pixels.
 Writes <out>/<slide>.tar and .json (one tile store per slide), <out>/report.csv (one row per slide: tiles, mpp, what was
@@ -40,10 +43,10 @@ def add_to(commands: Commands) -> None:
     add("--mpp", type=float, default=default.mpp, help="micrometres per pixel of the tiles (%(default)s)")
     add("--tile_size", type=int, default=default.tile_size, help="their side in pixels (%(default)s)")
     add("--max_tiles", type=int, default=default.max_tiles, help="at most so many of a slide; 0: all (%(default)s)")
-    add("--min_tissue", type=float, default=default.min_tissue, help="least tissue share of a tile (%(default)s)")
-    add(
-        "--min_sharpness", type=float, default=default.min_sharpness, help="0 to 1; 0 keeps blurred tiles (%(default)s)"
-    )
+    add("--criteria", choices=list(CRITERIA), default=default.criteria, help="see above (%(default)s)")
+    add("--min_tissue", type=float, help="least tissue share of a tile (0.5; published: 0.2)")
+    add("--min_sharpness", type=float, help="0 to 1; 0 keeps blurred tiles (0.15; published: 0)")
+    add("--max_pen", type=float, default=default.max_pen, help="largest share of a pen's colour; 1: any (%(default)s)")
     add("--format", choices=list(SUFFIX), default=default.fmt, help="of the tiles in the store (%(default)s)")
     add("--quality", type=int, default=default.quality, help="of JPEG tiles, always 4:4:4 (%(default)s)")
     add("--slide_mpp", type=float, help="micrometres per pixel at level 0 of slides that do not state theirs")
@@ -60,9 +63,19 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     settings = TileSettings(
-        args.mpp, args.tile_size, args.max_tiles, args.min_tissue, args.min_sharpness, args.format, args.quality
+        mpp=args.mpp,
+        tile_size=args.tile_size,
+        max_tiles=args.max_tiles,
+        min_tissue=args.min_tissue,
+        min_sharpness=args.min_sharpness,
+        fmt=args.format,
+        quality=args.quality,
+        criteria=args.criteria,
+        max_pen=args.max_pen,
     )
     settings.check()
+    if args.criteria == "published" and (args.coordinates or args.masks):
+        raise InputError("--criteria published has a grid and a mask of its own; leave --coordinates and --masks out")
     if args.workers < 0:
         raise InputError(f"--workers {args.workers}: a number of processes was expected, 0: cut in this one")
     if not args.slide_timeout >= 0:

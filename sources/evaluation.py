@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from common.config import GANSettings
+from common.config import DataSettings, GANSettings
 from common.errors import InputError, warn
 from common.run import generator_for, seed_for
 from datasets.cohort import Cohort, open_cohort
@@ -88,7 +88,8 @@ def open_patients(
         warn(f"split_seed = {cfg.split_seed} in the config; {gan.run} was trained under {seen}: that is used")
     theirs = {"split_seed": seen, "img_size": gan.state["img_size"]}
     if split == "train":  # the tiles that it was shown
-        theirs |= {key: gan.state["settings"][key] for key in ("seed", "max_patch_per_wsi")}
+        keys = ("seed", "max_patch_per_wsi", "min_tissue", "min_sharpness", "max_pen")
+        theirs |= {key: gan.state["settings"].get(key, getattr(DataSettings, key)) for key in keys}
     cohort = open_cohort(replace(cfg, **theirs), (split,))
     profiles = gan.profiles(vae_path, cohort.table)
     if split != "train":

@@ -1,9 +1,15 @@
 """The join of tiles and expression, and patient-balanced batches."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
+import evaluate_conditioning
+import fid
+import generate_tissue_images
+import histopathology_gan
 from common.config import GANSettings
 from common.errors import InputError
 from datasets.cohort import PatientBatches, open_cohort, write_left_out
@@ -48,6 +54,22 @@ def test_each_tile_has_the_row_of_its_slide(settings):
         assert cohort.table.values[row, 0] == number - 9  # what the table's file says of this donor
         assert (cohort.tiles.read([tile]) == 2 * number).all()  # what its tiles show
     assert set(cohort.slides["tissue"]) == {"lung"} and (cohort.slides["n_tiles"] == 3).all()
+
+
+def test_limits_of_the_scores_choose_tiles_and_slides(settings, tmp_path):
+    for number, donor in enumerate(DONORS[:30]):
+        tiles = [
+            (0, i, number / 30, np.zeros((8, 8, 3), np.uint8), {"pen": i / 10, "sharpness": 0.3}) for i in range(3)
+        ]
+        write_store(tmp_path / "lung", f"{donor}-0125", tiles, mpp=0.5, tile_size=8, fmt="png")
+    cohort = open_cohort(replace(settings, min_tissue=0.5, max_pen=0.1), None)
+    assert len(cohort.slides) == 15 and (cohort.slides["n_tiles"] == 2).all()  # donors 15 to 29, tiles 0 and 1
+    reason = dict(cohort.left_out)["GTEX-00012-0125.svs"]
+    assert reason.endswith("lung within min_tissue 0.5, max_pen 0.1")
+    with pytest.raises(InputError, match=r"none of 30 rows has tiles in .* within min_sharpness 0.4"):
+        open_cohort(replace(settings, min_sharpness=0.4), None)
+    for command in (histopathology_gan, fid, evaluate_conditioning, generate_tissue_images):
+        assert "--min_tissue" in command.build_parser().format_help()
 
 
 def test_what_has_no_partner_is_listed_with_the_reason(settings, tmp_path):

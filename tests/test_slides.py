@@ -22,9 +22,10 @@ import prepare_data
 from common.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_SOME_FAILED, EXIT_STOPPED, InputError, run_command
 from datasets.extraction import Job, TileSettings, cut_slide
 from datasets.jobs import cut_slides
+from datasets.quality import judge, sharpness
 from datasets.slides import Slide, find_slides, read_mpp_table, resolve_mpp
-from datasets.tiles import TileStore, open_stores
-from datasets.tissue import fault_of, sharpness, spread_order, tile_grid, tissue_fractions, tissue_mask
+from datasets.tiles import TileStore, open_stores, read_image
+from datasets.tissue import spread_order, tile_grid, tissue_fractions, tissue_mask
 from prepare_data import build_parser, main
 
 GLASS, WHITE = (243, 242, 244), np.array([255, 255, 255], np.float32)
@@ -162,9 +163,9 @@ def test_fractions_are_the_masks_mean_over_each_tile():
     assert tissue_fractions(mask, corners, 80.0, 10.0).tolist() == [1, 0.5, 0, 0] * 2
 
 
-def test_the_grid_is_centred_and_stays_inside():
+def test_the_grid_begins_at_the_corner_and_stays_inside():
     corners = tile_grid((1000, 530), 256.5)
-    assert corners.max(0).tolist() == [628, 265] and corners.min(0).tolist() == [115, 8]
+    assert corners.max(0).tolist() == [513, 256] and corners.min(0).tolist() == [0, 0]
     assert len(tile_grid((100, 1000), 256.5)) == 0
 
 
@@ -177,20 +178,35 @@ def test_every_beginning_of_the_order_is_spread(n):
     assert quarters.min() >= n // 4 - 1
 
 
+def fault_of(image, min_sharpness=0.15, max_pen=0.05):
+    return judge(image, WHITE, min_sharpness, max_pen)[0]
+
+
 def test_unfit_tiles_are_named():
     good = tissue(128, 128)
-    assert fault_of(good, WHITE, 0.15) is None
+    assert fault_of(good) is None
     half = good.copy()
     half[64:] = 128  # what a JPEG decoder leaves of a cut file
     blurred = ndimage.gaussian_filter(good, (4, 4, 0))
-    assert fault_of(half, WHITE, 0.15) == "damaged"
-    assert fault_of(np.zeros_like(good), WHITE, 0.15) == "damaged"
-    assert fault_of(np.full_like(good, 244), WHITE, 0.15) == "blank"
-    assert fault_of(blurred, WHITE, 0.15) == "blurred" and fault_of(blurred, WHITE, 0) is None
+    assert fault_of(half) == "damaged"
+    assert fault_of(np.zeros_like(good)) == "damaged"
+    assert fault_of(np.full_like(good, 244)) == "blank"
+    assert fault_of(blurred) == "blurred" and fault_of(blurred, min_sharpness=0) is None
     lumen = good.copy()
     lumen[:100] = 250  # pure white is glass or lumen, not damage
-    assert fault_of(lumen, WHITE, 0.15) is None
+    assert fault_of(lumen) is None
     assert sharpness(good) > 2 * sharpness(blurred)
+
+
+@pytest.mark.parametrize("ink", [(40, 60, 150), (0, 100, 60), (30, 50, 120)])
+def test_a_pens_mark_is_named_and_tissue_is_none(ink, data_folder):
+    marked = tissue(128, 128)
+    marked[:, 40:60] = np.clip(np.array(ink) + np.random.default_rng(0).normal(0, 6, (128, 20, 3)), 0, 255)
+    fault, scores = judge(marked, WHITE, 0.15, 0.05)
+    assert fault == "pen" and scores["pen"] == pytest.approx(20 / 128, abs=0.03)
+    assert fault_of(marked, max_pen=1) is None
+    for path in sorted((data_folder / "tiles").glob("*/*"))[::40]:  # lung, lung cancer, glioma
+        assert judge(read_image(path), WHITE, 0, 0.05)[1]["pen"] < 0.01, path
 
 
 # ---- The command ----
