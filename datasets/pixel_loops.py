@@ -12,6 +12,7 @@ from numba import njit, types
 IMAGE = types.Array(types.uint8, 3, "C", readonly=True)
 RANKS = types.Array(types.uint16, 2, "C", readonly=True)
 COUNTS, NUMBERS = types.int64[::1], types.Array(types.float64, 1, "C", readonly=True)
+TABLES = types.Array(types.float32, 2, "C", readonly=True)
 MASK = types.boolean[:, ::1]
 
 
@@ -110,3 +111,68 @@ def grown(mask: np.ndarray, times: int) -> np.ndarray:
                 new[y, x] = now[y, x] | now[y - 1, x] | now[y + 1, x] | now[y, x - 1] | now[y, x + 1]
         now, new = new, now
     return now[1:-1, 1:-1].copy()
+
+
+@_compiled(IMAGE, TABLES, types.int64, types.float32, types.float32, types.float32)
+def stained_and_pen_pixels(
+    image: np.ndarray, densities: np.ndarray, black: int, stain: float, pen_stain: float, pen_red_over_green: float
+) -> tuple[int, int]:
+    """Return how many of every second pixel each way are stained, and how many have a pen's colour.
+
+    `densities` (3, 256) float32: optical density of each channel's values. See datasets/quality.py for the bounds.
+    """
+    stained, pen = 0, 0
+    for y in range(0, image.shape[0], 2):
+        for x in range(0, image.shape[1], 2):
+            if max(image[y, x, 0], image[y, x, 1], image[y, x, 2]) < black:
+                continue
+            red, green, blue = (
+                densities[0, image[y, x, 0]],
+                densities[1, image[y, x, 1]],
+                densities[2, image[y, x, 2]],
+            )
+            spread = max(red, green, blue) - min(red, green, blue)
+            stained += spread > stain
+            pen += spread > pen_stain and red - green > pen_red_over_green
+    return stained, pen
+
+
+@_compiled(types.float32[:, ::1])
+def _energy(image: np.ndarray) -> float:
+    """Return the sum of the squared differences of neighbours, summed along columns first."""
+    height, width = image.shape
+    sums = np.zeros(width, np.float32)
+    for y in range(height - 1):
+        for x in range(width - 1):
+            below, beside = image[y + 1, x] - image[y, x], image[y, x + 1] - image[y, x]
+            sums[x] += below * below + beside * beside
+    return float(sums.sum())
+
+
+@_compiled(IMAGE, types.float32, types.float32)
+def blur_energies(image: np.ndarray, edge: float, middle: float) -> tuple[float, float]:
+    """Return the energy of the grey image's differences, smoothed by (edge, middle, edge), and after a 5 x 5 mean."""
+    height, width = image.shape[:2]
+    grey = np.empty((height, width), np.float32)
+    for y in range(height):
+        for x in range(width):  # as Pillow's "L"
+            weighted = 19595 * int(image[y, x, 0]) + 38470 * int(image[y, x, 1]) + 7471 * int(image[y, x, 2])
+            grey[y, x] = (weighted + 0x8000) >> 16
+    down = np.empty((height - 2, width), np.float32)
+    for y in range(height - 2):
+        for x in range(width):
+            down[y, x] = edge * (grey[y, x] + grey[y + 2, x]) + middle * grey[y + 1, x]
+    smooth = np.empty((height - 2, width - 2), np.float32)
+    for y in range(height - 2):
+        for x in range(width - 2):
+            smooth[y, x] = edge * (down[y, x] + down[y, x + 2]) + middle * down[y, x + 1]
+    sums = np.empty((height - 6, width - 2), np.float32)
+    for y in range(height - 6):
+        for x in range(width - 2):
+            sums[y, x] = smooth[y, x] + smooth[y + 1, x] + smooth[y + 2, x] + smooth[y + 3, x] + smooth[y + 4, x]
+    again = np.empty((height - 6, width - 6), np.float32)
+    for y in range(height - 6):
+        for x in range(width - 6):
+            total = sums[y, x] + sums[y, x + 1] + sums[y, x + 2] + sums[y, x + 3] + sums[y, x + 4]
+            again[y, x] = total / np.float32(25)
+    return _energy(smooth[2:-2, 2:-2].copy()), _energy(again)

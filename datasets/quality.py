@@ -3,9 +3,9 @@
 from functools import reduce
 
 import numpy as np
-from PIL import Image
 
-from datasets.tissue import STAIN_RANGE, WHITE_LEVEL, stain_of
+from datasets.pixel_loops import blur_energies, stained_and_pen_pixels
+from datasets.tissue import BLACK_LEVEL, STAIN_RANGE, WHITE_LEVEL, optical_densities
 
 MIN_STAINED = 0.05  # share of stained pixels under which a tile is blank
 MAX_REPEATED = 0.1  # share of blocks like their neighbour, and not white, above which a tile is damaged
@@ -67,9 +67,10 @@ def _in_blocks(planes: np.ndarray, side: int, extreme: np.ufunc) -> np.ndarray:
 
 def stained_and_pen(image: np.ndarray, white: np.ndarray) -> tuple[float, float]:
     """Return the shares of a tile's pixels that are stained, and that have a pen's colour; by every second pixel."""
-    stain, red_over_green = stain_of(image[::2, ::2], white)
-    pen = (stain > PEN_STAIN) & (red_over_green > PEN_RED_OVER_GREEN)
-    return float((stain > STAIN_RANGE[0]).mean()), float(pen.mean())
+    bounds = (BLACK_LEVEL, STAIN_RANGE[0], PEN_STAIN, PEN_RED_OVER_GREEN)
+    stained, pen = stained_and_pen_pixels(image, optical_densities(white), *bounds)
+    seen = ((image.shape[0] + 1) // 2) * ((image.shape[1] + 1) // 2)
+    return stained / seen, pen / seen
 
 
 def sharpness(image: np.ndarray) -> float:
@@ -79,17 +80,5 @@ def sharpness(image: np.ndarray) -> float:
     their squares and after a slight smoothing, so that noise and JPEG do not count as detail. Measured with JPEG at
     0.5 um per pixel: sharp tiles 0.24 to 0.53, blurred with a Gaussian of 2 pixels 0.09 to 0.22, of 3 at most 0.14.
     """
-    grey = np.asarray(Image.fromarray(image).convert("L"), np.float32)
-    edge, middle = SMOOTH
-    grey = edge * (grey[:-2] + grey[2:]) + middle * grey[1:-1]
-    grey = edge * (grey[:, :-2] + grey[:, 2:]) + middle * grey[:, 1:-1]
-    again = grey[:-4] + grey[1:-3] + grey[2:-2] + grey[3:-1] + grey[4:]
-    again = again[:, :-4] + again[:, 1:-3] + again[:, 2:-2] + again[:, 3:-1] + again[:, 4:]  # 25 times the mean
-    before, after = _energy(grey[2:-2, 2:-2]), _energy(again) / 25**2
+    before, after = blur_energies(image, *SMOOTH)
     return float(1 - np.sqrt(after / (before + 1e-6)))
-
-
-def _energy(image: np.ndarray) -> float:
-    """Return the sum of the squared differences of neighbours."""
-    down, across = image[1:] - image[:-1], image[:, 1:] - image[:, :-1]
-    return float(np.vdot(down, down) + np.vdot(across, across))

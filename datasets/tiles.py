@@ -35,9 +35,9 @@ COLUMNS = ["x", "y", "tissue", "offset", "length", "crc32", "file"]  # of a tile
 class Tile(NamedTuple):
     """One tile to store, and by what it was judged: numbers by which a reader may choose. A plain tuple does too."""
 
-    x: int | None  # at level 0; None: not known
+    x: int | None  # at level 0; None: not known, as of an imported store
     y: int | None
-    tissue: float | None  # share of it
+    tissue: float | None  # share of it; None: not known
     image: np.ndarray  # uint8 (H, W, 3)
     scores: dict[str, float] = {}  # noqa: RUF012 (never changed); the same names for all tiles of a store
 
@@ -147,12 +147,11 @@ def _write_tar(
             member = tarfile.TarInfo(f"{slide}/{index:05d}{place}{SUFFIX[fmt]}")  # the folder makes keys unique
             member.size = len(data)
             tar.addfile(member)  # its head; quicker without a file object to copy from
-            held = [file.tell(), len(data), zlib.crc32(data), member.name]
+            span = [file.tell(), len(data), zlib.crc32(data), member.name]
             tar.offset += file.write(data) + file.write(bytes(-len(data) % tarfile.BLOCKSIZE))
             corner = [None, None] if x is None else [int(x), int(y)]
-            values = (tissue, *(scores[name] for name in names))
-            judged = [None if value is None else round(float(value), 4) for value in values]
-            rows.append([*corner, judged[0], *held, *judged[1:]])
+            share = None if tissue is None else round(float(tissue), 4)
+            rows.append([*corner, share, *span, *(round(float(scores[name]), 4) for name in names)])
     return rows, names
 
 

@@ -43,7 +43,9 @@ class TileLimits:
         good = np.ones(len(store), bool)
         if self.min_tissue > 0:
             if np.isnan(store.tissue).any():
-                raise InputError(f"{store.json_path}: imported, its tissue is not known; leave the limit of tissue out")
+                raise InputError(
+                    f"{store.json_path}: the tissue share of its tiles is not known (imported); leave min_tissue out"
+                )
             good &= store.tissue >= np.float32(self.min_tissue)
         if self.min_sharpness > 0:
             good &= self._score(store, "sharpness") >= np.float32(self.min_sharpness)

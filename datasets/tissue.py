@@ -12,18 +12,18 @@ WHITE_SPREAD = 24  # largest difference of channels that glass may have
 MAX_HOLE_MM2 = 0.06  # holes up to this area are lumen, such as an alveolus, and belong to the tissue
 
 
-def stain_of(image: np.ndarray, white: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the stain of uint8 RGB (H, W, 3), and by how much its red is denser than its green: both (H, W) float32.
+def optical_densities(white: np.ndarray) -> np.ndarray:
+    """Return the optical density (3, 256) float32 of each channel's values, where `white` (3,) has none."""
+    return np.log10((white.astype(np.float32)[:, None] + 1) / np.arange(1, 257, dtype=np.float32))
 
-    Optical density is relative to `white` (3,). Stain is its largest less its smallest over the channels; grey has
-    none, nor has what is nearly black.
-    """
-    tables = np.log10((white.astype(np.float32)[:, None] + 1) / np.arange(1, 257, dtype=np.float32))  # (3, 256)
+
+def stain_strength(image: np.ndarray, white: np.ndarray) -> np.ndarray:
+    """Return max - min over channels of the optical density of uint8 RGB (H, W, 3): (H, W) float32; grey, black: 0."""
     planes = np.ascontiguousarray(image.transpose(2, 0, 1))
-    red, green, blue = (table.take(plane) for table, plane in zip(tables, planes, strict=True))
+    red, green, blue = (table.take(plane) for table, plane in zip(optical_densities(white), planes, strict=True))
     stain = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
     stain[np.maximum(np.maximum(planes[0], planes[1]), planes[2]) < BLACK_LEVEL] = 0
-    return stain, red - green
+    return stain
 
 
 def glass_colour(image: np.ndarray) -> np.ndarray:
@@ -53,7 +53,7 @@ def tissue_mask(overview: np.ndarray, mpp: float) -> tuple[np.ndarray, dict[str,
     Otsu's threshold on the stain, within STAIN_RANGE; then small gaps are closed, lumina filled, crumbs removed.
     """
     white = glass_colour(overview)
-    stain = ndimage.gaussian_filter(stain_of(overview, white)[0], 1.0)
+    stain = ndimage.gaussian_filter(stain_strength(overview, white), 1.0)
     threshold = float(np.clip(otsu_threshold(stain), *STAIN_RANGE))
     mask = stain > threshold
     mask = ndimage.binary_closing(np.pad(mask, 2, mode="edge"), iterations=2)[2:-2, 2:-2] | mask

@@ -82,6 +82,10 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--slide_timeout {args.slide_timeout:g}: seconds were expected, 0: never give up")
     if args.slide_mpp is not None:
         check_mpp(args.slide_mpp, "--slide_mpp")
+    if args.criteria == "published" and (args.coordinates or args.masks):
+        raise InputError(
+            "--criteria published has its own grid and mask; leave --coordinates and --masks out, or --criteria"
+        )
     table = read_mpp_table(args.mpp_table) if args.mpp_table else {}
     slides, out, given = find_slides(args.slides), Path(args.out), given_of(args.coordinates, args.masks)
     jobs = [Job(path, out, settings, table.get(slide_key(path.name)), args.slide_mpp, given) for path in slides]

@@ -11,7 +11,7 @@ from skimage.filters import threshold_otsu
 
 from datasets import published_criteria as ours
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))  # last: it has a fid.py too
 import published_tiles as published
 
 
