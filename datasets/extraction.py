@@ -82,7 +82,7 @@ class Job:
     settings: TileSettings
     mpp_from_table: float | None = None
     mpp_from_flag: float | None = None
-    given: Given = Given()  # frozen
+    given: Given = field(default_factory=Given)
 
     @property
     def key(self) -> str:
