@@ -74,8 +74,6 @@ def run(args: argparse.Namespace) -> int:
         max_pen=args.max_pen,
     )
     settings.check()
-    if args.criteria == "published" and (args.coordinates or args.masks):
-        raise InputError("--criteria published has a grid and a mask of its own; leave --coordinates and --masks out")
     if args.workers < 0:
         raise InputError(f"--workers {args.workers}: a number of processes was expected, 0: cut in this one")
     if not args.slide_timeout >= 0:
