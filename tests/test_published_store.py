@@ -19,6 +19,7 @@ import prepare_data
 from common.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_SOME_FAILED, InputError, run_command
 from datasets.restricted_pickle import load_plain
 from datasets.tiles import TileStore, open_stores
+from datasets.tileset import TileLimits
 
 SIDE = 32
 
@@ -67,6 +68,8 @@ def test_tiles_come_over_exactly_and_in_order(tmp_path, capsys, protocol):
         assert np.array_equal(np.stack([store.read(i) for i in range(12)]), tiles_of(number, 12))
         assert store.mpp == 0.5 and store.tile_size == SIDE
         assert (store.coords == -1).all() and np.isnan(store.tissue).all()  # the file does not tell
+        with pytest.raises(InputError, match="tissue share of its tiles is not known"):
+            TileLimits(min_tissue=0.5).numbers(store)
     assert run(*words) == EXIT_DONE and "(2 kept)" in capsys.readouterr().out
 
 
