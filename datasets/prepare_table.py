@@ -80,6 +80,7 @@ def prepare_table(
     found = guess_unit(str(path), matrix.stats, unit, _own_unit(matrix), matrix.find_negative)
     mapper.refuse_unmapped(path, matrix.genes)
     values, names, gene_report = mapper.collect(path, to_linear(matrix.values, found.log), matrix.genes, duplicates)
+    matrix.values = values  # the other copy is let go: more than a gigabyte at GTEx's size
     unit_name, convert_note = _convert(values, matrix, found, convert, path)
 
     obs = _describe(matrix, tissue_of, sexes)

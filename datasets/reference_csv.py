@@ -49,14 +49,15 @@ def read_reference_csv(path: str | Path) -> tuple[np.ndarray, list[str], pd.Data
         raise InputError(f"{path}: {str(error).splitlines()[0][:160]}; {REMEDY}") from None
     if not table.num_rows:
         raise InputError(f"{path}: no line below the header; {REMEDY}")
-    columns = np.empty((sum(is_gene), table.num_rows), np.float32)
-    for row, index in zip(columns, np.flatnonzero(is_gene), strict=True):
-        row[:] = table.column(int(index)).to_numpy()
-    if not (columns.min() >= 0 and columns.max() < math.inf):  # False for NaN too
+    values, row = np.empty((table.num_rows, sum(is_gene)), np.float32), 0
+    for batch in table.select(np.flatnonzero(is_gene).tolist()).to_batches():
+        values[row : row + len(batch)] = batch.to_tensor(null_to_nan=True).to_numpy()
+        row += len(batch)
+    if not (values.min() >= 0 and values.max() < math.inf):  # False for NaN too
         find_bad_field(path, header, np.flatnonzero(is_gene), delimiter, decimal)
     words = {name: table.column(i).to_pylist() for i, name in enumerate(header) if not is_gene[i]}
     genes = [name.removeprefix(PREFIX) for name, gene in zip(header, is_gene, strict=True) if gene]
-    return np.ascontiguousarray(columns.T), genes, pd.DataFrame(words, dtype=object)
+    return values, genes, pd.DataFrame(words, dtype=object)
 
 
 def write_reference_csv(path: str | Path, values: np.ndarray, genes: list[str], words: pd.DataFrame) -> None:
