@@ -147,6 +147,50 @@ def latent_map(points: np.ndarray, tissue: Sequence[str], kind: Sequence[str], h
 
 
 @_styled
+def harmonised(
+    cloud: Mapping[str, np.ndarray],
+    before: np.ndarray,
+    after: np.ndarray,
+    explained: Sequence[float],
+    distances: Mapping[str, np.ndarray],
+    limit: float,
+    title: str,
+) -> "Figure":
+    """Profiles before and after they were harmonised: on the map of the training cloud, and by their distance from it.
+
+    cloud: tissue -> (n, 2) training profiles, the first one the profiles' own; before, after: (m, 2). All in the first
+    two principal components of the standardised latent, which have the shares `explained` of its variance. distances:
+    name -> (k,), of held-out donors, before and after; beyond `limit` a profile is called far.
+    """
+    figure, (left, right) = _axes(8.6, 3.9, 1, 2)
+    looks = {"before": ("^", COLOURS[1], COLOURS[1]), "after": ("o", COLOURS[0], COLOURS[0])}
+    for (tissue, points), colour in zip(cloud.items(), ("#9aa3ab", "#d5dade", "#e6e9eb"), strict=False):
+        left.scatter(*points.T, s=12, color=colour, lw=0, label=f"training donors, {tissue} (n = {len(points)})")
+    for a, b in zip(before, after, strict=True):
+        left.plot(*zip(a, b, strict=True), color="#5b6670", lw=0.5, alpha=0.6, zorder=1)
+    for (name, (marker, face, _)), points in zip(looks.items(), (before, after), strict=True):
+        label = f"{name} (n = {len(points)})"
+        left.scatter(*points.T, s=24, marker=marker, color=face, edgecolor="white", lw=0.5, label=label)
+    left.set(xlabel=f"principal component 1 ({explained[0]:.0%} of the variance)")
+    left.set(ylabel=f"principal component 2 ({explained[1]:.0%})")
+    left.set_title(title)
+    left.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.16), ncols=2, handletextpad=0.1, columnspacing=0.8)
+
+    rng = np.random.default_rng(0)  # sideways, so that points do not hide one another
+    for k, (name, values) in enumerate(distances.items()):
+        marker, face, _ = looks.get(name, ("o", "#9aa3ab", None))
+        beside = k + rng.uniform(-0.18, 0.18, len(values))
+        right.scatter(beside, values, s=20, marker=marker, color=face, edgecolor="white", lw=0.4)
+        right.plot([k - 0.28, k + 0.28], [np.median(values)] * 2, color="black", lw=1.4)
+    right.axhline(limit, color=GREY, lw=0.9, ls="--")
+    right.annotate("far beyond this line", (0.995, limit), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+    right.set_xticks(range(len(distances)), [f"{name}\n(n = {len(v)})" for name, v in distances.items()])
+    right.set(xlim=(-0.6, len(distances) - 0.4), ylim=(0, None), ylabel="distance to the training cloud")
+    right.set_title("black line: median")
+    return figure
+
+
+@_styled
 def shift_curve(shifts: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]) -> "Figure":
     """The share of moved profiles that a classifier calls the target, along alpha, with its interval.
 
