@@ -71,9 +71,10 @@ def read_anndata(
 
 
 def _unit_hint(uns: object) -> str | None:
-    """Return the unit that the file itself states, as --unit would: scanpy's log1p, or our `unit`."""
+    """Return the unit and log that the file itself states, as --unit takes them: our `unit`, scanpy's log1p."""
+    words = [str(uns["unit"]).lower()] if "unit" in uns else []
     if "log1p" in uns:
         base = dict(uns["log1p"]).get("base")
         base = np.e if base is None else float(base)
-        return next((name for name, (b, one) in LOGS.items() if one and abs(b - base) < 1e-6), None)
-    return str(uns["unit"]).lower() if "unit" in uns else None
+        words += [name for name, (b, one) in LOGS.items() if one and abs(b - base) < 1e-6]
+    return " ".join(words) or None

@@ -2,10 +2,12 @@
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 PREFIX = "rna_"  # of gene columns in the reference's CSV, nowhere else
-_ENSEMBL = re.compile(r"(ENS[A-Z]*G)(R?)(\d{8,11})(?:\.\d+)?(_PAR_Y)?$")
+_ENSEMBL = re.compile(r"(ENS[A-Z]*G)(R?)(\d{8,11})(?:\.\d+(?:_\d+)?)?(_PAR_Y)?$")  # .5_2: GENCODE's lift to GRCh37
+# Rows of htseq-count and STAR that count the reads of no gene.
+_TALLY = re.compile(r"__(no_feature|ambiguous|too_low_aQual|not_aligned|alignment_not_unique)|N_[a-z]+(Feature)?")
 
 
 @functools.cache
@@ -25,6 +27,20 @@ def gene_key(name: str) -> str:
 def is_ensembl(name: str) -> bool:
     """Return True for an Ensembl gene id, with or without `rna_`, version and `_PAR_Y`."""
     return _ENSEMBL.match(name.removeprefix(PREFIX)) is not None
+
+
+def is_tally(name: str) -> bool:
+    """Return True for a row of a counting program that counts reads of no gene: __no_feature, N_unmapped."""
+    return _TALLY.fullmatch(name) is not None
+
+
+def renamed_from(name: str, present: Collection[str]) -> str | None:
+    """Return "X" for "X.2", None for any other: what pandas and R make of a second, third... column of the same name.
+
+    `present` are the names beside it: only where X and X.1 are among them is X.2 taken for such a one.
+    """
+    stem, dot, number = name.rpartition(".")
+    return stem if dot and number.isdigit() and stem in present and f"{stem}.1" in present else None
 
 
 def twins(genes: Iterable[str]) -> list[tuple[str, str]]:

@@ -4,9 +4,10 @@ import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from common.errors import InputError, shorten
-from datasets.genes import is_ensembl
+from datasets.genes import is_ensembl, renamed_from
 from datasets.text import MISSING, decimal_sign, guess_delimiter, is_number, open_text, refuse_web_page, split_line
 
 PEEK_LINES = 50
@@ -129,9 +130,11 @@ def find_orientation(
         layout.genes_in, why = _orientation(path, layout, heads, ids, symbols, all_ids)
     if layout.genes_in == "columns":
         layout.id_column = (layout.words or [-1])[0]
-        if _share(is_ensembl, heads) > 0.5 or any(map(is_ensembl, heads)):
-            layout.words = sorted({*layout.words, *(i for i in layout.data if not is_ensembl(layout.names[i]))})
-            layout.data = [i for i in layout.data if is_ensembl(layout.names[i])]
+        if any(map(is_ensembl, heads)):  # numbers in columns of other names describe the samples
+            known, present = set(symbols), set(heads)
+            genes = {i for i in layout.data if _is_gene(layout.names[i], known, present)}
+            layout.words = sorted({*layout.words, *layout.data} - genes)
+            layout.data = [i for i in layout.data if i in genes]
     elif layout.genes_in == "rows":
         layout.notes += [i for i in layout.data if layout.names[i].upper() == "GC"]
         layout.data = [i for i in layout.data if layout.names[i].upper() != "GC"]
@@ -153,6 +156,8 @@ def _orientation(
         return "rows", "GCT files have genes in rows"
     for test, what in ((is_ensembl, "Ensembl ids"), (set(symbols).__contains__, "symbols of the mapping")):
         across, down = _share(test, heads), _share(test, ids)
+        if min(across, down) >= 0.5:
+            _ask(path, heads, ids)
         if max(across, down) >= 0.5:
             return ("columns", f"{what} in the header") if across > down else ("rows", f"{what} in the first column")
     if _share(SAMPLE_FORM.match, heads) >= 0.5:
@@ -173,10 +178,18 @@ def _orientation(
         return "rows", f"{len(names)} rows and {len(heads)} columns of values: the longer side taken as genes"
     if len(heads) >= 3 * len(names) and len(heads) >= 1000:
         return "columns", f"{len(names)} rows and {len(heads)} columns of values: the longer side taken as genes"
+    _ask(path, heads, ids)
+
+
+def _ask(path: str | Path, heads: list[str], ids: list[str]) -> NoReturn:
     raise InputError(
         f"{path}: cannot tell whether genes run in rows (such as {shorten(ids, 2)}) or in columns (such as "
         f"{shorten(heads, 2)}); state it with --orientation genes_in_rows or genes_in_columns"
     )
+
+
+def _is_gene(name: str, known: set[str], present: set[str]) -> bool:
+    return is_ensembl(name) or name in known or is_ensembl(renamed_from(name, present) or "")
 
 
 def _share(test: Callable[[str], object], names: list[str]) -> float:

@@ -2,8 +2,10 @@
 
 Rules, each counted and named in the report:
 - genes match without version, `_PAR_Y` kept apart; rows that mean the same gene are summed in linear units (two
-  symbols of one Ensembl id, two versions of it), but the very same Ensembl id twice is refused (`duplicates`);
-- a symbol of several Ensembl ids is used where exactly one of them is among the genes to keep, else left out;
+  symbols of one Ensembl id, two versions of it), but the very same Ensembl id twice is refused, and so are rows that
+  are copies of one another (`duplicates`);
+- a symbol of several Ensembl ids is used where exactly one of them is among the genes to keep, else left out; an alias
+  is used where no other name of its gene is in the matrix;
 - a gene of the list that the matrix lacks is left out of the table, never filled: a model takes its training mean;
 - a sample twice is refused; a logged matrix is brought back to linear; counts stay counts unless converted;
 - with slides, only samples that have one are kept (`keep_unmatched` keeps the others, without slide).
@@ -17,13 +19,16 @@ import numpy as np
 import pandas as pd
 
 from common.errors import InputError, shorten
+from datasets.conversion import convert_values
 from datasets.expression import ExpressionTable
-from datasets.gene_lists import read_gene_list, read_mapping
+from datasets.gene_lengths import read_gene_lengths
+from datasets.gene_lists import GeneList, GeneNames, read_gene_list, read_mapping
 from datasets.gene_mapper import GeneMapper
+from datasets.genes import PREFIX, is_tally, renamed_from
 from datasets.keys import known_donor, match_samples, site_of, slide_key, slug
 from datasets.matrices import Matrix, read_matrix
 from datasets.sample_sheets import donors_sex, read_sexes, read_sheet, read_slides, samples_of_tissues
-from datasets.units import UNITS, Unit, guess_unit, to_linear
+from datasets.units import UNITS, check_unit, guess_unit
 
 
 def prepare_table(
@@ -32,7 +37,7 @@ def prepare_table(
     attributes: str | None = None,
     phenotypes: str | None = None,
     tissue: Sequence[str] = (),
-    genes: str | None = None,
+    genes: str | GeneList | None = None,
     biotype: str | None = None,
     mapping: str | None = None,
     slides: str | None = None,
@@ -42,18 +47,25 @@ def prepare_table(
     duplicates: str | None = None,
     missing: str = "refuse",
     convert: str | None = None,
+    gene_lengths: str | None = None,
     keep_unmatched: bool = False,
 ) -> tuple[ExpressionTable, dict[str, Any]]:
     """Return the table made of the matrix at `path`, and the report of what was found, mapped, summed and left out.
 
-    `unit` is one of datasets.units.UNITS, `orientation` "rows" or "columns" (where genes run), `identifiers` "ensembl"
-    or "symbol", `duplicates` "sum" or "refuse", `missing` "refuse" or "drop", `convert` "tpm" (from FPKM) or "cpm"
-    (from counts); None finds out or follows the rules above. Small files are read first, the matrix last.
+    `genes` are those to keep: a file, or a list at hand (a checkpoint's). `unit` is of datasets.units.UNITS (one, or a
+    unit and its log: "tpm log2p1"), `orientation` "rows" or "columns" (where genes run), `identifiers` of IDENTIFIERS,
+    `duplicates` "sum", "first" or "refuse", `missing` "refuse" or "drop", `convert` "tpm" (from FPKM, or from counts
+    with `gene_lengths`) or "cpm" (from counts); None finds out or follows the rules above. Small files are read first,
+    the matrix last. InputError asks where the evidence leaves a choice.
     """
-    wanted = read_gene_list(genes, biotype) if genes else None
-    if biotype and not genes:
+    check_unit(unit)
+    if biotype and not isinstance(genes, str | Path):
         raise InputError(f"--biotype {biotype} needs a GTF; name it with --genes")
-    symbols = read_mapping(mapping) if mapping else wanted.symbols if wanted else {}
+    if gene_lengths and convert != "tpm":
+        raise InputError(f"--gene_lengths {gene_lengths} makes TPM of counts; add --convert tpm, or leave it out")
+    wanted = read_gene_list(genes, biotype) if isinstance(genes, str | Path) else genes
+    names = read_mapping(mapping) if mapping else wanted.names if wanted else GeneNames()
+    lengths = read_gene_lengths(gene_lengths) if gene_lengths else None
     sheet = read_sheet(attributes, "SAMPID") if attributes else None
     if tissue and sheet is None:
         raise InputError(f"--tissue {shorten(tissue)} needs the samples' tissues; name the file with --attributes")
@@ -61,30 +73,38 @@ def prepare_table(
     sexes = read_sexes(phenotypes) if phenotypes else None
     slide_names = read_slides(slides) if slides else None
 
-    mapper = GeneMapper(wanted, symbols, identifiers)
+    mapper = GeneMapper(wanted, names, identifiers)
+    in_file: list[str] = []  # all of the file's genes, wanted or not
+
+    def wanted_gene(name: str) -> bool:
+        in_file.append(name)
+        return lengths is not None or mapper.wants(name)  # TPM are shares of all genes
+
     matrix = read_matrix(
         path,
         orientation,
-        symbols,
-        wanted_gene=mapper.wants,
+        [*names.symbols, *names.aliases],
+        wanted_gene=wanted_gene,
         wanted_sample=(lambda name: sample_name(name) in tissue_of) if tissue else (lambda name: True),
         missing=missing,
     )
-    matrix.samples = [sample_name(name) for name in matrix.samples]
     if not matrix.samples:
         raise InputError(
             f"{path}: none of its {matrix.facts['samples_in_file']} samples is of tissue {shorten(tissue)} by "
             f"{attributes}; files of the same release were expected"
         )
     _refuse_doubled_samples(path, matrix)
-    found = guess_unit(str(path), matrix.stats, unit, _own_unit(matrix), matrix.find_negative)
+    tallies = _set_tallies_aside(matrix)
     mapper.refuse_unmapped(path, matrix.genes)
-    values, names, gene_report = mapper.collect(path, to_linear(matrix.values, found.log), matrix.genes, duplicates)
+    named_by = mapper.identify(path, in_file, identifiers)
+    ours = sum(name.startswith(PREFIX) for name in in_file) > len(in_file) / 2
+    found = guess_unit(str(path), matrix.stats, unit, _own_unit(matrix), matrix.find_negative, ours)
+    unit_name, conversion, length_report = convert_values(path, matrix, found, convert, lengths, mapper)
+    values, kept, gene_report = mapper.collect(path, matrix.values, matrix.genes, duplicates)
     matrix.values = values  # the other copy is let go: more than a gigabyte at GTEx's size
-    unit_name, convert_note = _convert(values, matrix, found, convert, path)
 
     obs = _describe(matrix, tissue_of, sexes)
-    table = ExpressionTable(values, names, obs, unit_name, str(path), mapper.symbols_of(matrix.genes, matrix.symbols))
+    table = ExpressionTable(values, kept, obs, unit_name, str(path), mapper.symbols_of(matrix.genes, matrix.symbols))
     table, slide_report = _match(table, slide_names, slides, keep_unmatched, tissue)
     report = {
         "input": str(path),
@@ -94,13 +114,14 @@ def prepare_table(
             if k not in ("samples_in_file", "genes_in_file", "genes_lacking_values")
         }
         | {
-            "identifiers": mapper.describe(matrix.genes),
+            "identifiers": named_by,
             "unit": found.name,
             "log": found.log,
             "unit_found_by": found.why,
         },
         "unit_of_table": unit_name,
-        "conversion": convert_note,
+        "conversion": conversion,
+        "gene_lengths": length_report,
         "samples": {
             "in_file": matrix.facts["samples_in_file"],
             "of_tissue": len(matrix.samples) if tissue else None,
@@ -108,9 +129,13 @@ def prepare_table(
             "without_attributes": [s for s in matrix.samples if s not in tissue_of] if sheet is not None else [],
             "without_phenotypes": int((obs["sex"] == "").sum()) if sexes is not None else None,
         },
-        "genes": {"in_file": matrix.facts["genes_in_file"], "in_table": len(names)}
+        "genes": {"in_file": matrix.facts["genes_in_file"], "in_table": len(kept)}
         | gene_report
-        | {"lacking_values": matrix.facts.get("genes_lacking_values", []), "filled": []},
+        | {
+            "lacking_values": matrix.facts.get("genes_lacking_values", []),
+            "rows_of_no_gene": tallies,
+            "filled": [],
+        },
         "slides": slide_report,
     }
     return table, report
@@ -131,9 +156,13 @@ def summarise(report: dict[str, Any]) -> str:
     ]
     counts = {
         "summed": genes["summed"],
+        "of which the first row was taken": genes["first_of_several"],
+        "known by alias": genes["mapped_from_aliases"],
+        "whose alias was set aside, another name of the gene being there": genes["aliases_set_aside"],
         "unmapped": genes["unmapped"],
         "ambiguous": genes["ambiguous"],
         "left out for lack of values": genes["lacking_values"],
+        "without a length, left out": (report["gene_lengths"] or {}).get("genes_without_length", []),
     }
     lines += [f"genes {what}: {len(names)} ({shorten(names, 3)})" for what, names in counts.items() if names]
     if slides is not None:
@@ -142,8 +171,12 @@ def summarise(report: dict[str, Any]) -> str:
             f"{len(slides['matched_by_donor_only'])} of them by donor only; "
             f"{len(slides['unmatched'])} samples and slides without partner"
         )
+    if report["conversion"]:
+        lengths = report["gene_lengths"]
+        said = f"; {lengths['gene_lengths']}: {lengths['length_is']}" if lengths else ""
+        lines.append(f"converted to {report['unit_of_table']}: {report['conversion']}{said}")
     if report["unit_of_table"] == "counts":
-        lines.append("note: counts are kept as counts; --convert cpm divides each profile by its sum, x 10^6")
+        lines.append("note: counts are kept as counts; --convert tpm --gene_lengths GTF, or --convert cpm, scales them")
     return "\n".join(lines)
 
 
@@ -153,29 +186,25 @@ def sample_name(name: str) -> str:
     return name.replace(".", "-") if name[:5].upper() in ("GTEX.", "TCGA.") else name
 
 
+def _set_tallies_aside(matrix: Matrix) -> list[str]:
+    """Take rows that count reads of no gene out of `matrix`, from its values and its sums; return their names."""
+    tallies = np.array([is_tally(name) for name in matrix.genes], bool)
+    if not tallies.any():
+        return []
+    names = [name for name, tally in zip(matrix.genes, tallies, strict=True) if tally]
+    matrix.stats.totals -= matrix.values[:, tallies].sum(1, dtype=np.float64)
+    matrix.stats.n_genes -= len(names)
+    matrix.facts["genes_in_file"] -= len(names)
+    matrix.values = matrix.values[:, ~tallies]
+    matrix.genes = [name for name, tally in zip(matrix.genes, tallies, strict=True) if not tally]
+    return names
+
+
 def _own_unit(matrix: Matrix) -> str | None:
     """Return the unit that the file itself states, None where it states none that is known."""
     said = {matrix.facts.get("unit_hint"), *map(str, matrix.words.get("unit", []))} - {None}
-    unit = next(iter(said)).lower() if len(said) == 1 else None
-    return unit if unit in UNITS else None
-
-
-def _convert(
-    values: np.ndarray, matrix: Matrix, found: Unit, convert: str | None, path: str | Path
-) -> tuple[str, str | None]:
-    """Scale `values` in place to sums of one million over all genes of the file; return (unit, what was done)."""
-    if convert is None:
-        return found.name, None
-    if (found.name, convert) not in (("FPKM", "tpm"), ("counts", "cpm")):
-        raise InputError(
-            f"{path}: is in {found.name}; --convert tpm takes FPKM and --convert cpm takes counts "
-            "(counts need transcript lengths to become TPM); leave --convert out, or state the unit with --unit"
-        )
-    totals = matrix.stats.totals if found.log is None else matrix.stats.unlogged.get(found.log)
-    if totals is None or not (totals > 0).all():
-        raise InputError(f"{path}: a profile without a positive sum cannot be converted; remove it or --convert")
-    values *= (1e6 / totals)[:, None].astype(np.float32)
-    return convert.upper(), f"{found.name} / sum over all {matrix.stats.n_genes} genes of the file x 10^6"
+    unit = next(iter(said)).lower() if len(said) == 1 else ""
+    return unit if unit and all(word in UNITS for word in unit.split()) else None
 
 
 def _describe(matrix: Matrix, tissue_of: dict[str, str], sexes: pd.DataFrame | None) -> pd.DataFrame:
@@ -228,6 +257,15 @@ def _match(
 
 
 def _refuse_doubled_samples(path: str | Path, matrix: Matrix) -> None:
+    """Give the samples their names; InputError where one stands twice, or once more with the ".1" of pandas and R."""
+    present = set(matrix.samples)
+    for name in matrix.samples:
+        if (stem := renamed_from(name, present)) is not None:
+            raise InputError(
+                f"{path}: samples {stem} and {name}: pandas and R so name the second of two columns {stem}; each "
+                f"sample was expected once; remove one if they are the same, else rename it ({name.replace('.', '_')})"
+            )
+    matrix.samples = [sample_name(name) for name in matrix.samples]
     names = pd.Index(matrix.samples)
     if names.has_duplicates:
         doubled = names[names.duplicated()].unique()

@@ -28,8 +28,9 @@ def map_genes(
         mapper.refuse_unmapped(section.source, [name for name in section.genes if mapper.wants(name)])
         _, ids, about = mapper.collect(section.source, np.empty((0, len(section.genes))), section.genes, duplicates)
         column_of = {gene_key(gene): column for column, gene in enumerate(ids)}
-        pairs = [(j, column_of.get(gene_key(mapper.id_of(n) or ""))) for j, n in enumerate(section.genes)]
-        pairs = [(j, column) for j, column in pairs if column is not None]
+        taken = 1 if duplicates == "first" else None
+        sources = mapper.sources(section.genes)[0]  # gene key -> its columns in the section
+        pairs = [(j, column) for key, column in column_of.items() for j in sources[key][:taken]]
         where = tuple(np.array(pairs, np.int64).reshape(-1, 2).T)
         which = sparse.csr_matrix((np.ones(len(pairs), np.float32), where), shape=(len(section.genes), len(ids)))
         row_of = {f"{section.name}_{spot}": row for row, spot in enumerate(section.counted)}

@@ -23,7 +23,7 @@ from scipy import sparse
 from common.errors import InputError, did_you_mean, shorten, warn
 from common.run import generator_for
 from datasets.expression import ExpressionTable, splits_of
-from datasets.gene_lists import read_gene_list, read_mapping
+from datasets.gene_lists import GeneNames, read_gene_list, read_mapping
 from datasets.gene_mapper import GeneMapper
 from datasets.keys import slug
 from datasets.sections import Picture, Section, find_mpp, open_picture, read_st
@@ -183,7 +183,7 @@ def prepare_spots(
                     f"--{flag} {name}: no such section{did_you_mean(name, names)}; there are {shorten(names)}"
                 )
     wanted = read_gene_list(genes, biotype) if genes else None
-    mapper = GeneMapper(wanted, read_mapping(mapping) if mapping else wanted.symbols if wanted else {}, None)
+    mapper = GeneMapper(wanted, read_mapping(mapping) if mapping else wanted.names if wanted else GeneNames(), None)
 
     kept, corners, sides, reports = [], [], {}, {}
     for section in sections:

@@ -4,10 +4,11 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import numpy as np
 
-from common.errors import InputError, warn
+from common.errors import InputError
 
 # What --unit accepts. The logged ones are (base, pseudocount): log2p1 is log2(x + 1).
 LOGS = {
@@ -23,8 +24,17 @@ UNITS = (*LINEAR, *LOGS)
 
 LOGGED_BELOW = 30.0  # no value above it: logged; log2 of 10^9 is 29.9, and a linear profile has genes far above
 ENOUGH_GENES = 100  # below, a small highest value says nothing
+MANY_GENES = 5000  # from here on a matrix is a transcriptome and no selection, whose sums say nothing; ours
+COUNTED_FROM = 20.0  # whole numbers up to here at least may be counts
 TPM_SUM = (0.95e6, 1.05e6)  # sum of a profile over all genes; one million by definition of TPM and CPM
 LOG_SUM = (0.5e6, 1.1e6)  # the same after undoing a log, with room for tables of protein-coding genes only
+SUM_AT_MOST = 2e6  # of TPM and CPM, with room for scaling between samples: nTPM of the HPA reach 1.7e6
+NO_LOG_SEEN = (
+    "mend it; z-scores and log ratios cannot be brought back to expression, logs without a pseudocount can: "
+    "--unit log2, ln or log10"
+)
+_NAMED = (("tpm", "TPM"), ("fpkm|rpkm", "FPKM"), ("cpm|counts?_per_million", "CPM"), ("count|reads", "counts"))
+_LOGGED_NAME = re.compile(r"(^|[^a-z])(log(2|10|e)?|ln|rlog|vst|voom)(p1|1p)?([^a-z]|$|tpm|fpkm|cpm|count)")
 
 
 @dataclass
@@ -71,47 +81,49 @@ class Unit:
     why: str
 
 
+def check_unit(words: str | None) -> None:
+    """InputError where --unit holds two units or two logs: one of each at most was expected."""
+    for kinds in (LINEAR, LOGS):
+        if len(both := [word for word in (words or "").split() if word in kinds]) > 1:
+            raise InputError(
+                f"--unit {words}: {' and '.join(both)} exclude each other; give one unit and one log at most"
+            )
+
+
 def guess_unit(
     path: str,
     stats: ValueStats,
     given: str | None = None,
     stated: str | None = None,
     find_negative: Callable[[str], None] = lambda remedy: None,
+    ours: bool = False,
 ) -> Unit:
-    """Return the unit of the matrix in the file `path`: `given` (--unit), `stated` (in the file), else what is seen.
+    """Return the unit of the matrix in the file `path`: `given` (--unit), `stated` (in the file), else by evidence.
 
-    InputError where values are negative and no log explains it, or logged to a base that cannot be told.
-    `find_negative` raises the InputError that says where a negative value stands, with the remedy that it is given.
+    `given` and `stated` are words of UNITS: a unit, a log, or both ("tpm log2p1"). Evidence is the file's name and the
+    values; where they disagree, or leave a choice, an InputError asks for --unit. Negative values that no log explains
+    are an InputError too: `find_negative` raises the one that says where such a value stands, with a remedy. `ours`:
+    the genes are named rna_..., as in tables of this toolkit, which hold TPM unless they state another unit.
     """
-    hint = _hint(path)
-    linear = hint or "TPM"
-    if (known := given or stated) is not None:
+    named, says = _named(path), "the file's name"
+    if named is None and ours:
+        named, says = "TPM", "the form of our tables, columns named rna_,"
+    known = given or stated
+    if known is not None:
+        words = set(known.split())
+        name = next((LINEAR[word] for word in LINEAR if word in words), named)
+        log = next((word for word in LOGS if word in words), None)
         why = "given with --unit" if given else "the file states it"
-        unit = Unit(LINEAR.get(known, linear), known if known in LOGS else None, why)
-    elif stats.lowest < 0:
-        remedy = (
-            "mend it; z-scores and log ratios cannot be brought back to expression, logs without a pseudocount can: "
-            "--unit log2, ln or log10"
-        )
-        find_negative(remedy)
-        raise InputError(f"{path}: the lowest value is {stats.lowest:g}, at least 0 was expected; {remedy}")
-    elif stats.whole and stats.highest >= 20 and hint in (None, "counts"):
-        unit = Unit("counts", None, f"all values are whole numbers, the highest {stats.highest:g}")
-    elif stats.highest < LOGGED_BELOW and stats.n_genes >= ENOUGH_GENES and not (stats.whole and hint == "counts"):
-        unit = Unit("TPM" if hint in (None, "counts") else hint, *_which_log(path, stats))
-    elif hint:
-        unit = Unit(hint, None, "the file's name says so")
-    elif TPM_SUM[0] <= float(np.median(stats.totals)) <= TPM_SUM[1]:
-        unit = Unit("TPM", None, "profiles sum to one million (CPM would look the same)")
+        if name is None:
+            _ask(path, f"holds {log} ({why}), of a unit that nothing tells", log)
+        unit = Unit(name, log, why)
     else:
-        unit = Unit("TPM", None, "ASSUMED: neither name nor values tell; state it with --unit")
-        warn(
-            f"{path}: linear TPM is assumed: neither the file's name nor its values tell the unit; state it with --unit"
-        )
+        if stats.lowest < 0:
+            _refuse_negative(path, stats, NO_LOG_SEEN, find_negative)
+        unit = _by_evidence(path, stats, named, says)
     if stats.lowest < 0 and (unit.log is None or LOGS[unit.log][1]):
         remedy = f"{unit.log or unit.name} cannot have it ({unit.why}): mend it, or state the unit with --unit"
-        find_negative(remedy)
-        raise InputError(f"{path}: the lowest value is {stats.lowest:g}, at least 0 was expected; {remedy}")
+        _refuse_negative(path, stats, remedy, find_negative)
     return unit
 
 
@@ -124,22 +136,64 @@ def to_linear(values: np.ndarray, log: str | None) -> np.ndarray:
     return np.maximum(np.expm1(scaled) if one else np.exp(scaled), 0)
 
 
-def _hint(path: str) -> str | None:
-    name = path.rsplit("/", 1)[-1].lower()
-    for pattern, unit in (("tpm", "TPM"), ("fpkm|rpkm", "FPKM"), ("cpm", "CPM"), ("count|reads", "counts")):
-        if re.search(pattern, name):
-            return unit
-    return None
+def _by_evidence(path: str, stats: ValueStats, named: str | None, says: str) -> Unit:
+    """Return the unit on which the values and what `says` `named` agree. InputError with the choices if they do not."""
+    total = float(np.median(stats.totals))
+    counted = stats.whole and stats.highest >= COUNTED_FROM
+    sums = f"profiles sum to {total:.3g}"
+    low = f"no value of {stats.n_genes} genes is above {LOGGED_BELOW:g} (highest {stats.highest:.3g})"
+    if stats.highest < LOGGED_BELOW and not (stats.whole and named == "counts"):
+        if stats.n_genes < ENOUGH_GENES:
+            _ask(path, f"{low}: too few genes to tell low values from logged ones")
+        log, why = _which_log(path, low, stats)
+        if named is None:
+            _ask(path, f"{why}, as TPM and CPM do, and the file's name does not tell which", log)
+        return Unit(named, log, why)
+    if _LOGGED_NAME.search(_file_name(path)):
+        _ask(path, f"the file's name says logged, its values (highest {stats.highest:.4g}) do not")
+    if named == "counts":
+        if not stats.whole:
+            _ask(path, f"{says} says counts, but not all values are whole: expected counts (--unit counts)?")
+        return Unit("counts", None, f"{says} says so, and all values are whole numbers")
+    if named in ("TPM", "CPM") and total > SUM_AT_MOST:
+        _ask(path, f"{says} says {named}, but {sums}, and {named} to about one million at most")
+    if named and counted and not TPM_SUM[0] <= total <= TPM_SUM[1]:
+        _ask(path, f"{says} says {named}, but all values are whole numbers, as counts are, and {sums}")
+    if named:
+        return Unit(named, None, f"{says} says so; {sums}")
+    if counted and (total > SUM_AT_MOST or (stats.n_genes >= MANY_GENES and total < LOG_SUM[0])):
+        why = f"all values are whole numbers, the highest {stats.highest:g}, and {sums}, as no TPM do"
+        return Unit("counts", None, why)
+    seen = f"{'all values are whole numbers, ' * counted}{sums}, and the file's name does not tell the unit"
+    _ask(path, f"{seen}: {'counts, or rounded TPM?' if counted else 'TPM, CPM, FPKM, a part of them?'}")
 
 
-def _which_log(path: str, stats: ValueStats) -> tuple[str, str]:
+def _ask(path: str, seen: str, log: str | None = None) -> NoReturn:
+    """Raise the InputError that says what was seen, and what can be chosen."""
+    choices = ", ".join(f"{word} {log}" if log else word for word in LINEAR)
+    logs = "" if log else f", with the log beside it where there is one: {', '.join(LOGS)} (log2p1 is log2(x + 1))"
+    raise InputError(f"{path}: {seen}; state the unit with --unit: {choices}{logs}")
+
+
+def _refuse_negative(path: str, stats: ValueStats, remedy: str, find_negative: Callable[[str], None]) -> NoReturn:
+    find_negative(remedy)
+    raise InputError(f"{path}: the lowest value is {stats.lowest:g}, at least 0 was expected; {remedy}")
+
+
+def _file_name(path: str) -> str:
+    return path.rsplit("/", 1)[-1].lower()
+
+
+def _named(path: str) -> str | None:
+    """Return the unit that the file's name says, None where it says none."""
+    return next((unit for pattern, unit in _NAMED if re.search(pattern, _file_name(path))), None)
+
+
+def _which_log(path: str, low: str, stats: ValueStats) -> tuple[str, str]:
+    """Return (log, why): the one base that brings profiles to a sum near one million. InputError where not one does."""
     sums = {name: float(np.median(totals)) for name, totals in stats.unlogged.items()}
     fitting = [name for name, total in sums.items() if LOG_SUM[0] <= total <= LOG_SUM[1]]
-    seen = f"no value of {stats.n_genes} genes is above {LOGGED_BELOW:g} (highest {stats.highest:.3g})"
     if len(fitting) != 1:
-        raise InputError(
-            f"{path}: {seen}, so the values look logged, but no base brings profiles to a sum near one million; "
-            f"state it with --unit: {', '.join(LOGS)} (log2p1 is log2(x + 1)), or --unit tpm where they are linear"
-        )
+        _ask(path, f"{low}, so the values look logged, but no base brings profiles to a sum near one million")
     base = {"ln1p": "e"}.get(fitting[0], f"{LOGS[fitting[0]][0]:g}")
-    return fitting[0], f"{seen}; base {base} with pseudocount 1 gives profiles that sum to {sums[fitting[0]]:.3g}"
+    return fitting[0], f"{low}; base {base} with pseudocount 1 gives profiles that sum to {sums[fitting[0]]:.3g}"

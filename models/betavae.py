@@ -144,6 +144,15 @@ class TrainedVAE:
         state, digest = load_checkpoint(file, "betavae")
         return cls(state, device, file), digest
 
+    def gene_weights(self) -> Tensor:
+        """Return what each gene weighs, (genes,) float64 on the CPU, sums to 1.
+
+        A gene's share of the squared L2 norm of the encoder's first layer. Inputs being z-scores of variance 1, it is
+        its share of the variance of that layer's sums, were genes independent; ours.
+        """
+        squared = self.model.encoder[1].weight.double().square().sum(0).cpu()  # encoder[0] is the dropout
+        return squared / squared.sum()
+
     @torch.no_grad()
     def scale(self, values: Tensor) -> Tensor:
         """values (n, genes) in linear units, NaN where a gene is missing -> z-scores (n, genes) on the device."""

@@ -27,8 +27,12 @@ def add_genes(add: Callable[..., argparse.Action]) -> None:
     """Add the flags that choose and name genes, of `expression` and `spots`."""
     add("--genes", help="genes to keep: CSV with a column Gene (rna_ENSG....v), one id a line, or a GTF")
     add("--biotype", help="of the genes of a GTF: protein_coding")
-    add("--mapping", help="symbols to Ensembl ids: a table with a column of each, or a GTF")
-    add("--duplicates", choices=["sum", "refuse"], help="default: sum, but refuse the very same Ensembl id twice")
+    add("--mapping", help="names to Ensembl ids: a GTF, or a table with a column of each (HGNC's: aliases too)")
+    add(
+        "--duplicates",
+        choices=["sum", "first", "refuse"],
+        help="several rows of a gene; default: sum, but refuse the very same Ensembl id twice, and copies",
+    )
 
 
 def genes_of(args: argparse.Namespace) -> dict[str, str | None]:

@@ -134,7 +134,7 @@ def test_symbols_are_mapped_by_a_table_or_a_gtf(tmp_path):
 
 def test_symbols_decide_the_orientation_only_where_something_tells(tmp_path):
     frame = FRAME.set_axis(list("abcdef")).set_axis(list("wxyz"), axis=1)
-    path = write(tmp_path / "m.csv", frame.rename_axis("id").to_csv())
+    path = write(tmp_path / "m_tpm.csv", frame.rename_axis("id").to_csv())
     with pytest.raises(InputError, match=r"cannot tell whether genes run in rows \(such as a, b and 4 more\)"):
         prepare_table(path)
     mapping = write(tmp_path / "map.csv", "Gene,symbol\n" + pairs("abcdef"))
@@ -149,14 +149,14 @@ def test_logged_tpm_is_found_and_brought_back(tmp_path, unit, base):
     linear *= 1e6 / linear.sum(1, keepdims=True)
     genes = [f"ENSG{i:011d}" for i in range(400)]
     frame = pd.DataFrame(np.log1p(linear.T) / np.log(base), index=genes, columns=list("abc"))
-    path = write(tmp_path / "m.csv", frame.to_csv())
+    path = write(tmp_path / "m_tpm.csv", frame.to_csv())
     table, report = table_of(path)
     assert report["found"]["log"] == unit and report["found"]["unit"] == table.unit == "TPM"
     assert np.allclose(table.values, linear, rtol=1e-4, atol=1e-3) and (table.values >= 0).all()
     assert "with pseudocount 1 gives profiles that sum to 1e+06" in report["found"]["unit_found_by"]
     frame = frame / 3  # no base fits
     write(path, frame.to_csv())
-    with pytest.raises(InputError, match=r"the values look logged, but no base .* state it with --unit: log2p1, ln1p"):
+    with pytest.raises(InputError, match=r"the values look logged, but no base .* --unit: tpm, .*: log2p1, ln1p"):
         prepare_table(path)
     assert np.allclose(prepare_table(path, unit="tpm")[0].values, frame.T, rtol=1e-5)
     write(path, pd.DataFrame(np.log2(linear.T + 1e-3), index=genes, columns=list("abc")).to_csv())
@@ -181,7 +181,7 @@ def test_columns_of_numbers_that_annotate_are_no_values(tmp_path, turned, suffix
         del notes["GC"]  # the gene
     frame = (frame.T.rename_axis("id") if turned else frame).reset_index()
     frame = pd.concat([frame.iloc[:, :2], pd.DataFrame(notes, index=frame.index), frame.iloc[:, 2:]], axis=1)
-    path = tmp_path / f"m.{suffix}"
+    path = tmp_path / f"m_tpm.{suffix}"
     frame.to_csv(path, index=False) if suffix == "csv" else frame.to_parquet(path)
     table, report = table_of(path, mapping=mapping)
     assert report["found"]["log"] == "log2p1" and list(table.obs.index) == ["a", "b", "c"]
@@ -203,13 +203,13 @@ def test_thousands_set_apart_are_not_read_as_decimals(tmp_path, number):
         prepare_table(path)
     write(path, text.replace("\t1\t", "\t0,5\t"))  # decides: a decimal comma
     if number == "1,234":
-        assert prepare_table(path)[0].values.tolist() == [[0.5] * 6, [float(np.float32(1.234))] * 6]
+        assert prepare_table(path, unit="tpm")[0].values.tolist() == [[0.5] * 6, [float(np.float32(1.234))] * 6]
 
 
-def test_units_and_conversions(tmp_path, capsys):
-    counts = write(tmp_path / "m.csv", FRAME.round().to_csv(float_format="%.0f"))
+def test_units_and_conversions(tmp_path):
+    counts = write(tmp_path / "m_counts.csv", FRAME.round().to_csv(float_format="%.0f"))
     table, report = table_of(counts)
-    assert table.unit == "counts" and report["found"]["unit_found_by"].startswith("all values are whole numbers")
+    assert table.unit == "counts" and "all values are whole numbers" in report["found"]["unit_found_by"]
     table, report = table_of(counts, convert="cpm", genes=write(tmp_path / "g.csv", f"Gene\nrna_{GENES[0]}\n"))
     whole = np.round(VALUES).astype(np.float64)
     assert table.unit == "CPM" and np.allclose(table.values[:, 0], whole[:, 0] / whole.sum(1) * 1e6, rtol=1e-5)
@@ -217,12 +217,8 @@ def test_units_and_conversions(tmp_path, capsys):
     assert table_of(fpkm)[0].unit == "FPKM"
     table, _ = table_of(fpkm, convert="tpm")
     assert table.unit == "TPM" and np.allclose(table.values.sum(1), 1e6, rtol=1e-5)
-    with pytest.raises(InputError, match=r"is in counts; --convert tpm takes FPKM"):
+    with pytest.raises(InputError, match=r"is in counts; --convert tpm takes FPKM, or counts with --gene_lengths GTF"):
         prepare_table(counts, convert="tpm")
-    _, report = table_of(write(tmp_path / "m.csv", FRAME.to_csv()))
-    assert report["found"]["unit_found_by"].startswith("ASSUMED")
-    assert "m.csv: linear TPM is assumed" in (error := capsys.readouterr().err) and "state it with --unit" in error
-    assert error.startswith("warning: ") and error.count("\n") == 1
 
 
 def test_genes_match_without_version_and_par_y_stays_apart(tmp_path):
@@ -252,7 +248,7 @@ def test_rows_of_one_gene_are_summed_or_refused(tmp_path, turned):
         prepare_table(path, duplicates="refuse")
     write(path, text([GENES[0], *GENES[1:5], GENES[0]]))
     with pytest.raises(
-        InputError, match=r"once was expected; remove the repeats, or add them up with --duplicates sum"
+        InputError, match=r"once was expected; remove the repeats, add them up with --duplicates sum"
     ):
         prepare_table(path)
     assert np.allclose(prepare_table(path, duplicates="sum")[0].values[:, 0], VALUES[:, 0] + VALUES[:, 5])
@@ -459,7 +455,7 @@ def test_gene_lists_and_mappings(tmp_path):
     mapping = write(
         tmp_path / "m.tsv", f"hgnc_id\tsymbol\tensembl\n1\tA\t{GENES[0]}\n2\tA\t{GENES[1]}\n3\tB\t{GENES[2]}\n"
     )
-    assert read_mapping(mapping) == {"A": GENES[:2], "B": [GENES[2]]}
+    assert read_mapping(mapping).symbols == {"A": GENES[:2], "B": [GENES[2]]}
     path = write(tmp_path / "m_tpm.csv", FRAME.iloc[:2].set_axis(["A", "B"]).to_csv())
     table, report = table_of(path, mapping=mapping)
     assert table.genes == [GENES[2]] and report["genes"]["ambiguous"] == ["A"]
@@ -475,7 +471,7 @@ def test_no_order_and_no_form_changes_a_profile(tmp_path, genes, samples, turned
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(0, 5), st.integers(0, 6), st.floats(0.05, 0.95))
+@given(st.integers(0, 5), st.integers(0, 6), st.floats(0.05, 0.45))  # halves would look like copies
 def test_a_gene_split_over_two_rows_is_the_same_gene(tmp_path, gene, place, share):
     """The profile does not change when one gene's expression is split over two versions of its id, anywhere."""
     part = FRAME.iloc[[gene]] * np.float32(share)
