@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import stdtr
+from scipy.special import stdtr, stdtrit
 from torch import Tensor
 
 FAR_PERCENTILE = 99.5  # beyond it a profile is called far; of the same cohort one in 200 is, by each distance. Ours
@@ -31,12 +31,18 @@ KINDS = ("latent", "misfit")
 
 @dataclass(frozen=True)
 class Distances:
-    """Distances of n profiles: (n,) arrays by kind, in units of the held-out profiles' geometric mean; percentiles."""
+    """Distances of n profiles by kind, (n,) each, in units of the validation profiles' geometric mean; percentiles."""
 
     times: dict[str, np.ndarray]
     percentiles: dict[str, np.ndarray]
     nearest: list[str]  # the tissue whose cloud is nearest
-    held_out: int  # how many validation profiles they are compared with
+    own: dict[str, np.ndarray]  # kind -> (m,): the validation profiles', in the same unit
+    limits: dict[str, float]  # kind -> the distance at FAR_PERCENTILE
+
+    @property
+    def held_out(self) -> int:
+        """Return how many validation profiles they are compared with."""
+        return len(self.own["latent"])
 
     @property
     def percentile(self) -> np.ndarray:
@@ -97,13 +103,15 @@ class TrainingCloud:
     def distances(self, mu: Tensor, misfit: Tensor) -> Distances:
         """Return the distances of profiles with encoder means `mu` (n, z) and reconstruction errors `misfit` (n,)."""
         latent, nearest = nearest_cloud(mu, self.by_tissue)
-        times, percentiles = {}, {}
+        times, percentiles, own, limits = {}, {}, {}, {}
         for kind, found in (("latent", latent), ("misfit", misfit)):
             logs, m = self.logs[kind], len(self.logs[kind])
             beyond = np.log(np.maximum(found.double().numpy(), 1e-12)) - logs.mean()
             spread = max(float(logs.std(ddof=1)), 1e-6) * np.sqrt(1 + 1 / m)
             times[kind], percentiles[kind] = np.exp(beyond), 100 * stdtr(m - 1, beyond / spread)
-        return Distances(times, percentiles, nearest, m)
+            own[kind] = np.exp(logs - logs.mean())
+            limits[kind] = float(np.exp(spread * stdtrit(m - 1, FAR_PERCENTILE / 100)))
+        return Distances(times, percentiles, nearest, own, limits)
 
 
 def nearest_cloud(mu: Tensor, by_tissue: Mapping[str, Mapping[str, Any]]) -> tuple[Tensor, list[str]]:

@@ -57,7 +57,7 @@ class Profiles:
         rows = self._rows(names)
         mu, misfit = self.vae.measure(torch.from_numpy(self._values[rows]))
         if self.vae.cloud is None:
-            _say_that_distances_are_unknown(self.path)
+            say_that_distances_are_unknown(self.path)
         else:
             self.warn_of_far(rows, self.vae.cloud.distances(mu, misfit))
         return self.rule.condition(mu, self.mean, self.std)
@@ -68,7 +68,7 @@ class Profiles:
         None, said once, where the VAE's checkpoint holds no record to compare with.
         """
         if self.vae.cloud is None:
-            _say_that_distances_are_unknown(self.path)
+            say_that_distances_are_unknown(self.path)
             return None
         return self.vae.distances(torch.from_numpy(self._values[self._rows(names)]))
 
@@ -107,7 +107,7 @@ class Profiles:
 
 
 @functools.cache
-def _say_that_distances_are_unknown(path: Path) -> None:
+def say_that_distances_are_unknown(path: Path) -> None:
     """Tell the user, once for a checkpoint, that it cannot tell which profiles are far."""
     warn(
         f"{path}: holds no validation donors' distances (an older file, or too few donors): how far a profile is from "

@@ -149,7 +149,7 @@ def test_an_older_checkpoint_says_once_that_it_cannot_tell(folder, tmp_path, cap
     state, _ = load_checkpoint(tmp_path / "old" / RUN, "betavae")
     del state["held_out_distances"]
     save_checkpoint(tmp_path / "old" / RUN, "betavae", state)
-    profiles_module._say_that_distances_are_unknown.cache_clear()
+    profiles_module.say_that_distances_are_unknown.cache_clear()
     for _ in range(2):
         profiles = Profiles(tmp_path / "old" / RUN, read_expression(folder / "lung.h5ad"))
         assert profiles.distances() is None and len(profiles.conditions()) == len(profiles.table)

@@ -247,9 +247,7 @@ def test_rows_of_one_gene_are_summed_or_refused(tmp_path, turned):
     with pytest.raises(InputError, match=rf"gene {stem} stands 2 times \({stem}.1, {stem}.2\)"):
         prepare_table(path, duplicates="refuse")
     write(path, text([GENES[0], *GENES[1:5], GENES[0]]))
-    with pytest.raises(
-        InputError, match=r"once was expected; remove the repeats, add them up with --duplicates sum"
-    ):
+    with pytest.raises(InputError, match=r"once was expected; remove the repeats, add them up with --duplicates sum"):
         prepare_table(path)
     assert np.allclose(prepare_table(path, duplicates="sum")[0].values[:, 0], VALUES[:, 0] + VALUES[:, 5])
 

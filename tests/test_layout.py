@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "metrics": {"common"},
     "sources": {"common", "models", "datasets", "metrics"},
     "figures": {"common", "models", "datasets", "metrics"},
-    "preparation": {"common", "models", "datasets", "metrics", "sources"},
+    "preparation": {"common", "models", "datasets", "metrics", "sources", "figures"},
 }
 LATE = {"openslide", "matplotlib", "wandb", "umap", "dask", "fastapi"}  # imported where used
 
