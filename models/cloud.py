@@ -76,7 +76,7 @@ class Distances:
     def summary(self, names: Sequence[str]) -> str:
         """Return one line: of one profile its numbers, of several the median and how many are far."""
         own = f"{self.held_out} held-out donors' profiles"
-        worst = int(self.percentile.argmax())
+        worst = int(np.max([self.times[kind] / self.limits[kind] for kind in KINDS], axis=0).argmax())
         numbers = ", ".join(f"{kind} {self.times[kind][worst]:.2f} times theirs" for kind in KINDS)
         if len(names) == 1:
             return f"percentile {self.percentile[0]:.1f} of {own} ({numbers}; nearest: {self.nearest[0]})"
