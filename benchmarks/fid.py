@@ -39,7 +39,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.turns import cpu
-from models.features import FID_WEIGHTS, fid_inception, load_extractor
+from models.features import FID_WEIGHTS, load_extractor
+from models.inception import fid_inception
 from sources.real import FolderSource
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -185,7 +185,8 @@ def part_sampling(bench: Bench) -> Result:
 
 def part_features(bench: Bench) -> Result:
     """Tiles/s of the extractors; ms of a beta-VAE step."""
-    from models.features import Extractor, fid_inception, load_extractor
+    from models.features import Extractor, load_extractor
+    from models.inception import fid_inception
 
     sizes, result = bench.sizes, {}
     images = np.random.default_rng(0).integers(0, 256, (sizes.feature_batch, sizes.side, sizes.side, 3), np.uint8)

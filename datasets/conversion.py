@@ -18,8 +18,8 @@ def convert_values(
     """Undo the log of `matrix` and convert it, in place; return (unit, what was done, what gene lengths were used).
 
     `to` is "tpm" (from FPKM, or from counts with `lengths`), "cpm" (from counts) or None. With lengths the matrix holds
-    all genes of its file, since TPM are shares of all, and keeps of them those that `mapper` wants. InputError where
-    the matrix is of a unit that is not converted so, or a profile has no positive sum.
+    all genes of its file, since TPM are shares of all, and loses those without a length. InputError where the matrix is
+    of a unit that is not converted so, or a profile has no positive sum.
     """
     matrix.values = to_linear(matrix.values, found.log)
     if to is None:
@@ -27,9 +27,9 @@ def convert_values(
     if to == "tpm" and found.name == "counts" and lengths is not None:
         ids = [mapper.id_of(name) for name in matrix.genes]
         values, report = counts_to_tpm(path, matrix.values, matrix.genes, ids, lengths)
-        wanted = np.array([mapper.wants(name) for name in matrix.genes], bool) & ~np.isnan(values).any(0)
-        matrix.values = values[:, wanted]
-        matrix.genes = [name for name, keep in zip(matrix.genes, wanted, strict=True) if keep]
+        known = ~np.isnan(values).any(0)
+        matrix.values = values[:, known]
+        matrix.genes = [name for name, has_length in zip(matrix.genes, known, strict=True) if has_length]
         what = f"counts / length, over its sum over the {report['genes_with_length']} genes with a length, x 10^6"
         return "TPM", what, report
     if (found.name, to) not in (("FPKM", "tpm"), ("counts", "cpm")) or lengths is not None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from common.errors import InputError, shorten
 from datasets.gene_lists import GeneList, GeneNames
-from datasets.genes import PREFIX, gene_key, is_ensembl, renamed_from
+from datasets.genes import PREFIX, gene_key, is_date, is_ensembl, renamed_from
 
 # --id: which kinds of names are understood. An alias is a symbol that a gene had, or has beside its own.
 IDENTIFIERS = {
@@ -122,11 +122,10 @@ class GeneMapper:
         `duplicates` is "sum", "first" or "refuse", None for the rules of datasets/prepare_table.py.
         """
         sources, aside, unmapped, ambiguous = self.sources(names)
-        summed = {key: [names[j] for j in columns] for key, columns in sources.items() if len(columns) > 1}
-        for key in summed:
-            if self.name_of is None or key in self.name_of:
-                _settle(path, key, [(names[j], values[:, j]) for j in sources[key]], duplicates, len(summed))
         keys = [k for k in self.name_of if k in sources] if self.name_of is not None else list(sources)
+        summed = {key: [names[j] for j in sources[key]] for key in keys if len(sources[key]) > 1}
+        for key in summed:
+            _settle(path, key, [(names[j], values[:, j]) for j in sources[key]], duplicates, len(summed))
         result = values[:, [sources[key][0] for key in keys]]
         if duplicates != "first":
             for column, key in enumerate(keys):
@@ -148,6 +147,7 @@ class GeneMapper:
             "aliases_set_aside": aside,
             "unmapped": unmapped,
             "ambiguous": ambiguous,
+            "spoilt_by_a_spreadsheet": [name for name in unmapped if is_date(name)],
             "missing": missing,
         }
         return result, genes, report

@@ -9,6 +9,11 @@ _ENSEMBL = re.compile(r"(ENS[A-Z]*G)(R?)(\d{8,11})(?:\.\d+(?:_\d+)?)?(_PAR_Y)?$"
 # Rows of htseq-count and STAR that count the reads of no gene.
 _TALLY = re.compile(r"__(no_feature|ambiguous|too_low_aQual|not_aligned|alignment_not_unique)|N_[a-z]+(Feature)?")
 
+# What spreadsheets make of MARCH1, SEPT2 and DEC1: 1-Mar, Sep-02, 2026-03-01, 3/1/2026.
+_DATE = re.compile(
+    r"\d{1,2}-(mar|sep|sept|dec)|(mar|sep|sept|dec)-\d{1,2}|\d{4}-\d\d-\d\d.*|\d{1,2}/\d{1,2}/\d{2,4}", re.I
+)
+
 
 @functools.cache
 def gene_key(name: str) -> str:
@@ -32,6 +37,11 @@ def is_ensembl(name: str) -> bool:
 def is_tally(name: str) -> bool:
     """Return True for a row of a counting program that counts reads of no gene: __no_feature, N_unmapped."""
     return _TALLY.fullmatch(name) is not None
+
+
+def is_date(name: str) -> bool:
+    """Return True for a gene's name that a spreadsheet took for a date: 1-Mar, Sep-02, 2026-03-01."""
+    return _DATE.fullmatch(name) is not None
 
 
 def renamed_from(name: str, present: Collection[str]) -> str | None:

@@ -160,6 +160,7 @@ def summarise(report: dict[str, Any]) -> str:
         "known by alias": genes["mapped_from_aliases"],
         "whose alias was set aside, another name of the gene being there": genes["aliases_set_aside"],
         "unmapped": genes["unmapped"],
+        "turned into dates by a spreadsheet": genes["spoilt_by_a_spreadsheet"],
         "ambiguous": genes["ambiguous"],
         "left out for lack of values": genes["lacking_values"],
         "without a length, left out": (report["gene_lengths"] or {}).get("genes_without_length", []),

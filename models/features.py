@@ -13,11 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models import inception
 
 from common.config import PRECISIONS
 from common.errors import InputError, did_you_mean, warn
@@ -123,7 +120,7 @@ def load_extractor(
             (0.5,) * 3,
             False,
         )
-    elif name in torchvision.models.list_models(module=torchvision.models):
+    elif name in _torchvision_names():
         if weights is None:
             raise InputError(
                 f"extractor {name}: name its weights file with --weights (a state dict; nothing is downloaded)"
@@ -131,7 +128,7 @@ def load_extractor(
         path, own_side, mean, std, antialias = Path(weights), 224, IMAGENET_MEAN, IMAGENET_STD, True
         build = _torchvision_builder(name)
     else:
-        theirs = torchvision.models.list_models(module=torchvision.models)
+        theirs = _torchvision_names()
         raise InputError(
             f"extractor {name!r} is not known{did_you_mean(name, ['efficientnet_lite0', 'inception', *theirs])}; "
             f"known are efficientnet_lite0, inception and, with --weights, torchvision's {', '.join(theirs)}"
@@ -203,48 +200,6 @@ def _lite0(state: dict[str, torch.Tensor], path: Path, side: int) -> nn.Module:
 # ---------------------------------------------------------------- Inception V3 of the published FID
 
 
-class _TensorFlowPool:
-    """Inception block whose pooling branch is TensorFlow's, not torchvision's: the last of the block's branches."""
-
-    def pool(self, x: torch.Tensor) -> torch.Tensor:
-        """3 x 3 average over the pixels that exist: torchvision also counts the zeros outside the image."""
-        return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([*self._forward(x)[:-1], self.branch_pool(self.pool(x))], 1)
-
-
-class FIDInceptionA(_TensorFlowPool, inception.InceptionA):
-    """Blocks at 35 x 35."""
-
-
-class FIDInceptionC(_TensorFlowPool, inception.InceptionC):
-    """Blocks at 17 x 17."""
-
-
-class FIDInceptionE(_TensorFlowPool, inception.InceptionE):
-    """First block at 8 x 8."""
-
-
-class FIDInceptionEMax(FIDInceptionE):
-    """Last block: the published graph has a maximum here, where the paper has an average."""
-
-    def pool(self, x: torch.Tensor) -> torch.Tensor:
-        """3 x 3 maximum."""
-        return F.max_pool2d(x, 3, stride=1, padding=1)
-
-
-def fid_inception() -> nn.Module:
-    """Return the untrained FID Inception V3 with its classifier of 1008; parameter names are torchvision's."""
-    network = torchvision.models.inception_v3(weights=None, num_classes=1008, aux_logits=False, init_weights=False)
-    network.Mixed_5b, network.Mixed_5c = FIDInceptionA(192, pool_features=32), FIDInceptionA(256, pool_features=64)
-    network.Mixed_5d = FIDInceptionA(288, pool_features=64)
-    for name, channels in (("Mixed_6b", 128), ("Mixed_6c", 160), ("Mixed_6d", 160), ("Mixed_6e", 192)):
-        setattr(network, name, FIDInceptionC(768, channels_7x7=channels))
-    network.Mixed_7b, network.Mixed_7c = FIDInceptionE(1280), FIDInceptionEMax(2048)
-    return network
-
-
 def _fid_file(weights: str | Path | None) -> Path:
     if weights is not None:
         return Path(weights)
@@ -260,20 +215,28 @@ def _fid_inception(state: dict[str, torch.Tensor], path: Path, _side: int) -> nn
     expected = Path(FID_WEIGHTS).stem[-8:]
     if path.is_file() and not sha256_of(path).startswith(expected):
         warn(f"{path}: not the published FID weights (SHA-256 {expected}...): compare values only among themselves")
+    from models.inception import fid_inception, fuse
+
     with torch.device("meta"):  # nothing is initialised only to be overwritten
         network = fid_inception()
     _load(network, state, path, "the FID Inception V3 (1008 classes)")
     network.fc = network.dropout = nn.Identity()  # features after pooling: (N, 2048)
-    for block in [m for m in network.modules() if isinstance(m, inception.BasicConv2d)]:
-        block.conv, block.bn = fuse_conv_bn_eval(block.conv.eval(), block.bn.eval()), nn.Identity()  # frozen: one layer
-    return network
+    return fuse(network)
 
 
 # ---------------------------------------------------------------- torchvision
 
 
+def _torchvision_names() -> list[str]:
+    import torchvision  # seconds to import, so not at the top: the default extractor does without
+
+    return torchvision.models.list_models(module=torchvision.models)
+
+
 def _torchvision_builder(name: str) -> Any:
     def build(state: dict[str, torch.Tensor], path: Path, side: int) -> nn.Module:
+        import torchvision
+
         network = torchvision.models.get_model(name, weights=None)
         head = [key for key, module in network.named_modules() if isinstance(module, nn.Linear)][-1]  # the classifier
         parent, _, leaf = head.rpartition(".")

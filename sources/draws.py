@@ -1,11 +1,10 @@
 """Features of a source, drawn several times: what every distance is computed from, each tile seen by a network once."""
 
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import PIL
 import torch
-import torchvision
 from tqdm import tqdm
 
 from common.errors import InputError
@@ -152,7 +151,7 @@ class Draws:
             "tiles": self.source.digest(),
             "seed": seed,
             "n": self.wanted if seed is not None and self.source.by_chunk else None,
-            "versions": [f"{library.__name__} {library.__version__}" for library in (torch, torchvision, PIL)],
+            "versions": [f"{library} {version(library)}" for library in ("torch", "torchvision", "pillow")],
             "side": self.side,
             "extractor": extractor.name,
             "weights": extractor.digest,

@@ -258,3 +258,13 @@ def test_a_table_of_our_own_form_holds_tpm_unless_it_or_its_values_say_otherwise
     with pytest.raises(InputError, match=r"columns named rna_, says TPM, but profiles sum to 3e\+07"):
         prepare_table(write(tmp_path / "m.csv", (frame * 30).to_csv()))
     assert table_of(write(tmp_path / "m.csv", np.log2(frame + 1).to_csv()))[1]["found"]["log"] == "log2p1"
+
+
+def test_names_that_a_spreadsheet_turned_into_dates_are_said(tmp_path, hgnc, capsys):
+    dates = ["1-Mar", "Sep-02", "2026-03-01 00:00:00", "3/1/2026"]
+    frame = pd.concat([FRAME.set_axis(SYMBOLS), FRAME.iloc[:4].set_axis(dates), FRAME.iloc[:1].set_axis(["MARCH-X"])])
+    path = write(tmp_path / "m_tpm.csv", frame.to_csv())
+    assert command("--input", path, "--mapping", hgnc, "--out", tmp_path / "o.csv") == 0
+    out = capsys.readouterr().out
+    assert "genes unmapped: 5 (1-Mar, Sep-02, 2026-03-01 00:00:00 and 2 more)" in out
+    assert "genes turned into dates by a spreadsheet: 4 (1-Mar, " in out

@@ -21,7 +21,7 @@ from sources.profiles import Profiles
 
 IDS = [f"ENSG{i:011d}" for i in range(N_GENES)]  # made_state's genes, which have version 1
 SAMPLES = [f"GTEX-{letter}-0626-SM-1" for letter in "ABCDE"]
-HASTY = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+HASTY = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 NAMES = {  # how a file may name gene i, given a number
     "Ensembl": lambda i, n: IDS[i],
     "version": lambda i, n: f"{IDS[i]}.{n}",

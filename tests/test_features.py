@@ -9,7 +9,8 @@ from PIL import Image
 from common.errors import InputError
 from common.files import sha256_of
 from metrics.frechet import frechet_distance
-from models.features import FID_WEIGHTS, check_images, fid_inception, load_extractor, read_state_dict
+from models.features import FID_WEIGHTS, check_images, load_extractor, read_state_dict
+from models.inception import fid_inception
 
 
 def tiles(n, side=64, seed=0):
