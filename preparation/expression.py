@@ -111,6 +111,10 @@ def run(args: argparse.Namespace) -> None:
     if made is not None:
         table, report["harmonised"] = made.table, made.report
         lines.append(describe_harmonised(made.report))
+        if vae is None:
+            lines.append(
+                "not compared with a training cloud, and not drawn: name a beta-VAE with --checkpoint to see it"
+            )
     if flags["genes"]:
         report["coverage"] = coverage_of(expected, table, least)
     if vae is not None:

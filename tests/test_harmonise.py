@@ -168,6 +168,14 @@ def test_without_harmonising_the_user_is_told_what_is_far(folder, tmp_path, caps
     ]
 
 
+def test_without_a_checkpoint_nothing_is_compared_or_drawn(folder, tmp_path, capsys):
+    words = ["--harmonise", "quantile", "--reference", folder / "lung.h5ad"]
+    assert prepare(folder, tmp_path / "geo.csv", *words) == 0
+    assert "name a beta-VAE with --checkpoint" in capsys.readouterr().out
+    assert "misfit_after" not in json.loads((tmp_path / "geo.report.json").read_text())["harmonised"]
+    assert not (tmp_path / "geo.harmonise.png").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
