@@ -112,9 +112,7 @@ def run(args: argparse.Namespace) -> None:
         table, report["harmonised"] = made.table, made.report
         lines.append(describe_harmonised(made.report))
         if vae is None:
-            lines.append(
-                "not compared with a training cloud, and not drawn: name a beta-VAE with --checkpoint to see it"
-            )
+            lines.append("not compared with a training cloud, and not drawn: name a beta-VAE with --checkpoint")
     if flags["genes"]:
         report["coverage"] = coverage_of(expected, table, least)
     if vae is not None:

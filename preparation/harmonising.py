@@ -134,7 +134,7 @@ def draw_harmonised(made: Harmonised, vae: TrainedVAE, before: Distances, after:
         np.square(singular[:2]) / np.square(singular).sum(),
         {
             title: (
-                {"held-out donors": after.own[kind], "before": before.times[kind], "after": after.times[kind]},
+                {"held-out\ndonors": after.own[kind], "before": before.times[kind], "after": after.times[kind]},
                 after.limits[kind],
             )
             for kind, title in kinds.items()
