@@ -8,9 +8,10 @@
 Reads the checkpoint, which says what the model is; for an RNA-GAN also its beta-VAE and a table (--rna_data, else the
 config's). Without --patient1 and --random_patient each tile has the profile of a held-out donor, drawn by seed.
 Writes into --out (default generated/<run>/<patient>/): one PNG per tile, named by seed and number, grid.png and
-manifest.json. With --checkpoint2 also the folders second/ and real/, made the same way, and comparison.png: real tiles
-of the patient, the first model's and the second's, side by side. With --sweep also sweep.png: tiles along a shift of
-betaVAE_interpolation.py, a row per noise, a column per alpha.
+manifest.json, which also says how far the profiles are from those that the beta-VAE knows. With --checkpoint2 also the
+folders second/ and real/, made the same way, and comparison.png: real tiles of the patient, the first model's and the
+second's, side by side. With --sweep also sweep.png: tiles along a shift of betaVAE_interpolation.py, a row per noise, a
+column per alpha.
 Tile k depends on the model, the profile, the seed and k only. Typing the same command again makes what is missing.
 """
 
@@ -26,7 +27,7 @@ from tqdm import tqdm
 
 from common.checkpoint import content_digest
 from common.config import PRECISIONS, GANSettings, add_tile_limits, load_config
-from common.errors import InputError, command_parser, run_command, warn
+from common.errors import InputError, command_parser, run_command, shorten, warn
 from common.files import read_json, sha256_of, write_json
 from common.run import generator_for, pick_device
 from datasets.cohort import open_cohort
@@ -179,9 +180,11 @@ def source_for(
         names = profiles.held_out()
         conditions = profiles.conditions(names)
         about |= {"profile": None, "split": "test", "condition_digest": content_digest(conditions)}
+        about |= about_distances(profiles, names)
         return GANSource(gan, conditions, names=names, guidance=guidance), about
     condition = profiles.condition(profile)
     about |= about_profile(profiles, profile) | {"condition_digest": content_digest(condition)}
+    about |= about_distances(profiles, [profile])
     gan.warn_of_tissue(f"profile {profile}", about["tissue"])
     if about["split"] == "train":
         warn(f"{profile}: its donor is one of those that {gan.run} was trained on (split train)")
@@ -198,6 +201,15 @@ def about_profile(profiles: Profiles, name: str) -> dict[str, Any]:
     elsewhere = "train" if any(model.has_donor(donor) for model in profiles.trained_on) else "another study"
     described = {"profile": name, "slide": slide, "donor": donor, "tissue": slug(str(row["tissue"]))}
     return described | {"split": profiles.split(name) if slide else elsewhere}
+
+
+def about_distances(profiles: Profiles, names: list[str]) -> dict[str, Any]:
+    """Return how far the profiles are from the training cloud, and say it; {} where the VAE does not know."""
+    distances = profiles.distances(names)
+    if distances is None:
+        return {}
+    print(f"{shorten(names, 2)}: distance to the training cloud: {distances.summary(names)}")
+    return {"distance": distances.report(names)}
 
 
 def real_tiles(cfg: GANSettings, config: str, img_size: int, patient: str, wanted: bool) -> RealSource | None:

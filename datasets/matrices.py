@@ -90,20 +90,32 @@ def _by_rows(path: Path, layout: Layout, wanted_gene: Predicate, wanted_sample: 
     says = [i for i in layout.words if i != layout.id_column and layout.names[i].lower() in SYMBOL_HEADS][:1]
     stats, parts, genes, dropped, symbols = ValueStats(len(samples)), [], [], [], {}
     if columns:
-        for names, part, said in _parts(path, layout, columns, says, drop):  # part: (samples, genes)
+        for names, part, said in _parts(path, layout, columns, says, drop):  # part: (genes, samples)
             stats.n_genes += len(names)
             symbols |= {name: symbol for name, symbol in zip(names, *said, strict=True) if symbol} if said else {}
-            if drop and (lacking := np.isnan(part).any(0)).any():
+            if drop and (lacking := np.isnan(part).any(1)).any():
                 dropped += [name for name, lacks in zip(names, lacking, strict=True) if lacks]
                 names = [name for name, lacks in zip(names, lacking, strict=True) if not lacks]
-                part = part[:, ~lacking]
-            stats.add(part)
+                part = part[~lacking]
+            stats.add(part.T)
             keep = [j for j, name in enumerate(names) if wanted_gene(name)]
-            parts.append(np.ascontiguousarray(part[:, keep].T))  # (genes, samples), so that parts can be stacked
+            parts.append(part[keep])
             genes += [names[j] for j in keep]
-    values = np.ascontiguousarray(np.concatenate(parts).T) if parts else np.empty((len(samples), 0), np.float32)
     facts = {"samples_in_file": len(layout.data), "genes_in_file": stats.n_genes, "genes_lacking_values": dropped}
-    return Matrix(values, samples, genes, pd.DataFrame(index=range(len(samples))), stats, facts, symbols)
+    frame = pd.DataFrame(index=range(len(samples)))
+    return Matrix(_turned(parts, len(samples)), samples, genes, frame, stats, facts, symbols)
+
+
+def _turned(parts: list[np.ndarray], n_samples: int) -> np.ndarray:
+    """Return parts, (genes, n_samples) each, as one (n_samples, all genes); each part is let go once it is copied."""
+    values = np.empty((n_samples, sum(map(len, parts))), np.float32)
+    parts.reverse()
+    start = 0
+    while parts:
+        part = parts.pop()
+        values[:, start : start + len(part)] = part.T
+        start += len(part)
+    return values
 
 
 def _by_columns(path: Path, layout: Layout, wanted_gene: Predicate, wanted_sample: Predicate, drop: bool) -> Matrix:
@@ -113,7 +125,7 @@ def _by_columns(path: Path, layout: Layout, wanted_gene: Predicate, wanted_sampl
     stats, samples, parts, said, n_rows = ValueStats(0), [], [], [], 0
     for names, part, texts in _parts(path, layout, layout.data, words, drop):
         here = [row for row, name in enumerate(names) if wanted_sample(name)]
-        chosen = np.ascontiguousarray(part.T[here])  # (samples, genes)
+        chosen = part[here]  # (samples, genes)
         stats.more_samples(len(here))
         stats.add(np.nan_to_num(chosen) if drop else chosen, slice(len(samples), None))
         parts.append(chosen[:, keep])
@@ -135,14 +147,13 @@ def _by_columns(path: Path, layout: Layout, wanted_gene: Predicate, wanted_sampl
 def _parts(
     path: Path, layout: Layout, columns: list[int], words: list[int], missing_allowed: bool
 ) -> Iterator[tuple[list[str], np.ndarray, list[list[str]]]]:
-    """Yield (row names, values (len(columns), rows) float32, text columns) of one part of the file after another."""
+    """Yield (row names, values (rows, len(columns)) float32, text columns) of one part of the file after another."""
     wanted = [*([layout.id_column] if layout.id_column >= 0 else []), *words]
     numbered = 0
     for batch in _batches(path, layout, columns, wanted):
-        part = np.empty((len(columns), batch.num_rows), np.float32)
-        for row, i in zip(part, columns, strict=True):
-            row[:] = batch.column(str(i)).to_numpy(zero_copy_only=False)
-        texts = [[str(text or "").strip() for text in batch.column(str(i)).to_pylist()] for i in wanted]
+        values = batch.select(range(len(columns))).to_tensor(null_to_nan=True).to_numpy()
+        part = np.asarray(values, np.float32)
+        texts = [[str(text or "").strip() for text in column.to_pylist()] for column in batch.columns[len(columns) :]]
         names = (
             texts.pop(0)
             if layout.id_column >= 0
@@ -160,10 +171,10 @@ def _parts(
 def _refuse_first(
     path: Path, layout: Layout, columns: list[int], names: list[str], part: np.ndarray, bad: np.ndarray, expected: str
 ) -> NoReturn:
-    """Raise the InputError of the first bad value of `part`, (len(columns), rows), by its row and column."""
-    row, column = np.argwhere(bad.T)[0]
+    """Raise the InputError of the first bad value of `part`, (rows, len(columns)), by its row and column."""
+    row, column = np.argwhere(bad)[0]
     raise InputError(
-        f"{path}: row {names[row]}, column {layout.names[columns[column]]}: {bad_value(str(part[column, row]))}, "
+        f"{path}: row {names[row]}, column {layout.names[columns[column]]}: {bad_value(str(part[row, column]))}, "
         f"{expected}"
     )
 
@@ -188,11 +199,11 @@ def _find_negative(path: Path, layout: Layout, columns: list[int], drop: bool, r
 
 
 def _batches(path: Path, layout: Layout, columns: list[int], words: list[int]) -> Iterator[pa.RecordBatch]:
-    """Yield the file's chosen columns, named by their number, in batches of rows."""
+    """Yield the file's chosen columns in batches of rows: first `columns`, float32 or as in parquet, then `words`."""
     if layout.form == "parquet":
-        names = [layout.names[i] for i in (*words, *columns)]
+        names = [layout.names[i] for i in (*columns, *words)]
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024, columns=names):
-            yield batch.select(names).rename_columns([str(i) for i in (*words, *columns)])
+            yield batch.select(names)
         return
     bad_lines: list[pyarrow.csv.InvalidRow] = []
 

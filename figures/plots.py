@@ -147,6 +147,56 @@ def latent_map(points: np.ndarray, tissue: Sequence[str], kind: Sequence[str], h
 
 
 @_styled
+def harmonised(
+    cloud: Mapping[str, np.ndarray],
+    before: np.ndarray,
+    after: np.ndarray,
+    explained: Sequence[float],
+    distances: Mapping[str, tuple[Mapping[str, np.ndarray], float]],
+    title: str,
+) -> "Figure":
+    """Profiles before and after they were harmonised: on the map of the training cloud, and by their distances from it.
+
+    cloud: tissue -> (n, 2) training profiles; before, after: (m, 2). All in the first two principal components of the
+    standardised latent, which hold the shares `explained` of its variance. distances: the kind's title -> (held-out
+    donors', before and after by name, (k,) each, and the limit beyond which a profile is called far).
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10.2, 4.4))
+    left, *right = figure.subplots(1, 1 + len(distances), width_ratios=[1.5] + [1] * len(distances))
+    looks = {"before": ("^", COLOURS[1]), "after": ("o", COLOURS[0])}
+    for (tissue, points), marker in zip(cloud.items(), "osDvP" * len(cloud), strict=False):
+        label = f"training donors, {tissue} (n = {len(points)})"
+        left.scatter(*points.T, s=12, marker=marker, color="#b9c0c6", lw=0, label=label)
+    for pair in zip(before, after, strict=True):
+        left.plot(*np.transpose(pair), color="#5b6670", lw=0.6, zorder=1)
+    for (name, (marker, colour)), points in zip(looks.items(), (before, after), strict=True):
+        style = {"s": 28, "marker": marker, "color": colour, "edgecolor": "white", "lw": 0.5}
+        left.scatter(*points.T, label=f"{name} (n = {len(points)})", **style)
+    left.set(xlabel=f"principal component 1 ({explained[0]:.0%} of the variance)")
+    left.set(ylabel=f"principal component 2 ({explained[1]:.0%})")
+    left.set_title(title)
+    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, handletextpad=0.1, columnspacing=1.0)
+
+    sideways = np.random.default_rng(0)  # so that points do not hide one another
+    for ax, (kind, (groups, limit)) in zip(right, distances.items(), strict=True):
+        for k, (name, values) in enumerate(groups.items()):
+            marker, colour = looks.get(name, ("o", "#b9c0c6"))
+            beside = k + sideways.uniform(-0.2, 0.2, len(values))
+            ax.scatter(beside, values, s=24, marker=marker, color=colour, edgecolor="white", lw=0.4)
+            ax.plot([k - 0.3, k + 0.3], [np.median(values)] * 2, color="black", lw=1.5)
+        ax.axhline(limit, color=COLOURS[-1], lw=0.9, ls="--")
+        ax.annotate("far", (0.99, limit), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+        ax.set_xticks(range(len(groups)), [f"{name}\n(n = {len(values)})" for name, values in groups.items()])
+        highest = max(limit, *(values.max() for values in groups.values()))
+        ax.set(xlim=(-0.6, len(groups) - 0.4), ylim=(0, 1.08 * highest))
+        ax.set_title(kind)
+    right[0].set_ylabel("times the held-out donors' mean")
+    return figure
+
+
+@_styled
 def shift_curve(shifts: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]) -> "Figure":
     """The share of moved profiles that a classifier calls the target, along alpha, with its interval.
 

@@ -7,6 +7,7 @@ Checkpoint kind "betavae" (best.pt), enough to encode a stranger's profile with 
     latent                 mean, std (z,) of the encoder's means over the training rows, n
     by_tissue              tissue -> the Gaussian of models/latents.py: mean, std, n, factor (k, z), residual (z,)
     residual_std           (genes,) root mean square of the reconstruction's error on validation rows, z-scores
+    held_out_distances     latent, misfit (m,): the validation rows' distances from the training cloud (models/cloud.py)
     split_seed, min_gene_coverage, missing_genes, settings, epoch, validation
 """
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from common.checkpoint import load_checkpoint, resolve_checkpoint
 from common.errors import InputError
+from models.cloud import Distances, TrainingCloud, nearest_cloud
 from models.expression_scaler import ExpressionScaler
 from models.latents import fit_gaussian, latent_summary
 
@@ -110,6 +112,7 @@ class TrainedVAE:
             latent = state["latent"]
             self.by_tissue: dict[str, dict[str, Any]] = state["by_tissue"]
             self.residual_std: Tensor | None = state["residual_std"]
+            self.cloud = TrainingCloud.of(state)  # None in an older file
         except (KeyError, TypeError, RuntimeError) as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
             reason = lines[min(1, len(lines) - 1)][:160]  # torch's second line says what is missing or of another size
@@ -167,6 +170,27 @@ class TrainedVAE:
         return self.posterior(values)[0]
 
     @torch.no_grad()
+    def measure(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """values (n, genes) in linear units, NaN = missing -> the encoder's mean mu (n, z), misfit (n,), on the CPU.
+
+        misfit: root mean square error of the reconstruction over the genes that are not missing, z-scores.
+        """
+        found = []
+        for block in values.split(ROWS):
+            x, seen = self.scale(block), ~block.isnan().to(self.device)
+            mu = self.model.encode(x)[0]
+            error = (self.model.decode(mu) - x).square() * seen
+            found.append((mu.cpu(), (error.sum(1) / seen.sum(1).clamp(min=1)).sqrt().cpu()))
+        return torch.cat([mu for mu, _ in found]), torch.cat([misfit for _, misfit in found])
+
+    def distances(self, values: Tensor) -> Distances | None:
+        """values (n, genes) in linear units, NaN = missing -> how far they are from the training cloud.
+
+        None where the checkpoint does not hold what is needed.
+        """
+        return self.cloud.distances(*self.measure(values)) if self.cloud else None
+
+    @torch.no_grad()
     def decode_scaled(self, z: Tensor) -> Tensor:
         """z (n, z) -> z-scores (n, genes)."""
         return torch.cat([self.model.decode(block) for block in z.to(self.device).split(ROWS)])
@@ -179,7 +203,7 @@ class TrainedVAE:
 def finished_state(
     state: dict[str, Any], values: Tensor, tissues: list[str], held_out: Tensor, device: torch.device | str = "cpu"
 ) -> dict[str, Any]:
-    """Return `state` with what only a trained network can tell: latent, by_tissue and residual_std.
+    """Return `state` with what only a trained network can tell: latent, by_tissue, residual_std, held_out_distances.
 
     `values` (n, genes): the training rows, linear units, `tissues` one name per row; `held_out` (m, genes): validation
     rows. `state` has the other keys of the module's docstring and is not changed; weights are shared, not copied.
@@ -188,8 +212,11 @@ def finished_state(
     mu, logvar = vae.posterior(values)
     rows = {t: torch.tensor([i for i, name in enumerate(tissues) if name == t]) for t in sorted(set(tissues))}
     error = vae.decode_scaled(vae.encode(held_out)) - vae.scale(held_out)
+    by_tissue = {t: fit_gaussian(mu[i], logvar[i]) for t, i in rows.items()}
+    new, misfit = vae.measure(held_out)
     return state | {
         "latent": latent_summary(mu),
-        "by_tissue": {t: fit_gaussian(mu[i], logvar[i]) for t, i in rows.items()},
+        "by_tissue": by_tissue,
+        "held_out_distances": {"latent": nearest_cloud(new, by_tissue)[0].float(), "misfit": misfit},
         "residual_std": error.square().mean(0).sqrt().cpu(),
     }

@@ -11,6 +11,13 @@ from datasets.gene_mapper import IDENTIFIERS
 from datasets.prepare_table import prepare_table, summarise
 from datasets.units import UNITS
 from models.betavae import TrainedVAE
+from preparation.harmonising import (
+    add_harmonise,
+    check_harmonise,
+    describe_harmonised,
+    harmonise_table,
+    report_distances,
+)
 from preparation.parts import Commands, add_command, add_genes, genes_of, table_path
 
 MANUAL = """Turn a matrix of any common form into an expression table: samples x genes, linear units.
@@ -23,6 +30,10 @@ out. Rows of one gene are summed, a sample twice is refused, a missing gene is l
 Logged values are brought back to linear; counts stay counts unless --convert tpm (with --gene_lengths) or cpm.
 --checkpoint takes the genes of a trained beta-VAE in its order, and reports those that the matrix lacks by name, with
 what each weighs in the model: its share of the squared L2 norm of the encoder's first layer.
+It also says how far each profile is from the training cloud, as a percentile of held-out donors' own distances.
+--harmonise brings profiles of another platform to the scale of --reference, the training's table (its training donors):
+quantile gives each profile the reference's distribution, reference gives each gene the reference's mean and spread (for
+several profiles of the same mix of people). With --checkpoint <name>.harmonise.png shows them before and after.
 Genes are found by Ensembl id whatever its version, or by symbol or alias through --mapping: a GTF, or a table such as
 HGNC's complete set (symbol, alias_symbol, prev_symbol, entrez_id, ensembl_gene_id).
 A column assigned_split of the table (train, val or test), where it is not empty, wins over the split by donor in every
@@ -32,7 +43,8 @@ stage that reads the table; `spots --test` fills it, and so may you.
         --phenotypes SubjectPhenotypesDS.txt --tissue Lung --genes protein_coding_genes.csv --slides slides/lung \\
         --out data/lung.csv
     python prepare_data.py expression --input GSE1_counts.tsv.gz --mapping hgnc_complete_set.txt --convert tpm \\
-        --gene_lengths gencode.gtf.gz --checkpoint checkpoints/betavae_tissues --out data/geo.csv
+        --gene_lengths gencode.gtf.gz --checkpoint checkpoints/betavae_tissues --out data/geo.csv \\
+        --harmonise reference --reference data/lung.csv
 """
 
 
@@ -49,6 +61,7 @@ def add_to(commands: Commands) -> None:
     add(
         "--min_coverage", type=float, help="refuse fewer of the wanted genes than this share; default: the checkpoint's"
     )
+    add_harmonise(add)
     add("--slides", help="folder or list of slides: keep the samples that have one, by donor and site")
     add("--keep_unmatched", action="store_true", help="with --slides: keep samples without slide too")
     add("--unit", nargs="+", choices=UNITS, help="unit of the input, or its log, or both: tpm log2p1 is log2(TPM + 1)")
@@ -63,6 +76,7 @@ def run(args: argparse.Namespace) -> None:
     """Write the table and its report; print what was found."""
     out = table_path(args.out)
     flags = genes_of(args)
+    check_harmonise(args)
     if not 0 <= (args.min_coverage or 0) <= 1:
         raise InputError(f"--min_coverage {args.min_coverage:g}: a share from 0 to 1 was expected")
     vae, digest = TrainedVAE.open(args.checkpoint) if args.checkpoint else (None, None)
@@ -93,12 +107,20 @@ def run(args: argparse.Namespace) -> None:
         **flags,
     )
     lines = [summarise(report)]
+    made = harmonise_table(args, table, vae) if args.harmonise else None
+    if made is not None:
+        table, report["harmonised"] = made.table, made.report
+        lines.append(describe_harmonised(made.report))
+        if vae is None:
+            lines.append("not compared with a training cloud, and not drawn: name a beta-VAE with --checkpoint")
     if flags["genes"]:
         report["coverage"] = coverage_of(expected, table, least)
     if vae is not None:
         refuse_other_unit(args.input, table.unit, vae.unit)
         report["checkpoint"] = {"path": args.checkpoint, "digest": digest, "unit": vae.unit}
         lines.append(describe_coverage(report["coverage"]))
+        picture = out.with_name(f"{out.stem}.harmonise.png")
+        lines += report_distances(report, vae, args.checkpoint, table, made, picture)
     write_expression(table, out)
     write_json(out.with_name(f"{out.stem}.report.json"), report)
     print("\n".join(lines))

@@ -1,5 +1,6 @@
 """Expression profiles of a table as a GAN takes them: encoded by the VAE, standardised with its training statistics."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +12,8 @@ from common.errors import InputError, shorten, warn
 from datasets.expression import ExpressionTable, splits_of
 from datasets.leaks import HELD_OUT, TrainedOn
 from models.betavae import TrainedVAE
+from models.cloud import Distances
 from models.conditioning import LATENT_FLOOR, InputRule
-
-FAR = 3.0  # root mean square of c beyond which a profile is called far from the training donors, whose own is 1; ours
 
 
 class Profiles:
@@ -52,22 +52,42 @@ class Profiles:
         return self.conditions([self.table.find(name)])[0]
 
     def conditions(self, names: Sequence[str] | Sequence[int] | None = None) -> torch.Tensor:
-        """Return (n, z) for the named samples, row numbers, or all rows of the table."""
-        if names is None:
-            rows = np.arange(len(self.table))
+        """Return (n, z) for the named samples, row numbers, or all rows of the table; warn of those that are far.
+
+        Far: see models/cloud.py.
+        """
+        rows = self._rows(names)
+        mu, misfit = self.vae.measure(torch.from_numpy(self._values[rows]))
+        if self.vae.cloud is None:
+            say_that_distances_are_unknown(self.path)
         else:
-            rows = np.array([self.table.find(x) if isinstance(x, str) else int(x) for x in names], np.int64)
-        mu = self.vae.encode(torch.from_numpy(self._values[rows])).cpu()
-        c = self.rule.condition(mu, self.mean, self.std)
-        if self.rule.standardise == "train":
-            spread = c.square().sum(1).div((self.std >= LATENT_FLOOR).sum()).sqrt()  # (n,)
-            far = [str(self.table.obs.index[row]) for row, s in zip(rows, spread, strict=True) if s > FAR]
-            if far:
-                warn(
-                    f"{shorten(far)}: {spread.max():.1f} times as far from the mean as a training donor: the generator "
-                    "has seen nothing like it (another platform or unit?)"
-                )
-        return c
+            self.warn_of_far(rows, self.vae.cloud.distances(mu, misfit))
+        return self.rule.condition(mu, self.mean, self.std)
+
+    def distances(self, names: Sequence[str] | Sequence[int] | None = None) -> Distances | None:
+        """Return how far the named samples, row numbers, or all rows are from the training cloud.
+
+        None, said once, where the VAE's checkpoint holds no record to compare with.
+        """
+        if self.vae.cloud is None:
+            say_that_distances_are_unknown(self.path)
+            return None
+        return self.vae.distances(torch.from_numpy(self._values[self._rows(names)]))
+
+    def warn_of_far(self, rows: Sequence[int] | np.ndarray, distances: Distances) -> None:
+        """Tell the user which of the rows lie beyond the percentile of models/cloud.py, if any."""
+        names = [str(self.table.obs.index[row]) for row in rows]
+        if distances.far.any():
+            far = [name for name, is_far in zip(names, distances.far, strict=True) if is_far]
+            warn(
+                f"{shorten(far)}: far from the training cloud: {distances.summary(names)}: the model has seen nothing "
+                "like it (another platform, unit or tissue?); prepare_data.py expression --harmonise may help"
+            )
+
+    def _rows(self, names: Sequence[str] | Sequence[int] | None) -> np.ndarray:
+        if names is None:
+            return np.arange(len(self.table))
+        return np.array([self.table.find(x) if isinstance(x, str) else int(x) for x in names], np.int64)
 
     def split(self, name: str | int) -> str:
         """Return the split of a sample: the one that the table assigns it, else its donor's under the VAE's seed.
@@ -100,3 +120,12 @@ class Profiles:
         tissue = self.table.obs["tissue"].loc[names]
         turn = tissue.groupby(tissue).cumcount()  # a tissue's first, second...
         return list(turn.sort_values(kind="stable").index[:at_most])
+
+
+@functools.cache
+def say_that_distances_are_unknown(path: Path) -> None:
+    """Tell the user, once for a checkpoint, that it cannot tell which profiles are far."""
+    warn(
+        f"{path}: holds no validation donors' distances (an older file, or too few donors): how far a profile is from "
+        "the training cloud cannot be told; train the beta-VAE again to know"
+    )

@@ -8,7 +8,8 @@ from typing import Any
 from common.errors import InputError, shorten
 from common.files import read_json, write_json
 
-PATHS = {"checkpoint", "table", "config", "label"}  # may be spelled otherwise; digests say what was loaded
+# Not compared: paths may be spelled otherwise, and a distance follows from what was loaded; digests say what that was.
+NOT_COMPARED = {"checkpoint", "table", "config", "label", "distance"}
 
 
 class TileFolder:
@@ -27,7 +28,7 @@ class TileFolder:
             before = read_json(self.manifest)
             before = before.get("made_from", {}) if isinstance(before, dict) else {}
             now = json.loads(json.dumps(described))  # as it would be read back
-            if changed := [k for k in sorted((set(before) | set(now)) - PATHS) if before.get(k) != now.get(k)]:
+            if changed := [k for k in sorted((set(before) | set(now)) - NOT_COMPARED) if before.get(k) != now.get(k)]:
                 pairs = [f"{k} ({_short(before.get(k))} there, {_short(now.get(k))} now)" for k in changed]
                 raise InputError(
                     f"{self.path}: holds tiles made from something else: {shorten(pairs, 3)}; choose another --out, or "

@@ -14,9 +14,12 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import full_table  # noqa: E402
 import scaling  # noqa: E402
 import turns  # noqa: E402
 from steps import GANStep, gan_settings  # noqa: E402
+
+from datasets.matrices import read_matrix  # noqa: E402
 
 SIDES = """
 import os, sys
@@ -99,3 +102,14 @@ def test_the_reference_draws_other_tiles_each_time(tmp_path):
     parts = [sorted(path.name for path in Path(part).iterdir()) for part in fid.parts_of(side, 2)]
     assert [len(part) for part in parts] == [2, 2, 2]
     assert sorted(name for part in parts for name in part) == sorted(path.name for path in Path(side).iterdir())
+
+
+def test_the_made_up_matrix_is_a_gct_of_tpm(tmp_path):
+    wanted = [f"ENSG{i:011d}.3" for i in range(40)]
+    size = full_table.make_matrix(tmp_path / "m_tpm.gct.gz", 120, 30, wanted)
+    matrix = read_matrix(tmp_path / "m_tpm.gct.gz", wanted_gene=set(wanted).__contains__)
+    assert matrix.genes == wanted and matrix.values.shape == (30, 40) and matrix.facts["format"] == "GCT"
+    assert 0.3e6 < np.median(matrix.stats.totals) < 3e6 and not matrix.stats.whole
+    assert size > 120 * 30 * 2 and matrix.values.min() >= 0
+    donors = {name[:10] for name in matrix.samples}
+    assert donors == {"GTEX-00000", "GTEX-00001"}

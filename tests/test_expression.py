@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from common.config import DataSettings
 from common.errors import InputError
+from datasets import reference_csv
 from datasets.expression import ExpressionTable, read_cohort_tables, read_expression, write_expression
 from datasets.table_cache import cache_path, load_cache
 from models.expression_scaler import ExpressionScaler
@@ -129,6 +130,21 @@ def test_the_same_table_in_any_spelling(tmp_path, form):
     table = read_expression(path)
     assert table.values.tolist() == [[1.5, 2], [0, 1000]] and list(table.obs.index) == ["A.svs", "B.svs"]
     assert table.genes == ["ENSG00000000001.2", "ENSG00000000002.3"] and set(table.obs["tissue"]) == {"t"}
+
+
+@pytest.mark.parametrize("quoted", [None, 0, 4])
+def test_blocks_of_lines_and_quotes_anywhere_change_nothing(tmp_path, monkeypatch, quoted):
+    rng = np.random.default_rng(0)
+    values = rng.gamma(1, 9, (5, 3)).astype(np.float32)
+    words = [f"GTEX-{i}-0625.svs,GTEX-{i}" for i in range(5)]
+    if quoted is not None:
+        words[quoted] = f'GTEX-{quoted}-0625.svs,"GTEX-{quoted}"'
+    lines = [f"{word},{','.join(map(str, row))}" for word, row in zip(words, values, strict=True)]
+    head = "wsi_file_name,donor,rna_ENSG00000000001.1,rna_ENSG00000000002.1,rna_ENSG00000000003.1"
+    (tmp_path / "t.csv").write_text("\n".join([head, *lines[:2], "", *lines[2:]]) + "\n")
+    monkeypatch.setattr(reference_csv, "BLOCK_BYTES", 120)
+    table = read_expression(tmp_path / "t.csv")
+    assert np.array_equal(table.values, values) and list(table.obs["donor"]) == [f"GTEX-{i}" for i in range(5)]
 
 
 def test_a_decimal_comma_is_seen_below_the_first_line(tmp_path):

@@ -38,6 +38,9 @@ def every_plot():
     yield plots.tile_rows([("real", tiles), ("GAN\nsecond line", tiles[:2]), ("none", tiles[:0])], 0.5, 2, ["a", "b"])
     yield plots.curves({"total": {"train": (x, x), "val": (x, -x)}, "kl": {"train": (x[:0], x[:0])}}, "epoch")
     yield plots.latent_map(r.normal(size=(12, 2)), ["lung", "brain"] * 6, kind, np.arange(12) % 3 == 0)
+    parts = {"held-out donors": x, "before": x + 9, "after": x}
+    points = r.normal(size=(3, 9, 2))
+    yield plots.harmonised({"lung": points[0]}, *points[1:], (0.5, 0.2), {"latent": (parts, 6.0)}, "title")
     yield plots.shift_curve({"a to b": (x, x / 5, x / 6, x / 4)})
     yield plots.scatter_panels(
         [("lung: size", {"RNA-GAN": (x, x), "GAN": (x, np.ones(5))}), ("", {"GAN": (x[:0], x[:0])})]

@@ -147,7 +147,7 @@ def test_two_patients_give_different_tiles_for_the_same_noise(cohort):
 # ---- The command ----
 
 
-def test_tiles_of_a_patient_with_the_papers_flags(cohort):
+def test_tiles_of_a_patient_with_the_papers_flags(cohort, capsys):
     vae = "--vae --vae_checkpoint checkpoints/betavae_tissues.pt"
     assert generate(f"--sample_size 20 {vae} --patient1 {PATIENT}") == 0
     folder = Path("generated/rna-gan_lung/GTEX-D03-0625")
@@ -158,6 +158,8 @@ def test_tiles_of_a_patient_with_the_papers_flags(cohort):
     assert about["digest"] == load_checkpoint("checkpoints/rna-gan_lung/rna-gan_lung.model")[1]
     assert about["vae_digest"] == load_checkpoint("checkpoints/betavae_tissues/best.pt")[1]
     assert about["gene_coverage"] == 1.0 and about["tissue"] == "lung"
+    assert about["distance"]["held_out"] == 20 and not about["distance"]["profiles"][PATIENT]["far"]
+    assert f"{PATIENT}: distance to the training cloud: percentile " in capsys.readouterr().out
     assert (folder / "grid.png").exists()
 
 
