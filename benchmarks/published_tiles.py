@@ -1,8 +1,8 @@
 """The published extractor, re-stated with the libraries that it uses: what our criteria are held against.
 
 Source: gevaertlab/RNA-GAN at 75dc998, src/preprocess/patch_gen_grid.py; nothing is copied. Where it writes with
-lz4framed, which is offered as source alone, lz4.frame is taken: the same format. It writes its slide's mask as .npy and its
-patches as lz4-compressed pickles of raw pixels into LMDB; so does this, and reads none of them back.
+lz4framed, which is offered as source alone, lz4.frame is taken: the same format. It writes its slide's mask as .npy
+and its patches as lz4-compressed pickles of raw pixels into LMDB; so does this, and reads none of them back.
 """
 
 import pickle

@@ -31,7 +31,7 @@ class Plan:
     taken: list[int] = field(default_factory=list)
 
     def draw(self, path: Path) -> None:
-        """Write the overview with tissue outlined (green) and tiles taken (blue) as PNG; a small JPEG beside it."""
+        """Write the overview, tissue outlined (green), tiles taken (blue), as PNG, and a small JPEG beside it."""
         height, width = self.mask.shape
         longer = max(height, width)
         zoom = min(1.0, PICTURE_SIDE / longer) if longer > 500 else max(1, 800 // longer)
