@@ -12,7 +12,7 @@ from common.files import sha256_of
 from datasets.coordinates import read_coordinates
 from datasets.polygons import mask_of, read_polygons
 from datasets.slides import Scale, Slide
-from datasets.tileset import MPP_TOLERANCE
+from datasets.tiles import MPP_TOLERANCE
 
 COORDINATES = ("{}_patches.h5", "{}.h5")  # as TRIDENT and CLAM name them
 MASKS = ("{}.geojson", "{}.json")

@@ -5,6 +5,7 @@ its beta-VAE, and `trained_on`, marks of the rows (slides or samples). The file 
 it; it does not hide one from somebody who has a list of names to try.
 """
 
+import functools
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.checkpoint import load_checkpoint
 from common.errors import InputError, shorten, warn
 
 HELD_OUT = ("val", "test")  # splits whose donors no model may have been trained on
@@ -41,7 +41,6 @@ class TrainedOn:
         self.path = Path(path)
         self.donors: set[str] | None = None if (found := state.get("trained_donors")) is None else set(found)
         self.rows: set[str] = set(state.get("trained_on") or ())
-        self._told: set[str] = set()
 
     @classmethod
     def read(cls, path: str | Path) -> "TrainedOn | None":
@@ -49,6 +48,8 @@ class TrainedOn:
         if not Path(path).is_file():
             warn(f"{path}: no such checkpoint any more: whether held-out donors trained it cannot be looked up")
             return None
+        from common.checkpoint import load_checkpoint  # torch takes seconds to import
+
         return cls(path, load_checkpoint(path)[0])
 
     def has_donor(self, donor: object) -> bool:
@@ -58,16 +59,16 @@ class TrainedOn:
     def refuse(self, obs: pd.DataFrame, split: str, source: str = "the table at hand") -> None:
         """InputError where rows of `obs`, said to be in `split`, trained the model; a warning if its file is too old.
 
-        `obs` has sample or slide names as index and the column donor. A row counts where its donor was trained on; a
-        spot where it was itself: a section may be divided between splits, which is told once.
+        `obs` has sample or slide names as index and the column donor. A row counts where it was trained on itself, or
+        its donor was; of a spot's donor this is only told, once: a section may be divided between splits.
         """
         if obs.empty:
             return
         spots = spots_of(obs)
-        again = [str(name) for name in obs.index[spots] if _digest(name)[:16] in self.rows]
         donors = obs["donor"].astype(str)
         seen = [donor for donor in donors[~spots].unique() if self.has_donor(donor)]
-        for what, names in (("spot", again), ("donor", seen)):
+        again = [str(name) for name in obs.index if _digest(name)[:16] in self.rows]
+        for what, names in (("donor", seen), ("spot" if spots.all() else "row", again)):
             if names:
                 what += "s" * (len(names) > 1)
                 raise InputError(
@@ -76,12 +77,12 @@ class TrainedOn:
                     f"with, or train it again without the {what}"
                 )
         if self.donors is None:
-            self._tell(
+            _tell_once(
                 f"{self.path}: does not say which donors it was trained on (an older file): that held-out ones are new "
                 "to it rests on the table; train it again to have this checked"
             )
         elif shared := [donor for donor in donors[spots].unique() if self.has_donor(donor)]:
-            self._tell(
+            _tell_once(
                 f"{self.path}: was trained on other spots of {shorten(shared)}: the held-out spots are new to it, the "
                 "patients are not"
             )
@@ -90,11 +91,6 @@ class TrainedOn:
         """Refuse, or warn, as `refuse` does, for the rows of each split in HELD_OUT by the column split."""
         for split in HELD_OUT:
             self.refuse(obs[obs["split"] == split], split, source)
-
-    def _tell(self, message: str) -> None:
-        if message not in self._told:
-            self._told.add(message)
-            warn(message)
 
 
 def trained_by(donors: Iterable[object], rows: Iterable[object], *others: TrainedOn) -> dict[str, list[str]]:
@@ -118,6 +114,11 @@ def refuse_torn_donors(obs: pd.DataFrame, splits: list[str], source: str) -> Non
             f"{source or 'the table'}: donor {donor}: {where}; one split for all rows of a donor was expected, "
             "whatever the tissue: correct column assigned_split"
         )
+
+
+@functools.cache
+def _tell_once(message: str) -> None:
+    warn(message)
 
 
 def _digest(name: object) -> str:

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,8 @@ class TileGroup:
     names: list[str]
     read: Callable[[int], np.ndarray]
     made_by: str = ""  # checkpoint of the GAN, where its manifest names it
+    slide: str = ""  # of real tiles
+    split: str = ""  # of real tiles
 
 
 def write_toy(
@@ -46,6 +48,7 @@ def write_toy(
     img_size: int = 0,
     split: str | None = None,
     split_seed: int = 99,
+    known: Mapping[str, tuple[str, str]] | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Write PNGs and the classifier's two tables under `out`; return the tables by file name.
 
@@ -53,18 +56,19 @@ def write_toy(
     made_by (the checkpoint). At most `per_class` tiles of a class (0: all), taken from all groups in turn. `img_size`
     0: the smallest side of the generated tiles, so that both tables show the same detail; real tiles keep theirs where
     there are no generated ones. With `split` real tiles are of that split's donors alone and say so in a column split:
-    "test" are those that neither the VAE nor the GANs were trained on. InputError where such a GAN knows one of them.
+    "test" are those that neither the VAE nor the GANs were trained on. `known`: slide -> (donor, split), as tables say;
+    of other slides the name says the donor and `split_seed` the split. InputError where such a GAN knows one of them.
     """
     out = Path(out)
-    real_groups = [group for folder in real for group in _real_groups(Path(folder))]
+    real_groups = [group for folder in real for group in _real_groups(Path(folder), known or {}, split_seed)]
     labels = sorted({g.label for g in real_groups})
     if split:
-        real_groups = [g for g in real_groups if split_of(g.group, split_seed) == split]
+        real_groups = [g for g in real_groups if g.split == split]
         if lacking := set(labels) - {g.label for g in real_groups}:
             raise InputError(f"--split {split}: no donor of {shorten(sorted(lacking))} is in it; add donors")
     generated_groups = [group for folder in generated for group in _generated_groups(Path(folder), labels)]
     if split in HELD_OUT:
-        donors = pd.DataFrame({"donor": [g.group for g in real_groups]})
+        donors = pd.DataFrame({"donor": [g.group for g in real_groups]}, [g.slide for g in real_groups])
         for path in sorted({g.made_by for g in generated_groups} - {""}):
             if model := TrainedOn.read(path):
                 model.refuse(donors, split, f"--split_seed {split_seed}")
@@ -81,11 +85,12 @@ def write_toy(
     return tables
 
 
-def _real_groups(folder: Path) -> Iterator[TileGroup]:
+def _real_groups(folder: Path, known: Mapping[str, tuple[str, str]], split_seed: int) -> Iterator[TileGroup]:
     for slide, store in open_stores(folder).items():
         if len(store):
             names = [f"{slide}_{index:05d}" for index in range(len(store))]
-            yield TileGroup(slug(folder.resolve().name), donor_of(slide), names, store.read)
+            donor, split = known.get(slide) or (donor_of(slide), split_of(donor_of(slide), split_seed))
+            yield TileGroup(slug(folder.resolve().name), donor, names, store.read, slide=slide, split=split)
 
 
 def _generated_groups(folder: Path, labels: Sequence[str]) -> Iterator[TileGroup]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and nothing that cuts or ver
 
 FORMAT = "tile store 1"
 SUFFIX = {"jpeg": ".jpg", "png": ".png"}
+MPP_TOLERANCE = 0.02  # relative difference of the tiles' side in micrometres that still counts as equal; ours
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 REMEDY = "delete it and run prepare_data.py tiles again"
 

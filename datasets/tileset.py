@@ -9,9 +9,7 @@ import torch
 from common.config import DataSettings
 from common.errors import InputError
 from common.run import generator_for
-from datasets.tiles import TileStore, area_resize
-
-MPP_TOLERANCE = 0.02  # relative difference of the tiles' side in micrometres that still counts as equal; ours
+from datasets.tiles import MPP_TOLERANCE, TileStore, area_resize
 
 
 @dataclass(frozen=True)

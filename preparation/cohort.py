@@ -3,11 +3,9 @@
 import argparse
 from pathlib import Path
 
-from common.checkpoint import load_checkpoint, resolve_checkpoint
 from common.config import DataSettings, load_config
 from common.errors import InputError, warn
 from common.files import write_json, write_text
-from datasets.cohort_table import make_cohort_table
 from datasets.coverage import Expected
 from datasets.gene_lists import read_gene_list
 from datasets.leaks import TrainedOn
@@ -37,13 +35,18 @@ def add_to(commands: Commands) -> None:
     add("--tissues", nargs="+", help="a name per table; without it, the column tissue, else the file's stem")
     add("--phenotypes", help="GTEx subject phenotypes: SUBJID, SEX")
     add("--checkpoint", help="a beta-VAE or GAN: its genes, its split_seed, its training donors")
-    add("--genes", help="without --checkpoint: the genes to look for; CSV with a column Gene, one id a line, or a GTF")
+    add(
+        "--genes",
+        help="without a --checkpoint that has genes: those to look for; CSV with a column Gene, one id a line, or a GTF",
+    )
     add("--split_seed", type=int, help="of the split by donor (default: the config's, else 99)")
     add("--out", required=True, help="the table to write, .csv")
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the table and its report; print what was found."""
+    from datasets.cohort_table import make_cohort_table
+
     out = Path(args.out)
     if out.suffix != ".csv":
         raise InputError(f"{out}: the cohort is written as .csv; name the output accordingly")
@@ -53,9 +56,12 @@ def run(args: argparse.Namespace) -> None:
         if settings.split_seed != seed:
             warn(f"split_seed = {settings.split_seed}; {args.checkpoint} was trained under {seed}: that is used")
             settings.split_seed = seed
-    if genes is None and args.genes:
+    if genes is not None and args.genes:
+        raise InputError(f"--genes {args.genes}: {args.checkpoint} brings its genes; leave one of the two out")
+    source = args.checkpoint if genes is not None else args.genes
+    if args.genes:
         genes = read_gene_list(args.genes).genes
-    cohort = make_cohort_table(settings, Expected(args.checkpoint or args.genes, genes) if genes else None)
+    cohort = make_cohort_table(settings, Expected(source, genes) if genes else None)
     for model in models:
         model.refuse_held_out(cohort.obs, str(out))
     write_text(out, cohort.slides.to_csv(index=False))
@@ -80,6 +86,8 @@ def settings_of(args: argparse.Namespace) -> DataSettings:
 
 def read_models(path: str) -> tuple[list[str] | None, list[TrainedOn], int]:
     """Return the genes of a beta-VAE, or of a GAN's (None: it has none), who trained them, and their split_seed."""
+    from common.checkpoint import load_checkpoint, resolve_checkpoint
+
     path = resolve_checkpoint(path)
     state, _ = load_checkpoint(path)
     if "split_seed" not in state:

@@ -15,6 +15,8 @@ from models.betavae import TrainedVAE
 from models.cloud import Distances
 from models.conditioning import LATENT_FLOOR, InputRule
 
+MANY, SOME_ARE_FAR = 20, 0.05  # profiles; share of them that is told of: one in a hundred is far by definition; ours
+
 
 class Profiles:
     """The profiles of a table, encoded when asked for. Gene order and scaling come from the VAE, never the table."""
@@ -75,9 +77,12 @@ class Profiles:
         return self.vae.distances(torch.from_numpy(self._values[self._rows(names)]))
 
     def warn_of_far(self, rows: Sequence[int] | np.ndarray, distances: Distances) -> None:
-        """Tell the user which of the rows lie beyond the percentile of models/cloud.py, if any."""
+        """Tell the user which of the rows lie beyond the percentile of models/cloud.py, if any.
+
+        Of MANY rows some always do: then only where they are more than SOME_ARE_FAR of them.
+        """
         names = [str(self.table.obs.index[row]) for row in rows]
-        if distances.far.any():
+        if distances.far.sum() > (SOME_ARE_FAR * len(names) if len(names) >= MANY else 0):
             far = [name for name, is_far in zip(names, distances.far, strict=True) if is_far]
             warn(
                 f"{shorten(far)}: far from the training cloud: {distances.summary(names)}: the model has seen nothing "
