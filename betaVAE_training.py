@@ -29,7 +29,8 @@ from common.checkpoint import NonFiniteError
 from common.config import PRECISIONS, BetaVAESettings, load_config, settings_dict
 from common.errors import InputError, command_parser, run_command, shorten
 from common.files import read_json, write_json
-from common.run import FREE_TO_CHANGE, Run, generator_for, keep_freed_memory, pick_device, seed_for
+from common.memory import keep_freed_memory
+from common.run import FREE_TO_CHANGE, Run, generator_for, pick_device, seed_for
 from datasets.expression import ExpressionTable, read_cohort_tables
 from datasets.fingerprint import differences, fingerprints
 from datasets.leaks import trained_by
@@ -108,7 +109,8 @@ def fit(
     }
     model = BetaVAE(**model_args).to(device)
     optimizer = OPTIMIZERS[cfg.optimizer](model.parameters(), lr=cfg.lr, weight_decay=cfg.weights_decay, fused=True)
-    keep_freed_memory(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16")
     place = {"step": 0, "epoch": 0, "batch": 0, "sums": dict.fromkeys(PARTS, 0.0), "best": None}
     best_weights: dict[str, Tensor] | None = None  # of an epoch whose best.pt is not yet written

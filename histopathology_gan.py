@@ -33,7 +33,8 @@ from tqdm import tqdm
 from common.checkpoint import NonFiniteError, content_digest, load_checkpoint, resolve_checkpoint
 from common.config import PRECISIONS, GANSettings, add_tile_limits, load_config, settings_dict
 from common.errors import InputError, command_parser, run_command, warn
-from common.run import FREE_TO_CHANGE, Run, generator_for, keep_freed_memory, pick_device, seed_for
+from common.memory import keep_freed_memory
+from common.run import FREE_TO_CHANGE, Run, generator_for, pick_device, seed_for
 from datasets.cohort import Cohort, open_cohort, write_left_out
 from datasets.expression import read_cohort_tables
 from datasets.leaks import HELD_OUT, trained_by
@@ -211,7 +212,8 @@ def fit(
     if done >= last and not (model.exists() and load_checkpoint(model)[0]["images_seen"] == done * per_step):
         save(done, model=True)  # last.pt is written first: the model may be missing after a crash
     batches = Batches(cohort, conditions, cfg, device, done, last)
-    keep_freed_memory(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     saved_at = reported_at = time.monotonic()
     unchecked: list[tuple[int, torch.Tensor]] = []
     bar = tqdm(initial=done, total=max(last, done), unit="step", desc=run.name, mininterval=1, disable=None)

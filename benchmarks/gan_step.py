@@ -25,7 +25,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.turns import cpu, has_bf16, serve, take_turns
-from common.run import keep_freed_memory
+from common.memory import keep_freed_memory
 from models.conditioning import ConditionedCritic
 from models.dcgan import DCGANDiscriminator, DCGANGenerator
 from models.gan_losses import LOSSES, critic_step, generator_step, wasserstein_critic, wasserstein_generator
@@ -142,7 +142,7 @@ def serve_side(name: str, side: int, batch_size: int, bf16: bool, plain_memory: 
         step = our_step(side, (generator.state_dict(), critic.state_dict()), bf16)
         del generator, critic
         if not plain_memory:
-            keep_freed_memory(torch.device("cpu"))
+            keep_freed_memory()
     elif name == "peer":
         step = peer_step(generator, critic, loss_functions()[0])
     else:

@@ -30,7 +30,7 @@ import torch  # noqa: E402
 
 from benchmarks.turns import cpu, has_bf16, run_watched, serve, take_turns  # noqa: E402
 from common.config import BetaVAESettings  # noqa: E402
-from common.run import keep_freed_memory  # noqa: E402
+from common.memory import keep_freed_memory  # noqa: E402
 from datasets.expression import ExpressionTable, write_expression  # noqa: E402
 from models.betavae import BetaVAE, beta_vae_loss  # noqa: E402
 from models.expression_scaler import ExpressionScaler  # noqa: E402
@@ -90,7 +90,7 @@ def serve_step(table: ExpressionTable, name: str, bf16: bool, plain_memory: bool
     optimizer = torch.optim.Adam(model.parameters(), lr=PAPER.lr, fused=ours or None)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=ours and bf16)
     if ours and not plain_memory:
-        keep_freed_memory(torch.device("cpu"))
+        keep_freed_memory()
 
     def turn() -> dict[str, Any]:
         with autocast:

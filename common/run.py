@@ -1,6 +1,5 @@
 """A run folder: settings, log, checkpoints; the device; seeds; and a clean stop when a signal asks for one."""
 
-import ctypes
 import hashlib
 import json
 import netrc
@@ -182,19 +181,6 @@ def pick_device(setting: str) -> torch.device:
             raise InputError(f"device {setting}: a GPU was asked for and PyTorch finds none; use --device cpu")
         return torch.device("cuda", index)
     raise InputError(f"device {setting!r}: expected cpu, cuda, cuda:N or a GPU's index")
-
-
-def keep_freed_memory(device: torch.device) -> None:
-    """On a CPU, let the C library keep what a training step frees for the next one, where it is glibc.
-
-    By default large blocks go back to the system at once and come anew, cleared page by page: a third of a beta-VAE's
-    step. The process's memory then never shrinks.
-    """
-    trim_threshold, mmap_max = -1, -4  # mallopt(3): -1 as a value is "never", 0 is "none"
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if device.type == "cpu" and os.name == "posix" else None
-    if mallopt is not None:
-        mallopt(trim_threshold, -1)
-        mallopt(mmap_max, 0)
 
 
 def _wandb_knows_us() -> bool:

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from common.errors import InputError
+from common.memory import keep_freed_memory
 from datasets import published_criteria as published
 from datasets.given import Given
 from datasets.keys import slide_key
@@ -22,7 +23,8 @@ from datasets.slides import MPP_RANGE, Slide, UnreadableRegion, resolve_mpp
 from datasets.tiles import Tile, TileStore, write_store
 from datasets.tissue import glass_colour, mean_density, spread_order, tile_grid, tissue_fractions, tissue_mask
 
-CRITERIA = {"default": (0.5, 0.15), "published": (published.MIN_TISSUE, 0.0)}  # least tissue, least sharpness
+CRITERIA = {"default": (0.5, 0.15, 0.05), "published": (published.MIN_TISSUE, 0.0, 1.0)}  # see TileSettings
+BEFORE = {"criteria": "default", "max_pen": 1.0}  # of a store that was cut when these were no settings
 FAULTS = ("blank", "flat", "pen", "blurred", "damaged", "unreadable")
 MASK_PIXELS_PER_TILE = 16  # resolution of the mask: 8 um for tiles of 128 um
 MASK_SIDE = 4096  # largest side of the mask, pixels
@@ -45,13 +47,16 @@ class TileSettings:
     fmt: str = "jpeg"
     quality: int = 95
     criteria: str = "default"
-    max_pen: float = 0.05  # largest share of pixels in a pen's colour; 1 keeps marked tiles
+    max_pen: float | None = (
+        None  # largest share of pixels in a pen's colour; 1 keeps marked tiles; None: the criteria's
+    )
 
     def __post_init__(self) -> None:
         """Fill in what the criteria leave open."""
-        least_tissue, least_sharpness = CRITERIA[self.criteria]
+        least_tissue, least_sharpness, most_pen = CRITERIA[self.criteria]
         self.min_tissue = least_tissue if self.min_tissue is None else self.min_tissue
         self.min_sharpness = least_sharpness if self.min_sharpness is None else self.min_sharpness
+        self.max_pen = most_pen if self.max_pen is None else self.max_pen
 
     def check(self) -> None:
         """InputError names the first setting that cannot be, before any slide is opened."""
@@ -69,6 +74,8 @@ class TileSettings:
                 raise InputError(f"--{name} {getattr(self, name)}: expected {expected}")
         if self.criteria == "published" and self.min_sharpness:
             raise InputError(f"--min_sharpness {self.min_sharpness}: the published criteria do not ask for sharpness")
+        if self.criteria == "published" and self.max_pen < 1:
+            raise InputError(f"--max_pen {self.max_pen}: the published criteria do not look for pen marks")
 
 
 @dataclass
@@ -121,6 +128,10 @@ class Outcome:
         """Count a rejected tile under its fault."""
         setattr(self, fault, getattr(self, fault) + 1)
 
+    def say(self, reason: str) -> None:
+        """Add a reason to those that the line has."""
+        self.reason = f"{self.reason}; {reason}" if self.reason else reason
+
     @property
     def rejected(self) -> str:
         """What was rejected, in words."""
@@ -137,12 +148,18 @@ def finished(job: Job) -> Outcome | None:
         return None
     try:
         store = TileStore(path)
-        before, earlier = store.extra["settings"], Outcome(**store.extra["outcome"])
-    except (InputError, KeyError, TypeError):  # damaged, or not ours: cut again
+    except InputError:  # damaged: cut again
         return None
-    before = {f.name: f.default for f in fields(TileSettings)} | before  # what was no setting then
+    if "settings" not in store.extra:
+        raise InputError(
+            f"{path}: tiles from elsewhere (imported, or spots); use another --out, or --restart to cut it"
+        )
+    try:
+        before, earlier = BEFORE | store.extra["settings"], Outcome(**store.extra["outcome"])
+    except (KeyError, TypeError):  # of a form that is no more: cut again
+        return None
     wanted, slide = asdict(job.settings), job.slide.stat()
-    changed = [f"{k} ({before[k]} there, {v} now)" for k, v in wanted.items() if before[k] != v]
+    changed = [f"{k} ({before.get(k)} there, {v} now)" for k, v in wanted.items() if before.get(k) != v]
     mpp = job.mpp_from_table or (job.mpp_from_flag if earlier.mpp_source != "file" else None)
     if earlier.mpp_source == "table" and job.mpp_from_table is None:
         changed.append(f"mpp of the slide ({earlier.mpp} there from --mpp_table, not in it now)")
@@ -167,12 +184,8 @@ def cut_slide(job: Job) -> Outcome:
     Whatever is wrong with the slide ends in the line's `reason`, and an earlier store of it is set aside. Only a full
     disk raises (OSError): it concerns all.
     """
-    import torch
-
-    from common.run import keep_freed_memory
-
     outcome, start = Outcome(job.key), time.perf_counter()
-    keep_freed_memory(torch.device("cpu"))  # pictures of 200 kB come and go
+    keep_freed_memory()  # pictures of 200 kB come and go
     try:
         with Slide(job.slide) as slide:
             _cut(job, slide, outcome)
@@ -222,8 +235,9 @@ def _cut(job: Job, slide: Slide, outcome: Outcome) -> None:
             quality=settings.quality,
             extra=extra,
         )
-    finally:
+    except InputError:  # of a slide without a tile; else it was drawn before the seal
         plan.draw(job.preview)
+        raise
 
 
 def _plan(job: Job, slide: Slide, outcome: Outcome) -> Plan:
@@ -232,7 +246,8 @@ def _plan(job: Job, slide: Slide, outcome: Outcome) -> Plan:
     scale = slide.scale_for(outcome.mpp or 0, settings.mpp, settings.tile_size)
     if listed := job.given.squares(slide, outcome.mpp or 0, scale, settings.tile_size):
         scale, corners, crossing = listed
-        outcome.reason = f"{crossing} of the coordinates cross the slide's edge and were left out" if crossing else ""
+        if crossing:
+            outcome.say(f"{crossing} of the coordinates cross the slide's edge and were left out")
     else:
         corners = tile_grid(slide.size, scale.step)
     outcome.tile_mpp, outcome.level = round(scale.mpp, 5), scale.level
@@ -247,7 +262,9 @@ def _plan(job: Job, slide: Slide, outcome: Outcome) -> Plan:
     mask = job.given.tissue(slide, overview.shape[:2])
     if mask is None:
         mask, _ = tissue_mask(overview, mask_scale * (outcome.mpp or 0))
-    outcome.tissue, outcome.unreadable = round(float(mask.mean()), 4), unreadable
+    outcome.tissue = round(float(mask.mean()), 4)
+    if unreadable:
+        outcome.say(f"{unreadable} parts of the overview are unreadable and were taken for glass")
     fractions = tissue_fractions(mask, corners, scale.step, mask_scale)
     asked = settings.min_tissue if not listed or job.given.masks else 0.0  # who chose the squares looked for tissue
     enough = np.flatnonzero(fractions >= asked)
@@ -305,10 +322,12 @@ def _good_tiles(job: Job, slide: Slide, plan: Plan, outcome: Outcome, extra: dic
     if not outcome.tiles:
         raise InputError(
             f"{slide.path}: none of {outcome.candidates} tiles is fit for use ({outcome.rejected}); "
-            "look at its preview, or relax --min_sharpness or --max_pen"
+            "look at its preview"
+            + ("" if settings.criteria == "published" else ", or relax --min_sharpness or --max_pen")
         )
     if outcome.unreadable:
-        outcome.reason = "parts of the slide are unreadable and were left out"
+        outcome.say(f"{outcome.unreadable} tiles are unreadable and were left out")
+    plan.draw(job.preview)  # before the store is sealed
     outcome.density = (density / outcome.tiles).round(4).tolist()
     outcome.status = "cut"
     extra["outcome"] = asdict(outcome)

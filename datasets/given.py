@@ -98,7 +98,7 @@ def given_of(coordinates: str | None, masks: str | None) -> Given:
     for flag, folder in (("--coordinates", coordinates), ("--masks", masks)):
         if folder and not Path(folder).is_dir():
             raise InputError(f"{flag} {folder}: no such folder; a folder with a file per slide was expected")
-    return Given(Path(coordinates) if coordinates else None, Path(masks) if masks else None)
+    return Given(*(Path(folder).absolute() if folder else None for folder in (coordinates, masks)))
 
 
 def _find(folder: Path, names: tuple[str, ...], key: str, kind: str) -> Path:

@@ -55,8 +55,8 @@ class TileLimits:
     def _score(store: TileStore, name: str) -> np.ndarray:
         if name not in store.scores and len(store):
             raise InputError(
-                f"{store.json_path}: keeps no {name} of its tiles (cut by --criteria published, or before scores were "
-                f"kept); cut it again with --restart, or leave the limit of {name} out"
+                f"{store.json_path}: keeps no {name} of its tiles (imported, spots, cut by --criteria published, or "
+                f"before scores were kept); leave the limit of {name} out, or cut the slide again"
             )
         return store.scores.get(name, np.zeros(0, np.float32))
 

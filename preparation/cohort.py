@@ -37,7 +37,7 @@ def add_to(commands: Commands) -> None:
     add("--checkpoint", help="a beta-VAE or GAN: its genes, its split_seed, its training donors")
     add(
         "--genes",
-        help="without a --checkpoint that has genes: those to look for; CSV with a column Gene, one id a line, or a GTF",
+        help="without a --checkpoint that has genes: CSV with a column Gene, one id a line, or a GTF",
     )
     add("--split_seed", type=int, help="of the split by donor (default: the config's, else 99)")
     add("--out", required=True, help="the table to write, .csv")

@@ -1,4 +1,4 @@
-"""What the sub-commands share: how one is added, and the flags that choose and name genes."""
+"""What the sub-commands share: how one is added, the flags of genes, the flags of workers."""
 
 import argparse
 from collections.abc import Callable

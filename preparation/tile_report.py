@@ -1,30 +1,38 @@
 """What `prepare_data.py tiles` reports: report.csv, a row per slide, and report.html, the same to look at."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from common.files import atomic_path, write_text
-from datasets.extraction import Outcome, TileSettings
+from datasets.extraction import FAULTS, Outcome, TileSettings
+from datasets.given import Given
 from figures.slide_page import SlideRow, slide_page
 from metrics.morphology import stains_of
 
-NOT_FAULTS = ("tiles", "candidates")  # the other whole numbers of an Outcome count tiles left out, by reason
 
-
-def write_reports(out: Path, outcomes: Sequence[Outcome], settings: TileSettings) -> None:
+def write_reports(out: Path, outcomes: Sequence[Outcome], settings: TileSettings, given: Given) -> None:
     """Write report.csv and report.html into the folder of the stores, slides sorted by name."""
     outcomes = sorted(outcomes, key=lambda o: o.slide)
     with atomic_path(out / "report.csv") as partial:
         _table(outcomes).to_csv(partial, index=False)
     lead = (
         f"Tiles of {settings.tile_size} pixels at {settings.mpp:g} um per pixel, at most {settings.max_tiles or 'all'} "
-        f"of a slide, with a tissue share of {settings.min_tissue:g} or more."
+        f"of a slide{_chosen_by(settings, given)}."
     )
     write_text(out / "report.html", slide_page(f"Tiles: {out.name}", lead, [_row(out, o) for o in outcomes]))
+
+
+def _chosen_by(settings: TileSettings, given: Given) -> str:
+    """Return in words which tiles were looked at."""
+    if given.coordinates and not given.masks:
+        return ", at coordinates that were given"
+    where = " at coordinates and" * bool(given.coordinates) + " in outlines that were given" * bool(given.masks)
+    by = " by the published criteria" if settings.criteria == "published" else ""
+    return f"{where}, with a tissue share of {settings.min_tissue:g} or more{by}"
 
 
 def _table(outcomes: Sequence[Outcome]) -> pd.DataFrame:
@@ -45,7 +53,6 @@ def _stains(outcome: Outcome) -> tuple[float | None, float | None]:
 
 
 def _row(out: Path, outcome: Outcome) -> SlideRow:
-    faults = [f.name for f in fields(Outcome) if f.type is int and f.name not in NOT_FAULTS]
     pictured = (out / "previews" / f"{outcome.slide}.jpg").exists()
     haematoxylin, eosin = _stains(outcome)
     return SlideRow(
@@ -53,7 +60,7 @@ def _row(out: Path, outcome: Outcome) -> SlideRow:
         outcome.status,
         outcome.tiles,
         outcome.candidates,
-        {name: getattr(outcome, name) for name in faults},
+        {name: getattr(outcome, name) for name in FAULTS},
         outcome.mpp,
         outcome.mpp_source,
         outcome.tissue,

@@ -21,7 +21,7 @@ MANUAL = """Cut slides into tiles of one physical size and keep them in tile sto
 Reads --slides: a folder (with its sub-folders) or one slide, in any form that OpenSlide opens. Finds the tissue at low
 resolution, lays a grid in micrometres over it, leaves out blank, blurred, damaged and pen-marked tiles, and takes up to
 --max_tiles spread over the tissue. Tissue share, sharpness and pen share are kept with each tile: cut generously and
-choose later, with --min_tissue, --min_sharpness and --max_pen of the commands that read tiles.
+choose later, with --min_tissue, --min_sharpness and --max_pen of training, generation, fid.py and the evaluation.
 --criteria published keeps exactly the tiles that the published extractor keeps, in its order, and checks nothing else.
 Micrometres per pixel come from the slide's line in --mpp_table, else from its file, else from --slide_mpp; a slide
 without any is refused (its nominal magnification is never taken for it).
@@ -51,7 +51,7 @@ def add_to(commands: Commands) -> None:
     add("--criteria", choices=list(CRITERIA), default=default.criteria, help="see above (%(default)s)")
     add("--min_tissue", type=float, help="least tissue share of a tile (0.5; published: 0.2)")
     add("--min_sharpness", type=float, help="0 to 1; 0 keeps blurred tiles (0.15; published: 0)")
-    add("--max_pen", type=float, default=default.max_pen, help="largest share of a pen's colour; 1: any (%(default)s)")
+    add("--max_pen", type=float, help="largest share of a pen's colour; 1: any (0.05; published: 1)")
     add("--format", choices=list(SUFFIX), default=default.fmt, help="of the tiles in the store (%(default)s)")
     add("--quality", type=int, default=default.quality, help="of JPEG tiles, always 4:4:4 (%(default)s)")
     add("--slide_mpp", type=float, help="micrometres per pixel at level 0 of slides that do not state theirs")
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
                 progress.add(outcome.tiles, outcome.status == "kept")
     finally:
         if outcomes:
-            write_reports(out, outcomes, settings)
+            write_reports(out, outcomes, settings, given)
     failed = [o for o in outcomes if o.status == "failed"]
     if len(failed) == len(outcomes):
         raise InputError(f"{args.slides}: no tiles from any of {len(failed)} slides; the first: {failed[0].reason}")

@@ -13,10 +13,11 @@ MANUAL = f"""Make the classifier's pictures and tables from real and generated t
 
 Reads --real: folders of tile stores, each named after its class (lung, brain), and --generated: folders of
 generate_tissue_images.py (their classes from their paths, such as rna-gan_lung; their donors from manifest.json, else
-the folder's name). With --split real tiles are of that split's donors alone: by --split_seed and the donor in the slide's
-name, or as the rows of --table say (columns donor, assigned_split). Writes <out>/real/<class>/*.png, <out>/rna-gan/<class>/*.png and the tables <out>/{REAL_TABLE} and
+the folder's name). With --split real tiles are of that split's donors alone: by --split_seed and the donor in the
+slide's name, or as the rows of --table say (columns donor, assigned_split).
+Writes <out>/real/<class>/*.png, <out>/rna-gan/<class>/*.png and the tables <out>/{REAL_TABLE} and
 <out>/{GENERATED_TABLE} with the columns wsi_file_names (relative to --out), Labels, group (donor), of real tiles
-split, of generated ones made_by (the GAN's checkpoint). A held-out donor or slide that such a GAN was trained on is refused.
+split, of generated ones made_by (the GAN's checkpoint). A held-out donor or slide that such a GAN has seen is refused.
 wsi_model.py finds the tables there by their bare names.
 
     python prepare_data.py toy --real tiles/lung tiles/brain --out images_form \\
