@@ -243,3 +243,27 @@ def test_classifier_refuses_real_tiles_of_a_held_out_donor_in_training(tmp_path,
     assert run(wsi_model, "--train_csv train.csv --test_csv test.csv --num_epochs 1 --device cpu") == 2
     assert "train.csv: was trained on 4 donors that test.csv has in split test: GTEX-a0" in capsys.readouterr().err
     assert donor_of("GTEX-a0-0625.svs") == "GTEX-a0"
+
+
+# ---- Rows, whoever their donor is ----
+
+
+def test_a_row_that_trained_an_older_model_is_refused_without_its_donors():
+    model = TrainedOn("old.model", {"trained_on": trained_by([], ["a-slide"])["trained_on"]})
+    obs = pd.DataFrame({"donor": ["a", "b"]}, ["a-slide", "b-slide"])
+    with pytest.raises(InputError, match=r"old.model: was trained on 1 row .* in split test: a-slide"):
+        model.refuse(obs, "test")
+    model.refuse(obs.iloc[1:], "test")
+
+
+def test_toy_takes_donors_and_splits_from_a_table(work):
+    """And a slide that the table calls held out, of a donor who trained the GAN of the generated tiles, is refused."""
+    assign("test", TRAIN[:1])
+    words = "toy --real tiles/lung tiles/brain --split test --table data/lung.csv data/brain.csv --out"
+    assert run(prepare_data, f"{words} alone") == 0
+    assert set(pd.read_csv("alone/real_toy_example.csv")["group"]) == {*TEST, TRAIN[0]}
+    folder = Path("generated/rna-gan_lung/x")
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps({"checkpoint": GAN, "tiles": [{"file": "a.png"}]}))
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(folder / "a.png")
+    assert run(prepare_data, f"{words} both --generated generated/rna-gan_lung") == 2

@@ -14,7 +14,7 @@ from common.errors import InputError
 from datasets import published_criteria
 from datasets.extraction import Job, TileSettings, cut_slide, finished
 from datasets.slides import Slide
-from datasets.tiles import TileStore, area_resize
+from datasets.tiles import TileStore, area_resize, write_store
 from datasets.tileset import TileLimits, TileSet
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))  # last: it has a fid.py too
@@ -264,7 +264,7 @@ def test_a_store_without_the_score_asked_for_is_refused(tmp_path):
     cut(path, tmp_path, criteria="published")
     store = TileStore(tmp_path / "a")
     assert len(TileLimits(min_tissue=0.5).numbers(store)) < len(store)
-    with pytest.raises(InputError, match=r"a.json: keeps no sharpness of its tiles .* cut it again with --restart"):
+    with pytest.raises(InputError, match=r"a.json: keeps no sharpness of its tiles .* cut the slide again"):
         TileSet([store], 64, limits=TileLimits(min_sharpness=0.2))
     with pytest.raises(InputError, match="min_tissue = 2: expected 0 to 1"):
         TileLimits(min_tissue=2)
@@ -279,7 +279,22 @@ def test_a_store_from_before_a_setting_was_there_is_kept(tmp_path, monkeypatch):
     )
     assert cut_slide(job).status == "cut"
     monkeypatch.undo()
-    assert finished(job).status == "kept"
+    with pytest.raises(InputError, match=r"max_pen \(1.0 there, 0.05 now\)"):
+        finished(job)
+    assert finished(replace(job, settings=TileSettings(tile_size=64, max_pen=1.0))).status == "kept"
     with pytest.raises(InputError, match=r"criteria \(default there, published now\)"):
         finished(replace(job, settings=TileSettings(tile_size=64, criteria="published")))
     assert "criteria" not in TileStore(tmp_path / "a").extra["settings"]
+
+
+def test_a_store_from_elsewhere_is_not_cut_over(tmp_path):
+    path = write_svs(tmp_path / "a.svs", field(533, 700))
+    write_store(tmp_path, "a", [(None, None, None, np.zeros((64, 64, 3), np.uint8))], mpp=0.5, tile_size=64)
+    with pytest.raises(InputError, match=r"a.json: tiles from elsewhere .*--restart"):
+        finished(Job(path, tmp_path, TileSettings(tile_size=64)))
+
+
+def test_the_published_criteria_refuse_a_limit_of_pen():
+    assert TileSettings(criteria="published").max_pen == 1
+    with pytest.raises(InputError, match=r"--max_pen 0.1: the published criteria"):
+        TileSettings(criteria="published", max_pen=0.1).check()
