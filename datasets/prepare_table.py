@@ -28,7 +28,7 @@ from datasets.genes import PREFIX, is_tally, renamed_from
 from datasets.keys import known_donor, match_samples, site_of, slide_key, slug
 from datasets.matrices import Matrix, read_matrix
 from datasets.sample_sheets import donors_sex, read_sexes, read_sheet, read_slides, samples_of_tissues
-from datasets.units import UNITS, check_unit, guess_unit
+from datasets.units import LOGGED_BELOW, UNITS, check_unit, guess_unit, to_linear
 
 
 def prepare_table(
@@ -193,12 +193,21 @@ def _set_tallies_aside(matrix: Matrix) -> list[str]:
     if not tallies.any():
         return []
     names = [name for name, tally in zip(matrix.genes, tallies, strict=True) if tally]
-    matrix.stats.totals -= matrix.values[:, tallies].sum(1, dtype=np.float64)
-    matrix.stats.n_genes -= len(names)
+    _take_out(matrix, tallies)
     matrix.facts["genes_in_file"] -= len(names)
-    matrix.values = matrix.values[:, ~tallies]
-    matrix.genes = [name for name, tally in zip(matrix.genes, tallies, strict=True) if not tally]
     return names
+
+
+def _take_out(matrix: Matrix, rows: np.ndarray) -> None:
+    """Take `rows` (genes,) bool out of `matrix`, from its values, its names and its sums, with and without a log."""
+    taken = matrix.values[:, rows]
+    matrix.stats.n_genes -= int(rows.sum())
+    matrix.stats.totals -= taken.sum(1, dtype=np.float64)
+    if matrix.stats.highest < LOGGED_BELOW:  # else they were not gathered
+        for log, totals in matrix.stats.unlogged.items():
+            totals -= to_linear(taken, log).sum(1, dtype=np.float64)
+    matrix.values = matrix.values[:, ~rows]
+    matrix.genes = [name for name, out in zip(matrix.genes, rows, strict=True) if not out]
 
 
 def _own_unit(matrix: Matrix) -> str | None:

@@ -87,6 +87,13 @@ def test_counts_by_symbol_and_rows_that_count_reads_of_no_gene(tmp_path):
     assert np.allclose(cpm.values, COUNTS / COUNTS.sum(1, keepdims=True) * 1e6, rtol=1e-5)
 
 
+def test_rows_that_count_reads_of_no_gene_are_not_in_the_sums_of_logged_counts(tmp_path):
+    frame = np.log2(pd.concat([FRAME, pd.DataFrame(10**6, index=["__no_feature"], columns=list("abcd"))]) + 1)
+    path = write(tmp_path / "m_counts.csv", frame.to_csv())
+    table, _ = table_of(path, convert="cpm", unit="counts log2p1", identifiers="ensembl")
+    assert np.allclose(table.values, COUNTS / COUNTS.sum(1, keepdims=True) * 1e6, rtol=1e-4)
+
+
 def test_a_gene_without_length_is_named_and_left_out_or_the_gtf_refused(tmp_path):
     gtf = write(tmp_path / "g.gtf", exons(GENES[:5]))
     frame = FRAME.copy()
