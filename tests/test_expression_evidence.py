@@ -268,3 +268,12 @@ def test_names_that_a_spreadsheet_turned_into_dates_are_said(tmp_path, hgnc, cap
     out = capsys.readouterr().out
     assert "genes unmapped: 5 (1-Mar, Sep-02, 2026-03-01 00:00:00 and 2 more)" in out
     assert "genes turned into dates by a spreadsheet: 4 (1-Mar, " in out
+
+
+def test_the_first_of_two_is_never_the_one_that_a_program_renamed(tmp_path):
+    mapping = write(tmp_path / "map.csv", "Gene,symbol\n" + pairs(SYMBOLS))
+    frame = pd.concat([FRAME.iloc[[0]].set_axis(["SFTPC.1"]) * 2, FRAME.set_axis(SYMBOLS)])
+    path = write(tmp_path / "m_tpm.csv", frame.to_csv())
+    table, report = table_of(path, mapping=mapping, duplicates="first")
+    assert table.genes == GENES and np.array_equal(table.values, VALUES)
+    assert report["genes"]["first_of_several"] == {"ENSG00000000001": ["SFTPC", "SFTPC.1"]}
