@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
         if vae is None:
             lines.append("not compared with a training cloud, and not drawn: name a beta-VAE with --checkpoint")
     if flags["genes"]:
-        report["coverage"] = coverage_of(expected, table, least)
+        report["coverage"] = coverage_of(expected, table, least, made.before if made is not None else None)
     if vae is not None:
         refuse_other_unit(args.input, table.unit, vae.unit)
         report["checkpoint"] = {"path": args.checkpoint, "digest": digest, "unit": vae.unit}

@@ -158,6 +158,21 @@ def test_profiles_before_and_after_are_reported_and_drawn(folder, tmp_path, caps
         assert found["far_after"] == N and f"{N} of {N} profiles beyond percentile" in said.err
 
 
+@pytest.mark.parametrize("method", ["quantile", "reference"])
+def test_a_gene_that_the_platform_did_not_measure_is_named_though_harmonising_moves_its_zeros(folder, tmp_path, method):
+    table = read_expression(folder / "geo.csv", "lung")
+    table.values[:, 7] = 0
+    write_expression(table, tmp_path / "geo.csv")
+    words = ["--input", tmp_path / "geo.csv", "--out", tmp_path / "o.h5ad", "--checkpoint", folder / "run"]
+    words += ["--harmonise", method, "--reference", folder / "lung.h5ad"]
+    assert call(prepare_data, "expression", *words) == 0
+    found = json.loads((tmp_path / "o.report.json").read_text())["coverage"]
+    assert [zero["gene"] for zero in found["zero_in_all_samples"]] == [table.genes[7]] and found["missing"] == []
+    assert found["weight_zero_in_all_samples"] > 0
+    if method == "reference":
+        assert read_expression(tmp_path / "o.h5ad").values[:, 7].any()  # else there was nothing to hide
+
+
 def test_without_harmonising_the_user_is_told_what_is_far(folder, tmp_path, capsys):
     assert prepare(folder, tmp_path / "geo.csv", "--checkpoint", folder / "run") == 0
     said = capsys.readouterr()
