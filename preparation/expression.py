@@ -110,6 +110,7 @@ def run(args: argparse.Namespace) -> None:
     made = harmonise_table(args, table, vae) if args.harmonise else None
     if made is not None:
         table, report["harmonised"] = made.table, made.report
+        report["unit_of_table"] = table.unit
         lines.append(describe_harmonised(made.report))
         if vae is None:
             lines.append("not compared with a training cloud, and not drawn: name a beta-VAE with --checkpoint")

@@ -64,7 +64,8 @@ def describe_harmonised(report: dict[str, Any]) -> str:
         for name, n in report["tissues"].items()
     )
     left = f"{len(report['genes_left_out'])} others left out"
-    return f"harmonised: {report['method']}, {onto}; {report['genes_shared']} genes of both, {left}"
+    unit = f"; {report['unit_before']} before, {report['unit']} now" * (report["unit_before"] != report["unit"])
+    return f"harmonised: {report['method']}, {onto}; {report['genes_shared']} genes of both, {left}{unit}"
 
 
 def report_distances(

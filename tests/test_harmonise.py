@@ -158,6 +158,18 @@ def test_profiles_before_and_after_are_reported_and_drawn(folder, tmp_path, caps
         assert found["far_after"] == N and f"{N} of {N} profiles beyond percentile" in said.err
 
 
+@pytest.mark.parametrize("suffix", ["csv", "h5ad"])
+def test_what_is_harmonised_has_the_unit_of_the_reference(folder, tmp_path, capsys, suffix):
+    out = tmp_path / f"o.{suffix}"
+    words = ["--unit", "fpkm", "--harmonise", "quantile", "--reference", folder / "lung.h5ad"]
+    assert prepare(folder, out, *words) == 0
+    report, said = json.loads((tmp_path / "o.report.json").read_text()), capsys.readouterr()
+    assert read_expression(out).unit == report["unit_of_table"] == report["harmonised"]["unit"] == "TPM"
+    assert report["harmonised"]["unit_before"] == report["found"]["unit"] == "FPKM"
+    assert report["harmonised"]["scale"] == "log1p of TPM" and "; FPKM before, TPM now" in said.out
+    assert "is in FPKM, TPM was expected" in said.err
+
+
 @pytest.mark.parametrize("method", ["quantile", "reference"])
 def test_a_gene_that_the_platform_did_not_measure_is_named_though_harmonising_moves_its_zeros(folder, tmp_path, method):
     table = read_expression(folder / "geo.csv", "lung")
