@@ -158,6 +158,24 @@ def test_profiles_before_and_after_are_reported_and_drawn(folder, tmp_path, caps
         assert found["far_after"] == N and f"{N} of {N} profiles beyond percentile" in said.err
 
 
+def test_the_split_seed_says_who_the_training_donors_are_and_the_checkpoints_wins(folder, tmp_path, capsys):
+    words = ["--harmonise", "quantile", "--reference", folder / "lung.h5ad"]
+    tables = {}
+    for seed, flags in ((99, []), (7, ["--split_seed", 7])):
+        assert prepare(folder, tmp_path / "o.h5ad", *words, *flags) == 0
+        found, said = json.loads((tmp_path / "o.report.json").read_text())["harmonised"], capsys.readouterr()
+        tables[seed] = read_expression(tmp_path / "o.h5ad").values
+        assert found["split_seed"] == seed and f"; split_seed {seed}; " in said.out
+        donors = len(read_reference(folder / "lung.h5ad", seed))
+        assert found["tissues"]["lung"]["reference_profiles"] == donors
+    assert not np.allclose(tables[99], tables[7])
+    flags = ["--split_seed", 7, "--checkpoint", folder / "run"]
+    assert prepare(folder, tmp_path / "o.h5ad", *words, *flags) == 0
+    said = capsys.readouterr()
+    assert "; split_seed 99; " in said.out and "was trained under 99: that is used" in said.err
+    assert np.allclose(read_expression(tmp_path / "o.h5ad").values, tables[99])
+
+
 @pytest.mark.parametrize("suffix", ["csv", "h5ad"])
 def test_what_is_harmonised_has_the_unit_of_the_reference(folder, tmp_path, capsys, suffix):
     out = tmp_path / f"o.{suffix}"
@@ -208,6 +226,7 @@ def test_without_a_checkpoint_nothing_is_compared_or_drawn(folder, tmp_path, cap
     [
         (["--harmonise", "quantile"], "name it with --reference"),
         (["--reference", "x.csv"], "belong to --harmonise"),
+        (["--split_seed", "7"], "belong to --harmonise"),
         (["--harmonise", "quantile", "--reference", "nowhere.csv"], "nowhere.csv: no such file"),
     ],
 )
