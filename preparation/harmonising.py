@@ -91,11 +91,12 @@ def report_distances(
 ) -> list[str]:
     """Add how far the profiles of `table` are from the training cloud to `report`; return what is to be printed.
 
-    Where they were harmonised (`made`), add what that changed, too, and draw it. Warnings name what is far.
+    Where they were harmonised (`made`), add what that changed, too, and draw it. Warnings name what is far, or say that
+    the checkpoint cannot tell, and then nothing is drawn.
     """
     if vae.cloud is None:
         say_that_distances_are_unknown(Path(checkpoint))
-        return []
+        return [] if made is None else [f"{picture}: not drawn, since {checkpoint} tells no distances to compare"]
     names = [str(name) for name in table.obs.index]
     found = _distances(vae, table)
     report["distance"] = found.report(names)

@@ -10,6 +10,7 @@ from PIL import Image
 
 import betaVAE_training
 import prepare_data
+from common.checkpoint import load_checkpoint, resolve_checkpoint, save_checkpoint
 from common.errors import InputError, run_command
 from datasets.expression import ExpressionTable, read_expression, splits_of, write_expression
 from datasets.harmonise import (
@@ -219,6 +220,17 @@ def test_without_a_checkpoint_nothing_is_compared_or_drawn(folder, tmp_path, cap
     assert "name a beta-VAE with --checkpoint" in capsys.readouterr().out
     assert "misfit_after" not in json.loads((tmp_path / "geo.report.json").read_text())["harmonised"]
     assert not (tmp_path / "geo.harmonise.png").exists()
+
+
+def test_that_nothing_is_drawn_of_a_checkpoint_without_distances_is_said(folder, tmp_path, capsys):
+    state, _ = load_checkpoint(resolve_checkpoint(folder / "run"), "betavae")
+    del state["held_out_distances"]  # as in an older file
+    save_checkpoint(tmp_path / "old.pt", "betavae", state)
+    words = ["--checkpoint", tmp_path / "old.pt", "--harmonise", "quantile", "--reference", folder / "lung.h5ad"]
+    assert prepare(folder, tmp_path / "o.csv", *words) == 0
+    said, picture = capsys.readouterr(), tmp_path / "o.harmonise.png"
+    assert f"{picture}: not drawn, since {tmp_path}/old.pt tells no distances to compare" in said.out
+    assert "holds no validation donors' distances" in said.err and not picture.exists()
 
 
 @pytest.mark.parametrize(
