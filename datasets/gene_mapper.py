@@ -119,8 +119,7 @@ class GeneMapper:
     ) -> tuple[np.ndarray, list[str], dict[str, Any]]:
         """Return (values (samples, genes), genes, report): one column per gene, in the order of the list, if any.
 
-        `duplicates` is "sum" or "refuse", None for the rules of datasets/prepare_table.py; of "first" the later rows
-        are out already.
+        `duplicates` is "sum", "first" or "refuse", None for the rules of datasets/prepare_table.py.
         """
         sources, aside, unmapped, ambiguous = self.sources(names)
         keys = [k for k in self.name_of if k in sources] if self.name_of is not None else list(sources)
@@ -128,9 +127,10 @@ class GeneMapper:
         for key in summed:
             _settle(path, key, [(names[j], values[:, j]) for j in sources[key]], duplicates, len(summed))
         result = values[:, [sources[key][0] for key in keys]]
-        for column, key in enumerate(keys):
-            if key in summed:
-                result[:, column] = values[:, sources[key]].sum(1, dtype=np.float64)
+        if duplicates != "first":
+            for column, key in enumerate(keys):
+                if key in summed:
+                    result[:, column] = values[:, sources[key]].sum(1, dtype=np.float64)
         first = {key: names[columns[0]] for key, columns in sources.items()}
         own = {key: self.id_of(name) or self.id_of(name.rpartition(".")[0]) for key, name in first.items()}
         genes = [self.name_of[key] if self.name_of is not None else own[key] for key in keys]
@@ -142,7 +142,8 @@ class GeneMapper:
             "mapped_from_symbols": kinds["symbol"] + kinds["alias"],
             "mapped_from_aliases": {first[key]: key for key in keys if self.find(first[key])[0] == "alias"},
             "mapped_from_entrez": kinds["entrez"],
-            "summed": summed,
+            "summed": summed if duplicates != "first" else {},
+            "first_of_several": summed if duplicates == "first" else {},
             "aliases_set_aside": aside,
             "unmapped": unmapped,
             "ambiguous": ambiguous,
