@@ -1,5 +1,6 @@
 """Foreign AnnData files (.h5ad), scanpy's and others', as matrices. Such a file is read whole, then selected from."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,26 +30,31 @@ def read_anndata(
                 genes, id_column = data.var[column].astype(str).tolist(), f"var[{column!r}]"
                 break
     rows = np.array([i for i, name in enumerate(data.obs_names) if wanted_sample(str(name))], np.int64)
-    keep = np.array([j for j, gene in enumerate(genes) if wanted_gene(gene)], np.int64)
-    values, stats = np.empty((len(rows), len(keep)), np.float32), ValueStats(len(rows), len(genes))
+
+    def parts() -> Iterator[tuple[int, np.ndarray]]:
+        for start in range(0, len(rows), PART):
+            part = data.X[rows[start : start + PART]]
+            yield start, np.asarray(part.toarray() if hasattr(part, "toarray") else part, np.float32)
+
+    lacking = np.zeros(len(genes), bool)
+    for _, part in parts() if drop else ():
+        lacking |= np.isnan(part).any(0)
+    keep = np.array([j for j, gene in enumerate(genes) if not lacking[j] and wanted_gene(gene)], np.int64)
+    values, stats = np.empty((len(rows), len(keep)), np.float32), ValueStats(len(rows), int((~lacking).sum()))
     negative = ""
 
     def first_of(bad: np.ndarray, part: np.ndarray, start: int) -> str:
         row, column = np.argwhere(bad)[0]
         return f"{path}: sample {data.obs_names[rows[start + row]]}, gene {genes[column]}: {part[row, column]}"
 
-    for start in range(0, len(rows), PART):
-        part = data.X[rows[start : start + PART]]
-        part = np.asarray(part.toarray() if hasattr(part, "toarray") else part, np.float32)
+    for start, part in parts():
         bad = np.isinf(part) if drop else ~np.isfinite(part)
         if bad.any():
             raise InputError(f"{first_of(bad, part, start)}, a finite number was expected; {REMEDY}")
         if not negative and (part < 0).any():
             negative = f"{first_of(part < 0, part, start)}, a finite number of at least 0 was expected"
-        stats.add(np.nan_to_num(part) if drop else part, slice(start, start + PART))
+        stats.add(part[:, ~lacking] if drop else part, slice(start, start + PART))
         values[start : start + PART] = part[:, keep]
-    lacking = np.isnan(values).any(0)
-    kept = [genes[j] for j, lacks in zip(keep, lacking, strict=True) if not lacks]
     words = data.obs.iloc[rows].astype(object)
     facts = {
         "format": "h5ad",
@@ -57,7 +63,7 @@ def read_anndata(
         "gene_column": id_column,
         "samples_in_file": data.n_obs,
         "genes_in_file": data.n_vars,
-        "genes_lacking_values": [genes[j] for j in keep[lacking]],
+        "genes_lacking_values": [genes[j] for j in np.flatnonzero(lacking)],
         "unit_hint": _unit_hint(data.uns),
     }
     frame = words.where(words.notna(), "").astype(str).reset_index(drop=True)
@@ -67,7 +73,7 @@ def read_anndata(
             raise InputError(f"{negative}; {remedy}")
 
     names = [str(data.obs_names[i]) for i in rows]
-    return Matrix(values[:, ~lacking], names, kept, frame, stats, facts, find_negative=find_negative)
+    return Matrix(values, names, [genes[j] for j in keep], frame, stats, facts, find_negative=find_negative)
 
 
 def _unit_hint(uns: object) -> str | None:

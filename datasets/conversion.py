@@ -41,5 +41,5 @@ def convert_values(
     if totals is None or not (totals > 0).all():
         raise InputError(f"{path}: a profile without a positive sum cannot be converted; remove it or --convert")
     matrix.values *= (1e6 / totals)[:, None].astype(np.float32)
-    what = f"{found.name} / sum over all {matrix.stats.n_genes} genes of the file x 10^6"
+    what = f"{found.name} / sum over the {matrix.stats.n_genes} genes of the file x 10^6"
     return to.upper(), what, None

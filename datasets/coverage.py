@@ -22,17 +22,20 @@ class Expected:
     weights: np.ndarray | None = None  # (genes,) shares of the model, sum 1; None: no model
 
 
-def coverage_of(expected: Expected, table: ExpressionTable, min_coverage: float) -> dict[str, Any]:
+def coverage_of(
+    expected: Expected, table: ExpressionTable, min_coverage: float, measured: ExpressionTable | None = None
+) -> dict[str, Any]:
     """Return the report of the genes of `expected` that `table` has, lacks, and has as 0 in every sample.
 
     Missing genes come by name and symbol, the heaviest first. InputError where the share of genes present is below
     `min_coverage`; a gene that is 0 throughout counts as present, and is named: a platform may not have measured it.
+    `measured` is the table that `table` was harmonised from, which moves the zeros; None: it was not.
     """
-    column_of = {gene_key(gene): j for j, gene in enumerate(table.genes)}
-    zero = ~table.values.any(0) if len(table) else np.zeros(len(table.genes), bool)
-    columns = [column_of.get(gene_key(gene)) for gene in expected.genes]
-    missing = [i for i, column in enumerate(columns) if column is None]
-    silent = [i for i, column in enumerate(columns) if column is not None and zero[column]]
+    present, measured = set(map(gene_key, table.genes)), table if measured is None else measured
+    zero = ~measured.values.any(0) if len(measured) else np.zeros(len(measured.genes), bool)
+    zeros = present & {gene_key(gene) for gene, is_zero in zip(measured.genes, zero, strict=True) if is_zero}
+    missing = [i for i, gene in enumerate(expected.genes) if gene_key(gene) not in present]
+    silent = [i for i, gene in enumerate(expected.genes) if gene_key(gene) in zeros]
     n = len(expected.genes)
     report = {
         "of": expected.source,

@@ -56,8 +56,8 @@ def harmonise(
     """Return `table` on the scale of `reference` (training rows, see `read_reference`), and the report of it.
 
     `method` is one of METHODS. A profile is compared with the reference's profiles of its own tissue, or of `tissue`.
-    The result has the genes of both, in the table's order, and says in obs how it was made. InputError: harmonised
-    already, counts against another unit, too few shared genes, no such tissue, too few profiles.
+    The result has the genes of both, in the table's order, and the reference's unit, and says in obs how it was made.
+    InputError: harmonised already, counts against another unit, too few shared genes, no such tissue, too few profiles.
     """
     refuse_harmonised(table)
     refuse_other_unit(table.source, table.unit, reference.unit)
@@ -85,7 +85,9 @@ def harmonise(
     kept = {gene_key(gene) for gene in genes}
     report = {
         "method": method,
-        "scale": f"log1p of {table.unit}",
+        "scale": f"log1p of {reference.unit}",
+        "unit_before": table.unit,
+        "unit": reference.unit,
         "reference": reference.source,
         "reference_sha256": sha256_of(reference.source),
         "tissues": groups,
@@ -93,7 +95,7 @@ def harmonise(
         "genes_left_out": [gene for gene in table.genes if gene_key(gene) not in kept],
     }
     obs = table.obs.assign(**{COLUMN: how})
-    return ExpressionTable(values, genes, obs, table.unit, table.source, table.symbols), report
+    return ExpressionTable(values, genes, obs, reference.unit, table.source, table.symbols), report
 
 
 def quantile_normalise(x: np.ndarray, reference: np.ndarray) -> np.ndarray:

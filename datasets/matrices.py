@@ -35,7 +35,7 @@ class Matrix:
     samples: list[str]
     genes: list[str]  # as named in the file; may repeat
     words: pd.DataFrame  # (samples, ...) text columns about the samples
-    stats: ValueStats  # over all genes of the file, for the wanted samples
+    stats: ValueStats  # over all genes of the file that lack no value, for the wanted samples
     facts: dict[str, Any] = field(default_factory=dict)  # what was found, for the report
     symbols: dict[str, str] = field(default_factory=dict)  # gene as named -> symbol, where a column tells
     find_negative: Callable[[str], None] = lambda remedy: None  # raises the InputError that names the first such value
@@ -52,7 +52,8 @@ def read_matrix(
     """Read the wanted samples and genes of a matrix of any form. InputError names line and column of what is wrong.
 
     `orientation` is "rows" or "columns" (where the genes run), None to find out; `symbols` helps to. The predicates see
-    names as they stand in the file. `missing` is "refuse", or "drop": genes that lack a value are left out and named.
+    names as they stand in the file. `missing` is "refuse", or "drop": genes, wanted or not, that lack a value of a
+    wanted sample are left out, of the statistics too, and named.
     """
     path = Path(path)
     if path.suffix == ".h5ad":
@@ -88,20 +89,21 @@ def _by_rows(path: Path, layout: Layout, wanted_gene: Predicate, wanted_sample: 
     columns = [i for i in layout.data if wanted_sample(layout.names[i])]
     samples = [layout.names[i] for i in columns]
     says = [i for i in layout.words if i != layout.id_column and layout.names[i].lower() in SYMBOL_HEADS][:1]
-    stats, parts, genes, dropped, symbols = ValueStats(len(samples)), [], [], [], {}
+    stats, parts, genes, dropped, symbols, n_rows = ValueStats(len(samples)), [], [], [], {}, 0
     if columns:
         for names, part, said in _parts(path, layout, columns, says, drop):  # part: (genes, samples)
-            stats.n_genes += len(names)
+            n_rows += len(names)
             symbols |= {name: symbol for name, symbol in zip(names, *said, strict=True) if symbol} if said else {}
             if drop and (lacking := np.isnan(part).any(1)).any():
                 dropped += [name for name, lacks in zip(names, lacking, strict=True) if lacks]
                 names = [name for name, lacks in zip(names, lacking, strict=True) if not lacks]
                 part = part[~lacking]
+            stats.n_genes += len(names)
             stats.add(part.T)
             keep = [j for j, name in enumerate(names) if wanted_gene(name)]
             parts.append(part[keep])
             genes += [names[j] for j in keep]
-    facts = {"samples_in_file": len(layout.data), "genes_in_file": stats.n_genes, "genes_lacking_values": dropped}
+    facts = {"samples_in_file": len(layout.data), "genes_in_file": n_rows, "genes_lacking_values": dropped}
     frame = pd.DataFrame(index=range(len(samples)))
     return Matrix(_turned(parts, len(samples)), samples, genes, frame, stats, facts, symbols)
 
@@ -119,27 +121,31 @@ def _turned(parts: list[np.ndarray], n_samples: int) -> np.ndarray:
 
 
 def _by_columns(path: Path, layout: Layout, wanted_gene: Predicate, wanted_sample: Predicate, drop: bool) -> Matrix:
-    """Genes in columns: every gene of a wanted row is converted, for the statistics, and the wanted ones kept."""
-    keep = [j for j, i in enumerate(layout.data) if wanted_gene(layout.names[i])]
+    """Genes in columns: every gene of a wanted row is converted, for the statistics, and the wanted ones kept.
+
+    Which genes lack a value is known at the last row: with `drop` the file is read once before.
+    """
+    lacking = np.zeros(len(layout.data), bool)
+    for names, part, _ in _parts(path, layout, layout.data, [], True) if drop else ():
+        lacking |= np.isnan(part[[row for row, name in enumerate(names) if wanted_sample(name)]]).any(0)
+    whole = np.flatnonzero(~lacking)
+    keep = [k for k, j in enumerate(whole) if wanted_gene(layout.names[layout.data[j]])]
     words = [i for i in layout.words if i != layout.id_column]
     stats, samples, parts, said, n_rows = ValueStats(0), [], [], [], 0
     for names, part, texts in _parts(path, layout, layout.data, words, drop):
         here = [row for row, name in enumerate(names) if wanted_sample(name)]
-        chosen = part[here]  # (samples, genes)
+        chosen = part[np.ix_(here, whole)] if drop else part[here]  # (samples, genes)
         stats.more_samples(len(here))
-        stats.add(np.nan_to_num(chosen) if drop else chosen, slice(len(samples), None))
+        stats.add(chosen, slice(len(samples), None))
         parts.append(chosen[:, keep])
         samples += [names[row] for row in here]
         said += [[column[row] for column in texts] for row in here]
         n_rows += len(names)
-    stats.n_genes = len(layout.data)
+    stats.n_genes = len(whole)
     values = np.concatenate(parts) if parts else np.empty((0, len(keep)), np.float32)
     frame = pd.DataFrame(said, columns=[layout.names[i] for i in words], dtype=object)
-    genes = [layout.names[layout.data[j]] for j in keep]
-    lacking = np.isnan(values).any(0)
-    dropped = [gene for gene, lacks in zip(genes, lacking, strict=True) if lacks]
-    if dropped:
-        values, genes = values[:, ~lacking], [gene for gene, lacks in zip(genes, lacking, strict=True) if not lacks]
+    genes = [layout.names[layout.data[j]] for j in whole[keep]]
+    dropped = [layout.names[layout.data[j]] for j in np.flatnonzero(lacking)]
     facts = {"samples_in_file": n_rows, "genes_in_file": len(layout.data), "genes_lacking_values": dropped}
     return Matrix(values, samples, genes, frame, stats, facts)
 

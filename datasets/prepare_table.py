@@ -24,11 +24,11 @@ from datasets.expression import ExpressionTable
 from datasets.gene_lengths import read_gene_lengths
 from datasets.gene_lists import GeneList, GeneNames, read_gene_list, read_mapping
 from datasets.gene_mapper import GeneMapper
-from datasets.genes import PREFIX, is_tally, renamed_from
+from datasets.genes import PREFIX, gene_key, is_tally, renamed_from
 from datasets.keys import known_donor, match_samples, site_of, slide_key, slug
 from datasets.matrices import Matrix, read_matrix
 from datasets.sample_sheets import donors_sex, read_sexes, read_sheet, read_slides, samples_of_tissues
-from datasets.units import UNITS, check_unit, guess_unit
+from datasets.units import LOGGED_BELOW, UNITS, check_unit, guess_unit, to_linear
 
 
 def prepare_table(
@@ -75,10 +75,12 @@ def prepare_table(
 
     mapper = GeneMapper(wanted, names, identifiers)
     in_file: list[str] = []  # all of the file's genes, wanted or not
+    # TPM are shares of all genes; and what is a copy of any gene is to be out of the sums
+    needs_all = lengths is not None or (convert is not None and duplicates == "first")
 
     def wanted_gene(name: str) -> bool:
         in_file.append(name)
-        return lengths is not None or mapper.wants(name)  # TPM are shares of all genes
+        return needs_all or mapper.wants(name)
 
     matrix = read_matrix(
         path,
@@ -99,6 +101,7 @@ def prepare_table(
     named_by = mapper.identify(path, in_file, identifiers)
     ours = sum(name.startswith(PREFIX) for name in in_file) > len(in_file) / 2
     found = guess_unit(str(path), matrix.stats, unit, _own_unit(matrix), matrix.find_negative, ours)
+    repeats = _take_repeats_out(matrix, mapper) if duplicates == "first" else {}
     unit_name, conversion, length_report = convert_values(path, matrix, found, convert, lengths, mapper)
     values, kept, gene_report = mapper.collect(path, matrix.values, matrix.genes, duplicates)
     matrix.values = values  # the other copy is let go: more than a gigabyte at GTEx's size
@@ -132,6 +135,7 @@ def prepare_table(
         "genes": {"in_file": matrix.facts["genes_in_file"], "in_table": len(kept)}
         | gene_report
         | {
+            "first_of_several": {key: repeats[key] for key in map(gene_key, kept) if key in repeats},
             "lacking_values": matrix.facts.get("genes_lacking_values", []),
             "rows_of_no_gene": tallies,
             "filled": [],
@@ -193,12 +197,40 @@ def _set_tallies_aside(matrix: Matrix) -> list[str]:
     if not tallies.any():
         return []
     names = [name for name, tally in zip(matrix.genes, tallies, strict=True) if tally]
-    matrix.stats.totals -= matrix.values[:, tallies].sum(1, dtype=np.float64)
-    matrix.stats.n_genes -= len(names)
+    _take_out(matrix, tallies)
     matrix.facts["genes_in_file"] -= len(names)
-    matrix.values = matrix.values[:, ~tallies]
-    matrix.genes = [name for name, tally in zip(matrix.genes, tallies, strict=True) if not tally]
     return names
+
+
+def _take_repeats_out(matrix: Matrix, mapper: GeneMapper) -> dict[str, list[str]]:
+    """Take all but the first row of each gene out of `matrix`; return gene key -> its rows, the first one too.
+
+    A name that another program made of a repeated one ("SFTPC.1") is never the first.
+    """
+    by_gene = mapper.sources(matrix.genes)[0]
+    several = {
+        key: sorted(rows, key=lambda j: not mapper.find(matrix.genes[j])[0])
+        for key, rows in by_gene.items()
+        if len(rows) > 1
+    }
+    names = {key: [matrix.genes[j] for j in rows] for key, rows in several.items()}
+    if several:
+        later = np.zeros(len(matrix.genes), bool)
+        later[[j for rows in several.values() for j in rows[1:]]] = True
+        _take_out(matrix, later)
+    return names
+
+
+def _take_out(matrix: Matrix, rows: np.ndarray) -> None:
+    """Take `rows` (genes,) bool out of `matrix`, from its values, its names and its sums, with and without a log."""
+    taken = matrix.values[:, rows]
+    matrix.stats.n_genes -= int(rows.sum())
+    matrix.stats.totals -= taken.sum(1, dtype=np.float64)
+    if matrix.stats.highest < LOGGED_BELOW:  # else they were not gathered
+        for log, totals in matrix.stats.unlogged.items():
+            totals -= to_linear(taken, log).sum(1, dtype=np.float64)
+    matrix.values = matrix.values[:, ~rows]
+    matrix.genes = [name for name, out in zip(matrix.genes, rows, strict=True) if not out]
 
 
 def _own_unit(matrix: Matrix) -> str | None:

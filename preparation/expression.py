@@ -110,11 +110,12 @@ def run(args: argparse.Namespace) -> None:
     made = harmonise_table(args, table, vae) if args.harmonise else None
     if made is not None:
         table, report["harmonised"] = made.table, made.report
+        report["unit_of_table"] = table.unit
         lines.append(describe_harmonised(made.report))
         if vae is None:
             lines.append("not compared with a training cloud, and not drawn: name a beta-VAE with --checkpoint")
     if flags["genes"]:
-        report["coverage"] = coverage_of(expected, table, least)
+        report["coverage"] = coverage_of(expected, table, least, made.before if made is not None else None)
     if vae is not None:
         refuse_other_unit(args.input, table.unit, vae.unit)
         report["checkpoint"] = {"path": args.checkpoint, "digest": digest, "unit": vae.unit}

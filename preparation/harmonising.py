@@ -28,6 +28,12 @@ def add_harmonise(add: Callable[..., argparse.Action]) -> None:
     """Add the flags of `expression`."""
     add("--harmonise", choices=METHODS, help="bring profiles of another platform to the scale of --reference")
     add("--reference", metavar="TABLE", help="the training's table: its training donors are the reference")
+    add(
+        "--split_seed",
+        type=int,
+        help="of the split by donor, which says who the reference's training donors are; default: the checkpoint's, "
+        f"else {DataSettings().split_seed}",
+    )
     add("--reference_tissue", help="the reference's tissue to compare with; default: the profiles' own")
 
 
@@ -35,8 +41,10 @@ def check_harmonise(args: argparse.Namespace) -> None:
     """InputError where one of the flags is given without the other, before anything is read."""
     if args.harmonise and not args.reference:
         raise InputError(f"--harmonise {args.harmonise} needs the table of the training; name it with --reference")
-    if not args.harmonise and (args.reference or args.reference_tissue):
-        raise InputError("--reference and --reference_tissue belong to --harmonise; add it, or leave them out")
+    if not args.harmonise and (args.reference or args.reference_tissue or args.split_seed is not None):
+        raise InputError(
+            "--reference, --reference_tissue and --split_seed belong to --harmonise; add it, or leave them out"
+        )
 
 
 @dataclass
@@ -51,20 +59,26 @@ class Harmonised:
 
 def harmonise_table(args: argparse.Namespace, table: ExpressionTable, vae: TrainedVAE | None) -> Harmonised:
     """Return the table that --harmonise makes of `table`; the reference's split is the checkpoint's, where given."""
-    split_seed = vae.split_seed if vae is not None else DataSettings().split_seed
+    split_seed = DataSettings().split_seed if args.split_seed is None else args.split_seed
+    if vae is not None:
+        if args.split_seed not in (None, vae.split_seed):
+            warn(f"--split_seed {split_seed}: {args.checkpoint} was trained under {vae.split_seed}: that is used")
+        split_seed = vae.split_seed
     reference = read_reference(args.reference, split_seed)
     after, report = harmonise(table, reference, args.harmonise, args.reference_tissue)
     return Harmonised(after, table, reference, report | {"split_seed": split_seed})
 
 
 def describe_harmonised(report: dict[str, Any]) -> str:
-    """Return one line: onto what, how many genes."""
+    """Return one line: onto what, by what split, how many genes."""
     onto = ", ".join(
         f"{name} ({n['profiles']} profiles onto {n['reference_profiles']} of training donors)"
         for name, n in report["tissues"].items()
     )
     left = f"{len(report['genes_left_out'])} others left out"
-    return f"harmonised: {report['method']}, {onto}; {report['genes_shared']} genes of both, {left}"
+    unit = f"; {report['unit_before']} before, {report['unit']} now" * (report["unit_before"] != report["unit"])
+    split = f"split_seed {report['split_seed']}"
+    return f"harmonised: {report['method']}, {onto}; {split}; {report['genes_shared']} genes of both, {left}{unit}"
 
 
 def report_distances(
@@ -77,11 +91,12 @@ def report_distances(
 ) -> list[str]:
     """Add how far the profiles of `table` are from the training cloud to `report`; return what is to be printed.
 
-    Where they were harmonised (`made`), add what that changed, too, and draw it. Warnings name what is far.
+    Where they were harmonised (`made`), add what that changed, too, and draw it. Warnings name what is far, or say that
+    the checkpoint cannot tell, and then nothing is drawn.
     """
     if vae.cloud is None:
         say_that_distances_are_unknown(Path(checkpoint))
-        return []
+        return [] if made is None else [f"{picture}: not drawn, since {checkpoint} tells no distances to compare"]
     names = [str(name) for name in table.obs.index]
     found = _distances(vae, table)
     report["distance"] = found.report(names)

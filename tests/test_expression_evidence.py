@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from test_expression_prepare import FRAME, GENES, SYMBOLS, VALUES, command, pairs, table_of, write
 
 from common.errors import InputError
-from datasets.gene_lists import read_mapping
+from datasets.gene_lists import GeneNames, read_mapping
+from datasets.gene_mapper import GeneMapper
 from datasets.prepare_table import prepare_table
 
 RNG = np.random.default_rng(5)
@@ -268,3 +269,19 @@ def test_names_that_a_spreadsheet_turned_into_dates_are_said(tmp_path, hgnc, cap
     out = capsys.readouterr().out
     assert "genes unmapped: 5 (1-Mar, Sep-02, 2026-03-01 00:00:00 and 2 more)" in out
     assert "genes turned into dates by a spreadsheet: 4 (1-Mar, " in out
+
+
+def test_the_first_of_two_is_never_the_one_that_a_program_renamed(tmp_path):
+    mapping = write(tmp_path / "map.csv", "Gene,symbol\n" + pairs(SYMBOLS))
+    frame = pd.concat([FRAME.iloc[[0]].set_axis(["SFTPC.1"]) * 2, FRAME.set_axis(SYMBOLS)])
+    path = write(tmp_path / "m_tpm.csv", frame.to_csv())
+    table, report = table_of(path, mapping=mapping, duplicates="first")
+    assert table.genes == GENES and np.array_equal(table.values, VALUES)
+    assert report["genes"]["first_of_several"] == {"ENSG00000000001": ["SFTPC", "SFTPC.1"]}
+
+
+def test_the_mapper_takes_the_first_of_several_by_itself_as_spots_need_it():
+    mapper, values = GeneMapper(None, GeneNames(), None), np.arange(6.0).reshape(2, 3)
+    taken, genes, about = mapper.collect("m", values, [GENES[0], GENES[1], GENES[0]], "first")
+    assert taken.tolist() == [[0, 1], [3, 4]] and genes == GENES[:2]
+    assert about["summed"] == {} and about["first_of_several"] == {"ENSG00000000001": [GENES[0]] * 2}

@@ -276,6 +276,33 @@ def test_a_bad_value_is_named_by_line_and_column(tmp_path, field, problem):
         assert table.genes == [*GENES[:2], *GENES[3:]] and report["genes"]["lacking_values"] == [GENES[2]]
 
 
+@pytest.mark.parametrize("form", ["csv", "turned.csv", "parquet", "turned.parquet", "h5ad"])
+def test_genes_that_lack_a_value_are_out_of_the_sums_in_every_form(tmp_path, form):
+    frame = FRAME.round() + 1
+    frame.iloc[1, 2] = frame.iloc[4, 0] = np.nan
+    path = tmp_path / f"m_counts.{form.split('.')[-1]}"
+    if "csv" in form:
+        (frame.T if form == "turned.csv" else frame).to_csv(path)
+    elif "parquet" in form:
+        (frame.T if form == "turned.parquet" else frame).to_parquet(path)
+    else:
+        import anndata
+
+        names = {"obs": pd.DataFrame(index=frame.columns), "var": pd.DataFrame(index=frame.index.astype(str))}
+        anndata.AnnData(frame.to_numpy().T, **names).write_h5ad(path)
+    genes = write(tmp_path / "genes.csv", f"Gene\nrna_{GENES[0]}\nrna_{GENES[1]}\nrna_{GENES[5]}\n")
+    whole = frame.dropna().T
+    cpm = (whole.div(whole.sum(axis=1), axis=0) * 1e6).to_numpy()
+    for wanted, kept, columns in (
+        (None, [0, 2, 3, 5], [0, 1, 2, 3]),
+        (genes, [0, 5], [0, 3]),  # a gene that lacks a value and is not wanted is out of the sums and named, too
+    ):
+        table, report = table_of(path, missing="drop", convert="cpm", genes=wanted)
+        assert table.genes == [GENES[j] for j in kept] and np.allclose(table.values, cpm[:, columns], rtol=1e-5)
+        assert report["genes"]["lacking_values"] == [GENES[1], GENES[4]] and report["genes"]["in_file"] == 6
+        assert report["conversion"] == "counts / sum over the 4 genes of the file x 10^6"
+
+
 @pytest.mark.parametrize("form", ["gct", "turned.csv", "parquet", "turned.parquet", "h5ad"])
 def test_a_negative_value_is_named_by_line_and_column(tmp_path, form):
     frame = FRAME.copy()

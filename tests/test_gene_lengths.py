@@ -87,6 +87,34 @@ def test_counts_by_symbol_and_rows_that_count_reads_of_no_gene(tmp_path):
     assert np.allclose(cpm.values, COUNTS / COUNTS.sum(1, keepdims=True) * 1e6, rtol=1e-5)
 
 
+def test_rows_that_count_reads_of_no_gene_are_not_in_the_sums_of_logged_counts(tmp_path):
+    frame = np.log2(pd.concat([FRAME, pd.DataFrame(10**6, index=["__no_feature"], columns=list("abcd"))]) + 1)
+    path = write(tmp_path / "m_counts.csv", frame.to_csv())
+    table, _ = table_of(path, convert="cpm", unit="counts log2p1", identifiers="ensembl")
+    assert np.allclose(table.values, COUNTS / COUNTS.sum(1, keepdims=True) * 1e6, rtol=1e-4)
+
+
+def test_copies_that_are_left_out_do_not_count_in_the_sums(tmp_path):
+    gtf = write(tmp_path / "g.gtf", exons())
+    frame = pd.concat([FRAME, FRAME.iloc[[0, 5]]])
+    path = write(tmp_path / "m_counts.csv", frame.to_csv(float_format="%.0f"))
+    logged = write(tmp_path / "logged_counts.csv", np.log2(frame + 1).to_csv())
+    genes = write(tmp_path / "genes.csv", f"Gene\nrna_{GENES[4]}\nrna_{GENES[0]}\n")
+    cpm = COUNTS / COUNTS.sum(1, keepdims=True) * 1e6
+    first = {GENES[j].split(".")[0]: [GENES[j]] * 2 for j in (0, 5)}
+    for wanted, columns in ((None, range(6)), (genes, [4, 0])):  # a copy of a gene that is not wanted does not either
+        flags = {"duplicates": "first", "genes": wanted}
+        for matrix, unit in ((path, None), (logged, "counts log2p1")):
+            table, report = table_of(matrix, convert="cpm", unit=unit, **flags)
+            assert np.allclose(table.values, cpm[:, columns], rtol=1e-4)
+            assert report["genes"]["first_of_several"] == {
+                key: rows for key, rows in first.items() if wanted is None or rows[0] == GENES[0]
+            }
+            assert report["genes"]["summed"] == {} and report["genes"]["in_file"] == 8
+        table, _ = table_of(path, convert="tpm", gene_lengths=gtf, **flags)
+        assert np.allclose(table.values, TPM[:, columns], rtol=1e-5)
+
+
 def test_a_gene_without_length_is_named_and_left_out_or_the_gtf_refused(tmp_path):
     gtf = write(tmp_path / "g.gtf", exons(GENES[:5]))
     frame = FRAME.copy()

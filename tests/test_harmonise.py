@@ -10,6 +10,7 @@ from PIL import Image
 
 import betaVAE_training
 import prepare_data
+from common.checkpoint import load_checkpoint, resolve_checkpoint, save_checkpoint
 from common.errors import InputError, run_command
 from datasets.expression import ExpressionTable, read_expression, splits_of, write_expression
 from datasets.harmonise import (
@@ -158,6 +159,51 @@ def test_profiles_before_and_after_are_reported_and_drawn(folder, tmp_path, caps
         assert found["far_after"] == N and f"{N} of {N} profiles beyond percentile" in said.err
 
 
+def test_the_split_seed_says_who_the_training_donors_are_and_the_checkpoints_wins(folder, tmp_path, capsys):
+    words = ["--harmonise", "quantile", "--reference", folder / "lung.h5ad"]
+    tables = {}
+    for seed, flags in ((99, []), (7, ["--split_seed", 7])):
+        assert prepare(folder, tmp_path / "o.h5ad", *words, *flags) == 0
+        found, said = json.loads((tmp_path / "o.report.json").read_text())["harmonised"], capsys.readouterr()
+        tables[seed] = read_expression(tmp_path / "o.h5ad").values
+        assert found["split_seed"] == seed and f"; split_seed {seed}; " in said.out
+        donors = len(read_reference(folder / "lung.h5ad", seed))
+        assert found["tissues"]["lung"]["reference_profiles"] == donors
+    assert not np.allclose(tables[99], tables[7])
+    flags = ["--split_seed", 7, "--checkpoint", folder / "run"]
+    assert prepare(folder, tmp_path / "o.h5ad", *words, *flags) == 0
+    said = capsys.readouterr()
+    assert "; split_seed 99; " in said.out and "was trained under 99: that is used" in said.err
+    assert np.allclose(read_expression(tmp_path / "o.h5ad").values, tables[99])
+
+
+@pytest.mark.parametrize("suffix", ["csv", "h5ad"])
+def test_what_is_harmonised_has_the_unit_of_the_reference(folder, tmp_path, capsys, suffix):
+    out = tmp_path / f"o.{suffix}"
+    words = ["--unit", "fpkm", "--harmonise", "quantile", "--reference", folder / "lung.h5ad"]
+    assert prepare(folder, out, *words) == 0
+    report, said = json.loads((tmp_path / "o.report.json").read_text()), capsys.readouterr()
+    assert read_expression(out).unit == report["unit_of_table"] == report["harmonised"]["unit"] == "TPM"
+    assert report["harmonised"]["unit_before"] == report["found"]["unit"] == "FPKM"
+    assert report["harmonised"]["scale"] == "log1p of TPM" and "; FPKM before, TPM now" in said.out
+    assert "is in FPKM, TPM was expected" in said.err
+
+
+@pytest.mark.parametrize("method", ["quantile", "reference"])
+def test_a_gene_that_the_platform_did_not_measure_is_named_though_harmonising_moves_its_zeros(folder, tmp_path, method):
+    table = read_expression(folder / "geo.csv", "lung")
+    table.values[:, 7] = 0
+    write_expression(table, tmp_path / "geo.csv")
+    words = ["--input", tmp_path / "geo.csv", "--out", tmp_path / "o.h5ad", "--checkpoint", folder / "run"]
+    words += ["--harmonise", method, "--reference", folder / "lung.h5ad"]
+    assert call(prepare_data, "expression", *words) == 0
+    found = json.loads((tmp_path / "o.report.json").read_text())["coverage"]
+    assert [zero["gene"] for zero in found["zero_in_all_samples"]] == [table.genes[7]] and found["missing"] == []
+    assert found["weight_zero_in_all_samples"] > 0
+    if method == "reference":
+        assert read_expression(tmp_path / "o.h5ad").values[:, 7].any()  # else there was nothing to hide
+
+
 def test_without_harmonising_the_user_is_told_what_is_far(folder, tmp_path, capsys):
     assert prepare(folder, tmp_path / "geo.csv", "--checkpoint", folder / "run") == 0
     said = capsys.readouterr()
@@ -176,11 +222,23 @@ def test_without_a_checkpoint_nothing_is_compared_or_drawn(folder, tmp_path, cap
     assert not (tmp_path / "geo.harmonise.png").exists()
 
 
+def test_that_nothing_is_drawn_of_a_checkpoint_without_distances_is_said(folder, tmp_path, capsys):
+    state, _ = load_checkpoint(resolve_checkpoint(folder / "run"), "betavae")
+    del state["held_out_distances"]  # as in an older file
+    save_checkpoint(tmp_path / "old.pt", "betavae", state)
+    words = ["--checkpoint", tmp_path / "old.pt", "--harmonise", "quantile", "--reference", folder / "lung.h5ad"]
+    assert prepare(folder, tmp_path / "o.csv", *words) == 0
+    said, picture = capsys.readouterr(), tmp_path / "o.harmonise.png"
+    assert f"{picture}: not drawn, since {tmp_path}/old.pt tells no distances to compare" in said.out
+    assert "holds no validation donors' distances" in said.err and not picture.exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--harmonise", "quantile"], "name it with --reference"),
         (["--reference", "x.csv"], "belong to --harmonise"),
+        (["--split_seed", "7"], "belong to --harmonise"),
         (["--harmonise", "quantile", "--reference", "nowhere.csv"], "nowhere.csv: no such file"),
     ],
 )
