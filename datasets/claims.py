@@ -22,6 +22,7 @@ from common.files import is_running, write_text
 
 BEAT_SECONDS = 15  # between two touches
 STALE_SECONDS = 120  # without a touch for so long: the holder is gone, or its host is
+PARTIAL_SECONDS = 3600  # a half-written file not touched for so long is nobody's, wherever its process was
 
 
 @dataclass
@@ -36,11 +37,18 @@ class Holder:
 
 
 def sweep(folder: Path, run: str = "") -> None:
-    """Remove the claims, and half-written files, of holders that are gone, and of `run`, whose workers must be dead."""
+    """Remove the claims, and half-written files, of holders that are gone, and of `run`, whose workers must be dead.
+
+    Half-written files that no claim tells of, as of a process killed on another host, go when they are an hour old.
+    """
     for path in folder.glob(".*.claim"):
         before = _read(path)
-        if before is not None and (before.run == run or _is_abandoned(before, path)):
+        if before is not None and ((run and before.run == run) or _is_abandoned(before, path)):
             Claim(folder, path.name[1 : -len(".claim")], run)._take_away(before)
+    for path in (*folder.glob(".*.partial"), *folder.glob("previews/.*.partial")):
+        with contextlib.suppress(OSError):  # gone meanwhile, or not ours to remove
+            if _age(path) > PARTIAL_SECONDS:
+                path.unlink()
 
 
 class Claim:
@@ -72,6 +80,10 @@ class Claim:
             self._take_away(before)
         return True
 
+    def is_held(self) -> bool:
+        """Say whether the slide is still this holder's: one that was stopped for minutes loses it to another run."""
+        return _read(self.path) == self._holder
+
     @contextlib.contextmanager
     def held(self, timeout: float) -> Iterator[None]:
         """Keep the claim alive, then release it; after `timeout` seconds (0: never) end this process, noting why."""
@@ -83,7 +95,8 @@ class Claim:
         finally:
             done.set()
             keeper.join()
-            self.path.unlink(missing_ok=True)
+            if self.is_held():
+                self.path.unlink(missing_ok=True)
 
     def _create(self) -> bool:
         try:
@@ -101,12 +114,14 @@ class Claim:
         while not done.wait(max(0.0, min(BEAT_SECONDS, end - time.monotonic()))):
             if time.monotonic() >= end:
                 try:
-                    self._holder.overran = True
-                    write_text(self.path, json.dumps(asdict(self._holder)))
+                    if self.is_held():
+                        self._holder.overran = True
+                        write_text(self.path, json.dumps(asdict(self._holder)))
                 finally:
                     os._exit(1)  # the slide's reader hangs in a library, where no exception reaches it
             with contextlib.suppress(OSError):
-                os.utime(self.path)
+                if self.is_held():
+                    os.utime(self.path)
 
     def _take_away(self, before: Holder) -> None:
         aside = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}.partial")
@@ -115,11 +130,11 @@ class Claim:
         except FileNotFoundError:
             return
         if _read(aside) != before:  # another process was faster, and this is its claim
-            with contextlib.suppress(FileExistsError):
+            with contextlib.suppress(FileExistsError, FileNotFoundError):  # taken anew; or swept away, being old
                 os.link(aside, self.path)
         else:
             self._remove_partials(before)
-        aside.unlink()
+        aside.unlink(missing_ok=True)
 
     def _remove_partials(self, before: Holder) -> None:
         """Remove what the holder left half-written; a fresh file only where its process is known to be gone."""

@@ -1,6 +1,7 @@
 """Work for many processes, through dask.distributed: on this machine, or wherever the workers of a scheduler are."""
 
 import contextlib
+import functools
 import itertools
 import logging
 import sys
@@ -17,7 +18,7 @@ from datasets.workers import interrupts_held_back
 ATTEMPTS = 3  # of an item whose worker dies
 CONNECT_SECONDS = 20.0  # in which a scheduler must answer
 LOOK_SECONDS = 5.0  # between two looks whether all workers are there
-HEAVY = ("distributed", "numpy", "pandas", "scipy.ndimage", "PIL.Image")  # imported once for all workers
+HEAVY = ("distributed", "numba", "numpy", "pandas", "scipy.ndimage", "PIL.Image")  # imported once for all workers
 # Workers hold no data of each other's, so there is nothing to spill; a pause would wait for memory that a slide needs.
 # One item at a time goes to a worker: what waits at one that dies is not suspected.
 LOCAL_CONFIG = {
@@ -44,7 +45,8 @@ def open_workers(workers: int, memory_limit: str = "auto", scheduler: str | None
     `workers` processes on this machine, each with at most `memory_limit` ("4GB"; "auto": an equal share of the memory);
     0: in this process. `scheduler` is the address, or the file, of a dask scheduler whose workers are used instead.
     `function` and items travel to other processes. A result is a `WorkersDied` where each worker that took the item
-    died. What the function raises is raised here. InputError where no scheduler answers.
+    died. What the function raises is raised here. InputError where no scheduler answers, or a worker of it has several
+    threads.
     """
     if workers == 0 and scheduler is None:
         yield lambda function, items: ((item, function(item)) for item in items)
@@ -120,9 +122,30 @@ def _remote(scheduler: str) -> Iterator[Any]:
             "start one with `dask scheduler`, or leave the flag out"
         ) from None
     with client:
-        if not client.scheduler_info()["workers"]:
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        for address, worker in workers.items():
+            _check_threads(address, worker["nthreads"])
+        if not workers:
             warn(f"--scheduler {scheduler}: no workers yet; the work begins when the first one comes")
         yield client
+
+
+def _check_threads(address: str, threads: int) -> None:
+    """InputError where a worker does several items at a time: one that ends its process would end the others too."""
+    if threads > 1:
+        raise InputError(
+            f"the dask worker at {address} has {threads} threads, one was expected; start it with "
+            "`dask worker --nthreads 1`, as many of them as there are cores"
+        )
+
+
+def _alone(function: Callable[[T], R], item: T) -> R:
+    """Do an item in a worker, which may have come after the others were looked at."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    _check_threads(worker.address, worker.state.nthreads)
+    return function(item)
 
 
 def _execute(
@@ -134,7 +157,8 @@ def _execute(
 
     def submit(batch: Sequence[T]) -> dict[Any, T]:
         keys = [f"{name}-{next(numbers):08d}" for _ in batch]
-        return dict(zip(client.map(function, batch, key=keys, pure=False), batch, strict=True))
+        futures = client.map(functools.partial(_alone, function), batch, key=keys, pure=False)
+        return dict(zip(futures, batch, strict=True))
 
     waiting, died = submit(items), Counter[int]()
     done = as_completed(waiting)

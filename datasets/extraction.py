@@ -181,8 +181,8 @@ def finished(job: Job) -> Outcome | None:
 def cut_slide(job: Job) -> Outcome:
     """Cut one slide into `<out>/<key>.tar` and `.json` and draw `<out>/previews/<key>.png`; return its report line.
 
-    Whatever is wrong with the slide ends in the line's `reason`, and an earlier store of it is set aside. Only a full
-    disk raises (OSError): it concerns all.
+    Whatever is wrong with the slide ends in the line's `reason`; the caller sets an earlier store of it aside. Only a
+    full disk raises (OSError): it concerns all.
     """
     outcome, start = Outcome(job.key), time.perf_counter()
     keep_freed_memory()  # pictures of 200 kB come and go
@@ -197,8 +197,6 @@ def cut_slide(job: Job) -> Outcome:
         outcome.status, outcome.tiles = "failed", 0
         outcome.reason = f"{job.slide}: {type(error).__name__}: {error}"
     outcome.reason = " ".join(outcome.reason.split())
-    if outcome.status == "failed":
-        set_aside(job, outcome)
     outcome.seconds = round(time.perf_counter() - start, 2)
     return outcome
 

@@ -41,7 +41,7 @@ def cut_slides(
     whose worker dies is begun again, `ATTEMPTS` times in all. Slides that another run is cutting are waited for.
     OSError where the disk is full. Close the iterator, or use it up.
     """
-    kept = {job.key: outcome for job in jobs if not restart and (outcome := finished(job))}
+    kept = {job.key: outcome for job in jobs if not restart and (outcome := _earlier(job))}
     run = uuid.uuid4().hex
     left = [_task(job, run, timeout, restart) for job in jobs if job.key not in kept]
     try:
@@ -81,16 +81,48 @@ def cut_claimed(task: Task) -> Outcome | None:
     if not claim.take():
         return None
     with claim.held(task.timeout):
-        if _sealed(job) != task.replaces and (outcome := finished(job)):
-            outcome.status = "cut"  # since this run began: by another one, or by a worker that died before it said so
+        if outcome := _done_meanwhile(task):
             return outcome
-        if claim.overran:
-            return _lost(job, f"took longer than --slide_timeout {task.timeout:g}")
-        if claim.attempt > ATTEMPTS:
-            return _lost(job, f"its process died {ATTEMPTS} times, in a crash or beyond --memory_limit")
-        if claim.attempt > 1:
-            time.sleep(SETTLE_SECONDS)
-        return cut_slide(job)
+        outcome = _cut_held(task, claim)
+        if not claim.is_held():  # stopped for minutes, and taken over: what is there now is another run's
+            return None
+        if outcome.status == "failed":
+            set_aside(job, outcome)
+        return outcome
+
+
+def _cut_held(task: Task, claim: Claim) -> Outcome:
+    if claim.overran:
+        return _lost(task.job, f"took longer than --slide_timeout {task.timeout:g}")
+    if claim.attempt > ATTEMPTS:
+        return _lost(task.job, f"its process died {ATTEMPTS} times, in a crash or beyond --memory_limit")
+    if claim.attempt > 1:
+        time.sleep(SETTLE_SECONDS)
+    return cut_slide(task.job)
+
+
+def _earlier(job: Job) -> Outcome | None:
+    """Return what `finished` does; a failed outcome where the slide, or a file that it needs, cannot be looked at."""
+    try:
+        return finished(job)
+    except OSError as error:
+        return Outcome(job.key, reason=f"{job.slide}: {type(error).__name__}: {error}")
+
+
+def _done_meanwhile(task: Task) -> Outcome | None:
+    """Return the outcome of a store that came since the run began: another run's, or of a worker that died after it.
+
+    A failed one, whose store stays, where that run has other settings.
+    """
+    if _sealed(task.job) == task.replaces:
+        return None
+    try:
+        outcome = _earlier(task.job)
+    except InputError as error:
+        return Outcome(task.job.key, reason=str(error))
+    if outcome and outcome.status == "kept":
+        outcome.status = "cut"
+    return outcome
 
 
 def _task(job: Job, run: str, timeout: float, restart: bool) -> Task:
@@ -107,13 +139,12 @@ def _sealed(job: Job) -> int | None:
 
 def _as_typed(task: Task, result: Outcome | WorkersDied) -> Outcome:
     """Return the outcome with the slide's path as the user gave it: the same text wherever it was cut."""
-    if isinstance(result, WorkersDied):
+    if isinstance(result, WorkersDied) and not (result := _done_meanwhile(task)):
         result = _lost(task.job, f"{ATTEMPTS} workers that took it died")
+        set_aside(task.job, result)
     result.reason = result.reason.replace(str(task.job.slide), task.name)
     return result
 
 
 def _lost(job: Job, why: str) -> Outcome:
-    outcome = Outcome(job.key, reason=f"{job.slide}: {why}; try it alone, with --workers 0 and --debug")
-    set_aside(job, outcome)
-    return outcome
+    return Outcome(job.key, reason=f"{job.slide}: {why}; try it alone, with --workers 0 and --debug")

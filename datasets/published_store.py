@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from common.errors import InputError, warn
-from common.files import remove_partials
 from datasets.keys import slide_key
 from datasets.restricted_pickle import load_plain
 from datasets.tiles import Tile, TileStore, write_store
@@ -75,12 +74,13 @@ def import_published(path: Path, out: str | Path, settings: ImportSettings, rest
         result = here.recv()
     except EOFError:
         process.join()
-        remove_partials(out)
         result = InputError(f"{path}: reading it ended its process (exit code {process.exitcode}): damaged; {REMEDY}")
     finally:
         process.kill()
         process.join()
         here.close()
+        for suffix in ("tar", "json"):  # what it left half-written, and no other process's file
+            Path(out, f".{slide_of(path)}.{suffix}.{process.pid}.partial").unlink(missing_ok=True)
     if isinstance(result, Exception):
         raise result
     return result

@@ -26,10 +26,11 @@ from test_slides import SMALL, half_slide, run_tiles, write_svs
 
 import datasets.claims as claims
 import prepare_data
-from common.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_SOME_FAILED, EXIT_STOPPED, run_command
-from datasets.claims import Claim, Holder
-from datasets.extraction import Job, TileSettings
-from datasets.jobs import Task, cut_claimed, cut_slides
+from common.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_SOME_FAILED, EXIT_STOPPED, InputError, run_command
+from datasets.claims import Claim, Holder, sweep
+from datasets.cluster import WorkersDied, _alone, open_workers
+from datasets.extraction import Job, Outcome, TileSettings
+from datasets.jobs import Task, _as_typed, cut_claimed, cut_slides
 from datasets.tiles import TileStore, open_stores, write_store
 from metrics.morphology import morphology
 from preparation.progress import Progress, in_words
@@ -228,6 +229,17 @@ def test_a_scheduler_that_is_not_there_is_one_line(tmp_path, capsys, monkeypatch
     assert f"--scheduler {address}: no dask scheduler answers there" in error and error.count("\n") == 1
 
 
+def test_a_worker_of_several_threads_is_refused_whenever_it_comes():
+    from distributed import Client, LocalCluster
+
+    quiet = {"processes": False, "dashboard_address": None, "n_workers": 1}
+    with LocalCluster(threads_per_worker=2, **quiet) as cluster, Client(cluster) as client:
+        with pytest.raises(InputError, match=r"has 2 threads, one was expected; .*--nthreads 1"):
+            open_workers(1, scheduler=cluster.scheduler_address).__enter__()
+        with pytest.raises(InputError, match="has 2 threads, one was expected"):
+            client.submit(_alone, str, 7).result()
+
+
 # ---- Two runs, kill -9, full disk ----
 
 
@@ -251,6 +263,33 @@ def test_a_slide_that_another_run_is_cutting_is_waited_for(tmp_path, capsys, mon
     rest = list(outcomes)
     assert [(o.slide, o.status) for o in rest] == [("a", "cut")]
     assert "1 slides are being cut by another run" in capsys.readouterr().err and all_whole(todo[0].out, 2)
+
+
+def test_a_store_that_another_run_cut_with_other_settings_costs_the_slide_and_stays(tmp_path):
+    (job,) = jobs_for(tmp_path, "a")
+    assert cut_claimed(Task(job, "a.svs", "other", 0, None)).status == "cut"
+    job.settings = TileSettings(tile_size=64, max_tiles=3)
+    outcome = cut_claimed(Task(job, "a.svs", "mine", 0, None))
+    assert outcome.status == "failed" and "max_tiles (4 there, 3 now)" in outcome.reason and all_whole(job.out, 1)
+
+
+def test_a_slide_that_cannot_be_looked_at_costs_itself_and_its_store_stays(tmp_path):
+    todo = jobs_for(tmp_path, "a", "b")
+    assert [o.status for o in cut_slides(todo, workers=0)] == ["cut", "cut"]
+    todo[0].slide.unlink()
+    outcomes = list(cut_slides(todo, workers=0))
+    assert [o.status for o in outcomes] == ["failed", "kept"] and f"{todo[0].slide}: FileNotFound" in outcomes[0].reason
+    assert cut_claimed(Task(todo[0], "a.svs", "mine", 0, None)).status == "failed" and all_whole(todo[0].out, 2)
+
+
+def test_a_store_whose_workers_died_after_it_was_whole_is_taken(tmp_path):
+    (job,) = jobs_for(tmp_path, "a")
+    task = Task(job, "a.svs", "mine", 0, None)
+    assert cut_claimed(task).status == "cut"
+    assert _as_typed(task, WorkersDied()).status == "cut" and all_whole(job.out, 1)
+    (job.out / "a.json").write_text("damaged")
+    outcome = _as_typed(task, WorkersDied())
+    assert outcome.status == "failed" and outcome.reason.endswith("set aside as a.json.old, a.tar.old")
 
 
 def kills(tmp_path, n):
@@ -341,6 +380,33 @@ def test_the_slower_of_two_that_take_over_puts_the_claim_back(tmp_path):
     claim_by(claim.path, run="faster")
     claim._take_away(Holder("dead", "here", 1))  # what it had read before the faster one came
     assert json.loads(claim.path.read_text())["run"] == "faster" and not claim.take()
+
+
+def test_who_lost_its_claim_leaves_the_others_claim_and_store_alone(tmp_path, monkeypatch):
+    (job,) = jobs_for(tmp_path, "a")
+    claim, store = job.out / ".a.claim", [job.out / "a.json", job.out / "a.tar"]
+
+    def stopped_for_minutes(job):
+        claim_by(claim)
+        for path in store:
+            path.write_text("the other's")
+        return Outcome(job.key, reason="fails here")
+
+    monkeypatch.setattr("datasets.jobs.cut_slide", stopped_for_minutes)
+    assert cut_claimed(Task(job, "a.svs", "mine", 0, None)) is None
+    assert json.loads(claim.read_text())["run"] == "other" and all(path.exists() for path in store)
+
+
+def test_a_sweep_leaves_what_may_be_at_work(tmp_path):
+    (tmp_path / "previews").mkdir()
+    (tmp_path / ".a.claim").write_text("")  # not written to the end
+    names = (".b.tar.7.partial", ".b.claim.0f3e.partial", "..b.claim.7.partial", "previews/.b.png.7.partial")
+    for name in (*names, ".c.tar.7.partial"):
+        (tmp_path / name).write_text("half")
+    for name in names:
+        os.utime(tmp_path / name, (1e9, 1e9))
+    sweep(tmp_path)
+    assert sorted(p.name for p in tmp_path.rglob(".*")) == [".a.claim", ".c.tar.7.partial"]
 
 
 def test_what_a_dead_holder_half_wrote_is_removed_and_no_neighbours_file(tmp_path):

@@ -5,6 +5,7 @@ import pickle
 import pickletools
 import signal
 import struct
+import time
 import tracemalloc
 
 import lmdb
@@ -154,11 +155,32 @@ def test_damage_that_ends_the_reading_process_costs_its_file(tmp_path, monkeypat
         return unpacked(value, where)
 
     monkeypatch.setattr(published_store, "_unpacked", ends)
+    (tmp_path / "tiles").mkdir()
+    elsewhere = tmp_path / "tiles" / f".other.tar.{2**22 + 1}.partial"  # being written, on another host
+    elsewhere.write_bytes(b"half")
     assert run("--lmdb", tmp_path / "db", "--mpp", 0.5, "--out", tmp_path / "tiles") == EXIT_SOME_FAILED
     assert (
         f"bad.db: reading it ended its process (exit code -{int(signal.SIGKILL)}): damaged" in capsys.readouterr().err
     )
-    assert sorted(p.name for p in (tmp_path / "tiles").iterdir()) == ["good.json", "good.tar"]
+    assert sorted(p.name for p in (tmp_path / "tiles").iterdir()) == [elsewhere.name, "good.json", "good.tar"]
+
+
+def test_ctrl_c_leaves_nothing_half_written(tmp_path, monkeypatch):
+    path, out, parent = write_published(tmp_path / "a.db", tiles_of(0, 3)), tmp_path / "tiles", os.getpid()
+    unpacked = published_store._unpacked
+
+    def interrupts(value, where):
+        if "tile 2" in where:
+            assert list(out.glob(".a.tar.*.partial"))
+            time.sleep(0.3)  # the parent waits for the answer by now
+            os.kill(parent, signal.SIGINT)
+            time.sleep(60)
+        return unpacked(value, where)
+
+    monkeypatch.setattr(published_store, "_unpacked", interrupts)
+    with pytest.raises(KeyboardInterrupt):
+        published_store.import_published(path, out, published_store.ImportSettings(0.5))
+    assert not list(out.iterdir())
 
 
 def test_random_damage_ends_in_a_store_or_in_one_error(tmp_path, capsys):
