@@ -10,7 +10,6 @@ from datasets.gene_lists import GeneList, read_gene_list
 from datasets.gene_mapper import IDENTIFIERS
 from datasets.prepare_table import prepare_table, summarise
 from datasets.units import UNITS
-from models.betavae import TrainedVAE
 from preparation.harmonising import (
     add_harmonise,
     check_harmonise,
@@ -79,8 +78,11 @@ def run(args: argparse.Namespace) -> None:
     check_harmonise(args)
     if not 0 <= (args.min_coverage or 0) <= 1:
         raise InputError(f"--min_coverage {args.min_coverage:g}: a share from 0 to 1 was expected")
-    vae, digest = TrainedVAE.open(args.checkpoint) if args.checkpoint else (None, None)
-    if vae is not None:
+    vae = None
+    if args.checkpoint:
+        from models.betavae import TrainedVAE  # torch takes seconds to import
+
+        vae, digest = TrainedVAE.open(args.checkpoint)
         if args.genes:
             raise InputError(f"--genes {args.genes}: --checkpoint names the genes; leave one of them out")
         flags["genes"] = GeneList(vae.genes)

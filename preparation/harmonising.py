@@ -4,10 +4,9 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from common.config import DataSettings
 from common.errors import InputError, warn
@@ -15,10 +14,10 @@ from common.files import atomic_path
 from datasets.expression import ExpressionTable
 from datasets.harmonise import METHODS, harmonise, read_reference
 from figures import plots
-from models.betavae import TrainedVAE
-from models.cloud import KINDS, Distances
-from models.conditioning import LATENT_FLOOR, standardise_latent
-from sources.profiles import say_that_distances_are_unknown
+
+if TYPE_CHECKING:  # torch takes seconds to import, and most calls need none
+    from models.betavae import TrainedVAE
+    from models.cloud import Distances
 
 DPI = 160
 WHEN = ("before", "after")
@@ -57,7 +56,7 @@ class Harmonised:
     report: dict[str, Any]
 
 
-def harmonise_table(args: argparse.Namespace, table: ExpressionTable, vae: TrainedVAE | None) -> Harmonised:
+def harmonise_table(args: argparse.Namespace, table: ExpressionTable, vae: "TrainedVAE | None") -> Harmonised:
     """Return the table that --harmonise makes of `table`; the reference's split is the checkpoint's, where given."""
     split_seed = DataSettings().split_seed if args.split_seed is None else args.split_seed
     if vae is not None:
@@ -83,7 +82,7 @@ def describe_harmonised(report: dict[str, Any]) -> str:
 
 def report_distances(
     report: dict[str, Any],
-    vae: TrainedVAE,
+    vae: "TrainedVAE",
     checkpoint: str,
     table: ExpressionTable,
     made: Harmonised | None,
@@ -94,6 +93,9 @@ def report_distances(
     Where they were harmonised (`made`), add what that changed, too, and draw it. Warnings name what is far, or say that
     the checkpoint cannot tell, and then nothing is drawn.
     """
+    from models.cloud import KINDS
+    from sources.profiles import say_that_distances_are_unknown
+
     if vae.cloud is None:
         say_that_distances_are_unknown(Path(checkpoint))
         return [] if made is None else [f"{picture}: not drawn, since {checkpoint} tells no distances to compare"]
@@ -119,16 +121,22 @@ def report_distances(
     return lines
 
 
-def _distances(vae: TrainedVAE, table: ExpressionTable) -> Distances:
+def _distances(vae: "TrainedVAE", table: ExpressionTable) -> "Distances":
+    import torch
+
     return vae.distances(torch.from_numpy(table.aligned(vae.genes, 0.0)[0]))
 
 
-def draw_harmonised(made: Harmonised, vae: TrainedVAE, before: Distances, after: Distances, path: Path) -> None:
+def draw_harmonised(made: Harmonised, vae: "TrainedVAE", before: "Distances", after: "Distances", path: Path) -> None:
     """Write the picture: the training cloud and the profiles on its first two principal components, and the distances.
 
     The components are those of the reference's training donors in the standardised latent, without the dimensions that
     the encoder does not use.
     """
+    import torch
+
+    from models.conditioning import LATENT_FLOOR, standardise_latent
+
     mean, std = vae.latent_mean.cpu(), vae.latent_std.cpu()
 
     def latent(table: ExpressionTable) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -96,3 +97,9 @@ def test_public_functions_have_docstrings_and_type_hints():
 
 def test_python_version():
     assert sys.version_info >= (3, 11)
+
+
+def test_preparing_data_starts_without_torch():
+    """It takes seconds to import, and a worker that cuts slides needs it as little as --help does."""
+    words = [sys.executable, "-c", "import sys, prepare_data; print('torch' in sys.modules)"]
+    assert subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "False"
