@@ -299,7 +299,7 @@ def tables(lines: list[dict[str, Any]]) -> list[str]:
         plain += [[line["retrieval"][key]["value"] for line in of_row] for key in ("top1", "mrr_centred")]
         plain += [[line["top1_of_controls"][key] for line in of_row] for key in CONTROLS]
         steps = f"{np.mean([line['steps'] for line in of_row]):.0f}"
-        first.append([row, ", ".join(str(line["seed"]) for line in of_row), steps, *map(mean_sd, plain)])
+        first.append([row, ", ".join(map(str, sorted(line["seed"] for line in of_row))), steps, *map(mean_sd, plain)])
         match = [[line["morphology"][m] for line in of_row] for m in MEASURES]
         cells = [mean_sd([v["pearson"] for v in of_measure]) for of_measure in match]
         shuffled = max(v["shuffled_pearson"] or 0 for of_measure in match for v in of_measure)
