@@ -226,7 +226,9 @@ def draw(lines: list[dict[str, Any]], out: Path) -> None:
             plain = [[line[k] for line in of_row] for k in ("kid", "fid", "precision", "recall", "memorised")]
             plain.append([line["peak"]["excess"] for line in of_row])
             images = f"{np.mean([line['images'] for line in of_row]):.0f}"
-            rows.append([row, ", ".join(map(str, sorted(line["seed"] for line in of_row))), images, *map(bench.mean_sd, plain)])
+            rows.append(
+                [row, ", ".join(map(str, sorted(line["seed"] for line in of_row))), images, *map(bench.mean_sd, plain)]
+            )
         floor = [f"{ours[-1][k]:.2f}" for k in ("floor_kid", "floor_fid")]
         rows.append(["real: training against held-out", "", "", *floor, "", "", "0.5", "0"])
         found += [f"### {name}, {size} px, n = {ours[-1]['n']}", bench.table(heads, rows)]
