@@ -78,13 +78,15 @@ class TrainedOn:
                 )
         if self.donors is None:
             _tell_once(
+                self.path.resolve(),
                 f"{self.path}: does not say which donors it was trained on (an older file): that held-out ones are new "
-                "to it rests on the table; train it again to have this checked"
+                "to it rests on the table; train it again to have this checked",
             )
         elif shared := [donor for donor in donors[spots].unique() if self.has_donor(donor)]:
             _tell_once(
+                self.path.resolve(),
                 f"{self.path}: was trained on other spots of {shorten(shared)}: the held-out spots are new to it, the "
-                "patients are not"
+                "patients are not",
             )
 
     def refuse_held_out(self, obs: pd.DataFrame, source: str = "the table at hand") -> None:
@@ -117,7 +119,8 @@ def refuse_torn_donors(obs: pd.DataFrame, splits: list[str], source: str) -> Non
 
 
 @functools.cache
-def _tell_once(message: str) -> None:
+def _tell_once(path: Path, message: str) -> None:
+    """Warn, once for each checkpoint, however often it is opened; `path` is absolute."""
     warn(message)
 
 
