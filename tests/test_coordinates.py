@@ -45,6 +45,11 @@ def feature(*rings, kind="Polygon"):
     return {"type": "Feature", "geometry": shape, "properties": {"objectType": "annotation"}}
 
 
+def by(slides, *words):
+    """Return the words of a command that cuts by what was given, in this process."""
+    return "--slides", slides / "slides", *words, "--out", slides / "tiles", "--workers", 0
+
+
 @pytest.fixture
 def slides(tmp_path):
     write_svs(tmp_path / "slides" / "a.svs", half_slide())
@@ -57,16 +62,7 @@ def slides(tmp_path):
 @pytest.mark.parametrize(("name", "about"), [("a_patches.h5", TRIDENT), ("patches/a.h5", CLAM)])
 def test_the_squares_of_trident_and_clam_are_cut_as_they_are(slides, name, about):
     write_coordinates(slides / "given" / name, about=about)
-    words = (
-        "--slides",
-        slides / "slides",
-        "--coordinates",
-        slides / "given",
-        "--out",
-        slides / "tiles",
-        "--workers",
-        0,
-    )
+    words = by(slides, "--coordinates", slides / "given")
     assert run_tiles(*words, *TILE) == EXIT_DONE
     store = TileStore(slides / "tiles" / "a")
     assert sorted(store.coords.tolist()) == sorted([[0, 0], [64, 0], [0, 64], [128, 192], [10, 333]])
@@ -92,16 +88,7 @@ def test_a_tile_twice_as_fine_is_read_at_its_own_size_and_a_level_is_taken_into_
 
 def test_squares_over_the_edge_are_left_out_and_counted(slides):
     write_coordinates(slides / "given" / "a.h5", [[0, 0], [500, 0], [0, 449]])
-    words = (
-        "--slides",
-        slides / "slides",
-        "--coordinates",
-        slides / "given",
-        "--out",
-        slides / "tiles",
-        "--workers",
-        0,
-    )
+    words = by(slides, "--coordinates", slides / "given")
     assert run_tiles(*words, *TILE) == EXIT_DONE
     assert TileStore(slides / "tiles" / "a").coords.tolist() == [[0, 0]]
     report = pd.read_csv(slides / "tiles" / "report.csv")
@@ -133,16 +120,7 @@ FAULTS = {
 def test_each_fault_of_a_coordinates_file_is_told(slides, capsys, fault):
     options, message = FAULTS[fault]
     write_coordinates(slides / "given" / "a.h5", **options)
-    words = (
-        "--slides",
-        slides / "slides",
-        "--coordinates",
-        slides / "given",
-        "--out",
-        slides / "tiles",
-        "--workers",
-        0,
-    )
+    words = by(slides, "--coordinates", slides / "given")
     assert run_tiles(*words, *TILE) == EXIT_BAD_INPUT
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert f"{slides / 'given' / 'a.h5'}: " in error
@@ -156,16 +134,7 @@ def test_a_damaged_file_costs_its_slide_and_so_does_a_missing_one(slides):
         write_svs(slides / "slides" / f"{name}.svs", half_slide())
     whole = write_coordinates(slides / "given" / "a.h5").read_bytes()
     (slides / "given" / "b.h5").write_bytes(whole[:900])
-    words = (
-        "--slides",
-        slides / "slides",
-        "--coordinates",
-        slides / "given",
-        "--out",
-        slides / "tiles",
-        "--workers",
-        0,
-    )
+    words = by(slides, "--coordinates", slides / "given")
     assert run_tiles(*words, *TILE) == EXIT_SOME_FAILED
     report = pd.read_csv(slides / "tiles" / "report.csv", index_col="slide")
     assert report["status"].tolist() == ["cut", "failed", "failed"]
@@ -175,16 +144,7 @@ def test_a_damaged_file_costs_its_slide_and_so_does_a_missing_one(slides):
 
 def test_other_coordinates_are_other_settings(slides, capsys):
     path = write_coordinates(slides / "given" / "a.h5")
-    words = (
-        "--slides",
-        slides / "slides",
-        "--coordinates",
-        slides / "given",
-        "--out",
-        slides / "tiles",
-        "--workers",
-        0,
-    )
+    words = by(slides, "--coordinates", slides / "given")
     assert run_tiles(*words, *TILE) == EXIT_DONE and run_tiles(*words, *TILE) == EXIT_DONE
     assert pd.read_csv(slides / "tiles" / "report.csv")["status"].tolist() == ["kept"]
     write_coordinates(path, SQUARES[:2])
@@ -226,7 +186,7 @@ def test_legacy_files_without_downsample_take_the_slides_own(tmp_path):
 def test_tiles_lie_in_the_outlines_and_not_in_their_holes(slides, content):
     (slides / "masks").mkdir()
     (slides / "masks" / "a.geojson").write_text(json.dumps(content))
-    words = ("--slides", slides / "slides", "--masks", slides / "masks", "--out", slides / "tiles", "--workers", 0)
+    words = by(slides, "--masks", slides / "masks")
     assert run_tiles(*words, *TILE, "--min_tissue", "0.9") == EXIT_DONE
     store = TileStore(slides / "tiles" / "a")
     ring = {(x, y) for x in (0, 64, 128) for y in (0, 64, 128)} - {(64, 64)}
@@ -285,14 +245,14 @@ def contains(ring, points):
 def test_each_fault_of_a_mask_is_told(slides, capsys, text, message):
     (slides / "masks").mkdir()
     (slides / "masks" / "a.geojson").write_text(text)
-    words = ("--slides", slides / "slides", "--masks", slides / "masks", "--out", slides / "tiles", "--workers", 0)
+    words = by(slides, "--masks", slides / "masks")
     assert run_tiles(*words, *TILE) == EXIT_BAD_INPUT
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_a_slide_without_mask_is_refused(slides, capsys):
     (slides / "masks").mkdir()
-    words = ("--slides", slides / "slides", "--masks", slides / "masks", "--out", slides / "tiles", "--workers", 0)
+    words = by(slides, "--masks", slides / "masks")
     assert run_tiles(*words, *TILE) == EXIT_BAD_INPUT
     assert "no mask of a: a.geojson or a.json was expected" in capsys.readouterr().err
     with pytest.raises(InputError, match="no such file"):
