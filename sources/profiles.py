@@ -15,7 +15,7 @@ from models.betavae import TrainedVAE
 from models.cloud import Distances
 from models.conditioning import LATENT_FLOOR, InputRule
 
-MANY, SOME_ARE_FAR = 20, 0.05  # profiles; share of them that is told of: one in a hundred is far by definition; ours
+MANY, SOME_ARE_FAR = 20, 0.1  # profiles; share of them that is told of: one in a hundred is far by definition; ours
 
 
 class Profiles:
