@@ -33,7 +33,7 @@ from datasets.tiles import TileStore
 
 ROOT = Path(__file__).resolve().parent.parent
 TILE = 256
-DEMO = ["--mpp", "0.5", "--tile_size", "128", "--max_tiles", "40", "--slide_mpp", "0.5"]
+DEMO = ["--mpp", "0.5", "--tile_size", "128", "--slide_mpp", "0.5"]
 
 
 def run_tiles(slides: Path, out: Path, *words: str) -> tuple[float, float]:
@@ -54,9 +54,9 @@ def run_tiles(slides: Path, out: Path, *words: str) -> tuple[float, float]:
     return time.perf_counter() - start, peak
 
 
-def demo_slides(folder: Path, n: int) -> Path:
-    """Return a folder with links to `n` slides of the demo."""
-    demo = make_demo(folder / "demo", n_donors=130)
+def demo_slides(folder: Path, n: int, side: int) -> Path:
+    """Return a folder with links to `n` slides of the demo, of `side` pixels."""
+    demo = make_demo(folder / "demo", n_donors=130, slide_px=side)
     chosen = folder / "chosen"
     chosen.mkdir()
     for path in sorted(demo.glob("slides/*/*.svs"))[:n]:
@@ -100,10 +100,11 @@ def main(args: argparse.Namespace) -> None:
     sizes = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        slides = demo_slides(folder, args.slides) if args.rounds else folder
+        slides = demo_slides(folder, args.slides, args.slide_px) if args.rounds else folder
+        most = str(40 * (args.slide_px // 1024) ** 2)  # tiles: as many of each slide's area as the demo takes
         for _ in tqdm(range(args.rounds), desc="rounds", disable=None):
             for workers in seconds:
-                took, peak = run_tiles(slides, folder / "out", *DEMO, "--workers", str(workers))
+                took, peak = run_tiles(slides, folder / "out", *DEMO, "--max_tiles", most, "--workers", str(workers))
                 seconds[workers].append(round(took, 1))
                 print(f"{workers} workers: {took:.1f} s, peak {peak:.0f} MB, load {os.getloadavg()[0]:.1f}", flush=True)
         for side in args.sides:
@@ -114,7 +115,14 @@ def main(args: argparse.Namespace) -> None:
             size["bytes_per_tile"] = round(store.path.stat().st_size / len(store))
             sizes.append(size)
             print(size, flush=True)
-    result = {"benchmark": "many_slides", "slides": args.slides, "n": args.rounds, "seconds": seconds, "sizes": sizes}
+    result = {
+        "benchmark": "many_slides",
+        "slides": args.slides,
+        "slide_px": args.slide_px,
+        "n": args.rounds,
+        "seconds": seconds,
+        "sizes": sizes,
+    }
     if args.rounds:
         result["ratio"] = round(statistics.median(seconds[2]) / statistics.median(seconds[1]), 3)
     print(json.dumps(result))
@@ -123,6 +131,7 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slides", type=int, default=200, help="of the demo (%(default)s)")
+    parser.add_argument("--slide_px", type=int, default=1024, help="of their sides (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="0: memory only (%(default)s)")
     parser.add_argument("--sides", type=int, nargs="*", default=[4096, 32768], help="(%(default)s)")
     main(parser.parse_args())
