@@ -6,7 +6,7 @@ All cut the same synthetic Aperio slide (20,000 x 20,000 pixels, 0.5 um per pixe
 px, about 45 % tissue) into all its tiles of 256 px, each in a process of its own on one core with one thread; then
 again as many at a time as there are cores. Imports are not counted.
 
-published       the published extractor, re-stated (benchmarks/published_tiles.py), with its LMDB of lz4, without its pickling
+published       the published extractor, re-stated (benchmarks/published_tiles.py), with LMDB and lz4, not pickled
 ours_published  `--criteria published`: the same patches, as JPEG in a store with checksums and fsync
 ours_default    our own criteria: tissue, stain, damage, pen and sharpness of every tile, likewise
 openslide, tiffslide, fastslide  a plain loop, as scripts have it: Otsu's threshold on an overview's saturation, one
