@@ -59,7 +59,8 @@ def ours(criteria: str) -> Callable[[Path, Path], int]:
     import skimage.exposure  # noqa: F401
     import tifffile  # noqa: F401
 
-    from datasets.extraction import Job, TileSettings, cut_slide
+    from datasets.extraction import cut_slide
+    from datasets.job import Job, TileSettings
 
     def cut(slide: Path, out: Path) -> int:
         outcome = cut_slide(Job(slide, out, TileSettings(tile_size=TILE, max_tiles=0, criteria=criteria)))

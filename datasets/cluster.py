@@ -4,11 +4,12 @@ import contextlib
 import functools
 import itertools
 import logging
+import multiprocessing
 import sys
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,6 @@ from datasets.workers import interrupts_held_back
 ATTEMPTS = 3  # of an item whose worker dies
 CONNECT_SECONDS = 20.0  # in which a scheduler must answer
 LOOK_SECONDS = 5.0  # between two looks whether all workers are there
-HEAVY = ("distributed", "numba", "numpy", "pandas", "scipy.ndimage", "PIL.Image")  # imported once for all workers
 # Workers hold no data of each other's, so there is nothing to spill; a pause would wait for memory that a slide needs.
 # One item at a time goes to a worker: what waits at one that dies is not suspected.
 LOCAL_CONFIG = {
@@ -39,20 +39,22 @@ class WorkersDied(Exception):
 
 
 @contextlib.contextmanager
-def open_workers(workers: int, memory_limit: str = "auto", scheduler: str | None = None) -> Iterator[Execute]:
+def open_workers(
+    workers: int, memory_limit: str = "auto", scheduler: str | None = None, modules: tuple[str, ...] = ()
+) -> Iterator[Execute]:
     """Yield execute(function, items), which yields (item, result) as results come, in any order.
 
     `workers` processes on this machine, each with at most `memory_limit` ("4GB"; "auto": an equal share of the memory);
     0: in this process. `scheduler` is the address, or the file, of a dask scheduler whose workers are used instead.
     `function` and items travel to other processes. A result is a `WorkersDied` where each worker that took the item
     died. What the function raises is raised here. InputError where no scheduler answers, or a worker of it has several
-    threads.
+    threads. `modules`: what the function will import, loaded once for all workers of this machine.
     """
     if workers == 0 and scheduler is None:
         yield lambda function, items: ((item, function(item)) for item in items)
         return
     with contextlib.ExitStack() as stack:
-        client = stack.enter_context(_remote(scheduler) if scheduler else _local(workers, memory_limit))
+        client = stack.enter_context(_remote(scheduler) if scheduler else _local(workers, memory_limit, modules))
         yield lambda function, items: _execute(client, function, items, scheduler or "the scheduler")
 
 
@@ -69,17 +71,17 @@ def check_memory_limit(memory_limit: str) -> None:
 
 
 @contextlib.contextmanager
-def _local(workers: int, memory_limit: str) -> Iterator[Any]:
+def _local(workers: int, memory_limit: str, modules: tuple[str, ...]) -> Iterator[Any]:
+    method = "forkserver" if sys.platform == "linux" else "spawn"
+    resource_tracker.ensure_running()  # when it starts, it lets the interrupts of its thread through
+    if method == "forkserver":  # a worker, and the next one when it dies, starts in a fraction of a second
+        multiprocessing.get_context(method).set_forkserver_preload(["distributed", *modules])
+        with interrupts_held_back():
+            forkserver.ensure_running()  # it loads them while this process loads dask
     import dask
     from distributed import Client, LocalCluster
-    from distributed.utils import get_mp_context
 
-    method = "forkserver" if sys.platform == "linux" else "spawn"
     with dask.config.set({"distributed.worker.multiprocessing-method": method} | LOCAL_CONFIG):
-        if method == "forkserver":  # a worker, and the next one when it dies, starts in a fraction of a second
-            loaded = [name for name in HEAVY if name in sys.modules]
-            get_mp_context().set_forkserver_preload(loaded)
-        resource_tracker.ensure_running()  # when it starts, it lets the interrupts of its thread through
         with interrupts_held_back():  # the workers inherit that: Ctrl-C is for this process, which ends them
             cluster = LocalCluster(
                 n_workers=workers,

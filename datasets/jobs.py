@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from common.errors import InputError, warn
 from datasets.claims import Claim, sweep
 from datasets.cluster import ATTEMPTS, Execute, WorkersDied, open_workers
-from datasets.extraction import Job, Outcome, cut_slide, finished, set_aside
+from datasets.job import Job, Outcome, finished, set_aside
 
 SETTLE_SECONDS = 1.0  # before a slide that killed a worker is begun again: the new one's nanny must know of it first
 POLL_SECONDS = 3  # between two looks at slides that another run is cutting
@@ -47,7 +47,7 @@ def cut_slides(
     try:
         yield from kept.values()
         if left:
-            with open_workers(min(workers, len(left)), memory_limit, scheduler) as execute:
+            with open_workers(min(workers, len(left)), memory_limit, scheduler, ("datasets.extraction",)) as execute:
                 yield from _until_all_are_cut(left, execute)
     finally:
         for folder in {job.out for job in jobs}:
@@ -98,6 +98,8 @@ def _cut_held(task: Task, claim: Claim) -> Outcome:
         return _lost(task.job, f"its process died {ATTEMPTS} times, in a crash or beyond --memory_limit")
     if claim.attempt > 1:
         time.sleep(SETTLE_SECONDS)
+    from datasets.extraction import cut_slide  # by the process that cuts: Numba takes long to load
+
     return cut_slide(task.job)
 
 

@@ -19,7 +19,6 @@ from datasets.pixel_loops import count_pixels, grown, histogram_of, otsu_bin, pi
 
 LOWEST = 50  # all channels of tissue are above it
 TIMES = 3  # dilations, and erosions
-MIN_TISSUE = 0.2  # a patch has more than this share of tissue
 SEED = 5  # of the order in which cells are tried
 POWER = 20  # magnification at which a patch has its nominal side; also taken where a file states none
 LOW_CONTRAST = 0.1  # of full scale between percentiles 1 and 99; scikit-image's 0.05 is a share of -1 to 1

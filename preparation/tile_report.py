@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from common.files import atomic_path, write_text
-from datasets.extraction import FAULTS, Outcome, TileSettings
 from datasets.given import Given
+from datasets.job import FAULTS, Outcome, TileSettings
 from figures.slide_page import SlideRow, slide_page
 from metrics.morphology import stains_of
 

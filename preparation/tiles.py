@@ -6,8 +6,8 @@ from pathlib import Path
 
 from common.errors import EXIT_DONE, EXIT_SOME_FAILED, InputError, warn
 from common.files import make_folder
-from datasets.extraction import CRITERIA, Job, Outcome, TileSettings
 from datasets.given import given_of
+from datasets.job import CRITERIA, Job, Outcome, TileSettings
 from datasets.jobs import cut_slides
 from datasets.keys import slide_key
 from datasets.slides import check_mpp, find_slides, read_mpp_table

@@ -29,7 +29,7 @@ import prepare_data
 from common.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_SOME_FAILED, EXIT_STOPPED, InputError, run_command
 from datasets.claims import Claim, Holder, sweep
 from datasets.cluster import WorkersDied, _alone, open_workers
-from datasets.extraction import Job, Outcome, TileSettings
+from datasets.job import Job, Outcome, TileSettings
 from datasets.jobs import Task, _as_typed, cut_claimed, cut_slides
 from datasets.tiles import TileStore, open_stores, write_store
 from metrics.morphology import morphology
@@ -37,11 +37,11 @@ from preparation.progress import Progress, in_words
 
 FAULTS = """
 import os, signal, time
-import datasets.jobs as jobs
+import datasets.extraction as extraction
 if os.path.exists({dies!r}):  # as it starts, once: its nanny gives it up
     os.unlink({dies!r})
     os._exit(1)
-from datasets.extraction import cut_slide as real  # not from jobs: dask reads this file twice
+real = extraction.real = getattr(extraction, "real", extraction.cut_slide)  # dask reads this file twice
 
 def cut(job):
     with open({log!r}, "a") as file:
@@ -61,7 +61,7 @@ def cut(job):
         time.sleep(300)
     return real(job)
 
-jobs.cut_slide = cut
+extraction.cut_slide = cut
 """
 
 
@@ -392,7 +392,7 @@ def test_who_lost_its_claim_leaves_the_others_claim_and_store_alone(tmp_path, mo
             path.write_text("the other's")
         return Outcome(job.key, reason="fails here")
 
-    monkeypatch.setattr("datasets.jobs.cut_slide", stopped_for_minutes)
+    monkeypatch.setattr("datasets.extraction.cut_slide", stopped_for_minutes)
     assert cut_claimed(Task(job, "a.svs", "mine", 0, None)) is None
     assert json.loads(claim.read_text())["run"] == "other" and all(path.exists() for path in store)
 

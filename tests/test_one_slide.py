@@ -12,7 +12,8 @@ from test_slides import GLASS, tissue
 
 from common.errors import InputError
 from datasets import published_criteria
-from datasets.extraction import Job, TileSettings, cut_slide, finished
+from datasets.extraction import cut_slide
+from datasets.job import Job, TileSettings, finished
 from datasets.slides import Slide
 from datasets.tiles import TileStore, area_resize, write_store
 from datasets.tileset import TileLimits, TileSet

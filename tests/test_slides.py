@@ -9,7 +9,8 @@ import tifffile
 from scipy import ndimage
 
 from common.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_SOME_FAILED, InputError, run_command
-from datasets.extraction import Job, TileSettings, cut_slide
+from datasets.extraction import cut_slide
+from datasets.job import Job, TileSettings
 from datasets.quality import judge, sharpness
 from datasets.slides import Slide, find_slides, read_mpp_table, resolve_mpp
 from datasets.tiles import TileStore, open_stores, read_image
