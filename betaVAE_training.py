@@ -9,6 +9,7 @@ assigned_split says more; logarithm and z-score are fitted on the training donor
 Writes into the run folder, the config's save_dir:
     config.json     the resolved settings
     log.jsonl       one line per epoch: total, reconstruction and kl of train and val; batch_* every log_interval steps
+                    with an epoch's also profiles per second, seconds left and memory
     last.pt         everything that changes; typing the same command again goes on from it, exactly
     best.pt         the model of the best validation epoch (best_by), with gene order, scaler and latent statistics
     metrics.json    errors on test donors, all and per tissue, beside tissue mean and PCA; test_genes.csv: per gene
@@ -20,16 +21,21 @@ import argparse
 import math
 import sys
 import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from common.checkpoint import NonFiniteError
 from common.config import PRECISIONS, BetaVAESettings, load_config, settings_dict
-from common.errors import InputError, command_parser, run_command, shorten
+from common.errors import InputError, Stopped, command_parser, run_command, shorten
 from common.files import read_json, write_json
 from common.memory import keep_freed_memory
+from common.progress import Progress
+from common.rehearsal import rehearse
 from common.run import FREE_TO_CHANGE, Run, generator_for, pick_device, seed_for
 from datasets.expression import ExpressionTable, read_cohort_tables
 from datasets.fingerprint import differences, fingerprints
@@ -37,6 +43,7 @@ from datasets.leaks import trained_by
 from metrics.expression import reconstruction_report, write_gene_errors
 from models.betavae import BetaVAE, TrainedVAE, beta_vae_loss, finished_state
 from models.expression_scaler import MISSING, TRANSFORMS, ExpressionScaler
+from models.memory import tell, vae_need
 
 OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 PARTS = ("total", "reconstruction", "kl")
@@ -64,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_epochs", type=int)
     parser.add_argument("--max_steps", type=int, help="stop after so many steps in all; 0: no such limit")
     parser.add_argument("--precision", choices=CHOICES["precision"], help="bf16: autocast; the loss stays fp32")
+    parser.add_argument("--dry_run", action="store_true", help="two steps of everything in a temporary place, then end")
     parser.add_argument("--restart", action="store_true", help="move an earlier run in the folder aside")
     return parser
 
@@ -78,20 +86,52 @@ def main(args: argparse.Namespace) -> int | None:
     table = read_cohort_tables(cfg)
     check_splits(table, cfg)
     part = {s: table.rows((table.obs["split"] == s).to_numpy()) for s in FEWEST_DONORS}
-    with Run(cfg.save_dir, settings_dict(cfg), args.restart, settings_dict(BetaVAESettings())) as run:
-        if args.log:
-            run.start_wandb(settings_dict(cfg))
-        counts = ", ".join(f"{s} {len(p)} profiles of {p.obs['donor'].nunique()} donors" for s, p in part.items())
-        print(f"{run.folder}: {len(table.genes)} genes; {counts}; {device}", flush=True)
-        fit(run, table, part, cfg, device)
-        test(run, part, cfg, device)
+    counts = ", ".join(f"{s} {len(p)} profiles of {p.obs['donor'].nunique()} donors" for s, p in part.items())
+
+    # What it will take, told before it is taken.
+    kept = sum(part[s].values.nbytes for s in ("train", "val"))
+    need = vae_need(network(cfg, table), cfg.beta, min(cfg.batch_size, len(part["train"])), kept)
+    tell(need, device, "--batch_size")
+
+    def train(cfg: BetaVAESettings, restart: bool = False, batches: int | None = None) -> None:
+        with Run(cfg.save_dir, settings_dict(cfg), restart, settings_dict(BetaVAESettings())) as run:
+            if args.log and not args.dry_run:
+                run.start_wandb(settings_dict(cfg))
+            print(f"{run.folder}: {len(table.genes)} genes; {counts}; {device}", flush=True)
+            fit(run, table, part, cfg, device, batches)
+            test(run, part, cfg, device)
+            if args.dry_run and run.should_stop():
+                raise Stopped("dry run")
+
+    def rehearsed(folder: Path, steps: int) -> None:
+        train(replace(cfg, save_dir=str(folder), num_epochs=steps, max_steps=0), batches=1)  # an epoch is one step
+
+    if args.dry_run:
+        what = "data, two steps, validation, test, saving and loading"
+        rehearse(rehearsed, cfg.save_dir, device, need.total, what)
+    else:
+        train(cfg, args.restart)
     return None
 
 
+def network(cfg: BetaVAESettings, table: ExpressionTable) -> dict[str, Any]:
+    """Return the arguments of the BetaVAE of the settings, for the genes of the table."""
+    keys = ("encoder_sizes", "decoder_sizes", "latent_dim", "input_dropout", "decoder_output")
+    return {"n_genes": len(table.genes)} | {key: getattr(cfg, key) for key in keys}
+
+
 def fit(
-    run: Run, table: ExpressionTable, part: dict[str, ExpressionTable], cfg: BetaVAESettings, device: torch.device
+    run: Run,
+    table: ExpressionTable,
+    part: dict[str, ExpressionTable],
+    cfg: BetaVAESettings,
+    device: torch.device,
+    batches: int | None = None,
 ) -> None:
-    """Train from where last.pt stands to num_epochs or max_steps; leave last.pt and best.pt in the run folder."""
+    """Train from where last.pt stands to num_epochs or max_steps; leave last.pt and best.pt in the run folder.
+
+    `batches`: of each epoch; None: all.
+    """
     # Logarithm and z-score, fitted on the training donors.
     values = {s: torch.from_numpy(part[s].values) for s in ("train", "val")}
     scaler, train = ExpressionScaler.fit_transform(values["train"], cfg.transform, cfg.missing_genes)
@@ -99,14 +139,7 @@ def fit(
 
     # The model, and where an earlier call of this command left it.
     torch.manual_seed(seed_for(cfg.seed, "weights"))
-    model_args = {
-        "n_genes": len(table.genes),
-        "encoder_sizes": cfg.encoder_sizes,
-        "decoder_sizes": cfg.decoder_sizes,
-        "latent_dim": cfg.latent_dim,
-        "input_dropout": cfg.input_dropout,
-        "decoder_output": cfg.decoder_output,
-    }
+    model_args = network(cfg, table)
     model = BetaVAE(**model_args).to(device)
     optimizer = OPTIMIZERS[cfg.optimizer](model.parameters(), lr=cfg.lr, weight_decay=cfg.weights_decay, fused=True)
     if device.type == "cpu":
@@ -158,13 +191,15 @@ def fit(
         run.save("best.pt", "betavae", finished_state(state, values["train"], tissues, values["val"], device))
 
     saved_at, save_seconds = time.monotonic(), 0.0
-    steps_in_epoch = len(epoch_batches(len(train), cfg.batch_size, cfg.seed, 0))
-    bar = tqdm(total=cfg.num_epochs * steps_in_epoch, initial=place["step"], unit="step", disable=None)
+    order = partial(epoch_batches, len(train), cfg.batch_size, cfg.seed)
+    steps_in_epoch = len(order(0)[:batches])
+    done = place["epoch"] * len(train) + sum(map(len, order(place["epoch"])[: place["batch"]]))
+    progress = Progress(run.name, "profiles", cfg.num_epochs * len(train), done, device)
     enough = bool(cfg.max_steps) and place["step"] >= cfg.max_steps
     while place["epoch"] < cfg.num_epochs and not enough:
         # One epoch over the training donors.
         model.train()
-        for batch in epoch_batches(len(train), cfg.batch_size, cfg.seed, place["epoch"])[place["batch"] :]:
+        for batch in order(place["epoch"])[place["batch"] : batches]:
             torch.manual_seed(seed_for(cfg.seed, "step", place["step"]))  # dropout and noise depend on the step alone
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(place["step"], cfg)
@@ -188,7 +223,7 @@ def fit(
             place["batch"] += 1
             for name in PARTS:
                 place["sums"][name] += parts[name] * len(batch) / len(train)
-            bar.update()
+            progress.add(len(batch))
             if cfg.log_interval and place["step"] % cfg.log_interval == 0:
                 run.log(place["step"], {f"batch_{k}": v for k, v in parts.items()})
             enough = bool(cfg.max_steps) and place["step"] >= cfg.max_steps
@@ -216,8 +251,11 @@ def fit(
             best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
         report = {f"train_{k}": v for k, v in place["sums"].items()} | {f"val_{k}": v for k, v in validation.items()}
         place |= {"epoch": place["epoch"] + 1, "batch": 0, "sums": dict.fromkeys(PARTS, 0.0)}
-        run.log(place["step"], {"epoch": place["epoch"], **report, "lr": optimizer.param_groups[0]["lr"]})
-        bar.set_postfix_str(f"train {report['train_total']:.4f} val {report['val_total']:.4f}", refresh=False)
+        run.log(
+            place["step"],
+            {"epoch": place["epoch"], **report, "lr": optimizer.param_groups[0]["lr"], **progress.report()},
+        )
+        progress.show(f"train {report['train_total']:.4f} val {report['val_total']:.4f}")
         start = time.monotonic()
         due = start - saved_at >= save_seconds * (1 / SAVE_SHARE - 1)
         if due or run.should_stop() or enough or place["epoch"] == cfg.num_epochs:
@@ -226,7 +264,7 @@ def fit(
             save_seconds = saved_at - start
         if run.should_stop():
             run.stop(place["step"])
-    bar.close()
+    progress.close()
     if place["batch"]:
         save()
     if place["best"] is None:  # max_steps ended the run inside its first epoch

@@ -10,6 +10,7 @@ Writes into the run folder (--model_dir): config.json, log.jsonl, <run>.model (t
 tiles) and last.pt (everything, to go on); and a grid of tiles from fixed noise after each epoch into --image_dir. The
 rows of an RNA-GAN's grid are held-out profiles (validation donors), the columns the same noise.
 Typing the same command again goes on where the run stopped; on the CPU the result is the same to the bit.
+With --eval_every the generator is measured in training, on tiles of validation donors, and the best kept as best.model.
 Each step is one or more updates of the critic, then one of the generator through the last fake batch.
 
 Which loss: rpganvae with --gan_type residual makes tiles that match the patient: its critic sees the expression.
@@ -23,17 +24,19 @@ import sys
 import time
 from contextlib import nullcontext
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from common.checkpoint import NonFiniteError, content_digest, load_checkpoint, resolve_checkpoint
 from common.config import PRECISIONS, GANSettings, add_tile_limits, load_config, settings_dict
-from common.errors import InputError, command_parser, run_command, warn
+from common.errors import InputError, Stopped, command_parser, run_command, warn
 from common.memory import keep_freed_memory
+from common.progress import Progress
+from common.rehearsal import rehearse
 from common.run import FREE_TO_CHANGE, Run, generator_for, pick_device, seed_for
 from datasets.cohort import Cohort, open_cohort, write_left_out
 from datasets.expression import read_cohort_tables
@@ -44,13 +47,16 @@ from models.average import average_decay, calibrate_batch_norm, calibration_inpu
 from models.compiling import MODES, compile_networks
 from models.conditioning import CONDITIONS, CRITIC_CONDITIONS, InputRule
 from models.gan_losses import LOSSES, critic_step, generator_step, is_conditional
-from models.gan_settings import CACHES, OPTIMIZERS, check_gan_settings, resolve_gan_settings
+from models.gan_settings import CACHES, OPTIMIZERS, check_gan_settings, for_rehearsal, resolve_gan_settings
 from models.generate import sample_tiles
+from models.memory import gan_need, tell
 from models.networks import GAN_TYPES, align_moments, build_critic, build_generator, generator_args
 from models.schedules import eased, rate_groups, set_rate, side_at
 from sources.batches import Batches, place_of
+from sources.gan import open_gan
 from sources.pictures import grid_of, write_png
 from sources.profiles import Profiles
+from sources.watching import Watch, open_watch
 
 GRID_PROFILES = 8  # held-out profiles in an RNA-GAN's grid
 
@@ -83,10 +89,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--cache", choices=CACHES, help="where decoded tiles are kept; auto: on the GPU where they fit")
     parser.add_argument("--n_workers", type=int, help="threads that read tiles ahead")
+    parser.add_argument(
+        "--eval_every", type=int, help="images shown between measurements of KID on validation donors; 0: none"
+    )
     parser.add_argument("--seed", type=int, help="of weights, batches and noise; never moves a donor (split_seed does)")
     parser.add_argument("--device", help="cpu, cuda, cuda:N, or a GPU's index with the CPU as fallback")
     parser.add_argument("--log", type=int, choices=(0, 1), default=0, help="1: log to wandb too (offline if need be)")
     parser.add_argument("--parallel", type=int, choices=(0, 1), default=0, help="1: several processes")
+    parser.add_argument("--dry_run", action="store_true", help="two steps of everything in a temporary place, then end")
     parser.add_argument("--restart", action="store_true", help="move an earlier run in the folder aside")
     return parser
 
@@ -98,11 +108,13 @@ def main(args: argparse.Namespace) -> int | None:
     cfg = load_config(GANSettings, args.config, args)
     resolve_gan_settings(cfg)
     check_gan_settings(cfg, args.config)
+    if args.dry_run:
+        cfg = for_rehearsal(cfg)
     device = pick_device(cfg.device)
 
     # Expression first: it is read in seconds, and its VAE says which donors are held out.
     vae: dict[str, Any] = {"digest": None, "latent": None, "coverage": None, "trained_on": []}
-    conditions = held_out = None
+    conditions = held_out = profiles = None
     if is_conditional(cfg.loss_type):
         profiles = Profiles(cfg.vae_checkpoint, read_cohort_tables(cfg), device, InputRule.of(settings_dict(cfg)))
         adopt(cfg, profiles, args.config)
@@ -115,21 +127,42 @@ def main(args: argparse.Namespace) -> int | None:
     cohort = open_cohort(cfg, ("train",), need_expression=is_conditional(cfg.loss_type))
     if len(cohort.tiles) < cfg.batch_size:
         raise InputError(f"{args.config}: batch_size {cfg.batch_size}, but only {len(cohort.tiles)} training tiles")
-    place_of(cfg.cache, len(cohort.tiles), cfg.img_size, device)  # what does not fit is refused here
+    where = place_of(cfg.cache, len(cohort.tiles), cfg.img_size, device)  # what does not fit is refused here
+    watch = open_watch(cfg, profiles, device)
     if is_conditional(cfg.loss_type):
         conditions = profiles.conditions([str(name) for name in cohort.table.obs.index])  # (rows, z)
         held_out = profiles.conditions(profiles.held_out("val", GRID_PROFILES))  # (8, z)
         del profiles  # the VAE is not needed any more, and large
 
+    # What it will take, told before it is taken.
+    latent_dim = 0 if conditions is None else conditions.shape[1]
+    kept = len(cohort.tiles) * cfg.img_size**2 * 3 if where == {"cuda": "gpu"}.get(device.type, "ram") else 0
+    need = gan_need(cfg, latent_dim, cfg.batch_size, kept, watch.memory if watch else 0)
+    tell(need, device, "--batch_size")
+
     digests = {"vae_digest": vae["digest"], "cohort_digest": cohort_digest(cohort)}
     before = GANSettings(loss_type=cfg.loss_type)  # what an older config.json does not say was so
     resolve_gan_settings(before)
-    with Run(cfg.save_dir, settings_dict(cfg) | digests, args.restart, settings_dict(before)) as run:
-        if args.log:
-            run.start_wandb(settings_dict(cfg))
-        write_left_out(cohort, run.folder)
-        print(f"{run.folder}: {cfg.loss_type}, {cohort.summary()}; {device}", flush=True)
-        fit(run, cohort, conditions, held_out, vae, cfg, device)
+
+    def train(cfg: GANSettings, restart: bool = False) -> None:
+        with Run(cfg.save_dir, settings_dict(cfg) | digests, restart, settings_dict(before)) as run:
+            if args.log and not args.dry_run:
+                run.start_wandb(settings_dict(cfg))
+            write_left_out(cohort, run.folder)
+            print(f"{run.folder}: {cfg.loss_type}, {cohort.summary()}; {device}", flush=True)
+            fit(run, cohort, conditions, held_out, vae, cfg, device, watch)
+            if args.dry_run and run.should_stop():
+                raise Stopped("dry run")
+
+    def rehearsed(folder: Path, steps: int) -> None:
+        train(replace(cfg, save_dir=str(folder), max_steps=steps))
+        open_gan(folder, device)
+
+    if args.dry_run:
+        what = "data, two steps, " + ("a measurement, " if watch else "") + "a grid, saving and loading"
+        rehearse(rehearsed, cfg.save_dir, device, need.total, what)
+    else:
+        train(cfg, args.restart)
     return None
 
 
@@ -141,10 +174,12 @@ def fit(
     vae: dict[str, Any],
     cfg: GANSettings,
     device: torch.device,
+    watch: Watch | None = None,
 ) -> None:
     """Train from where last.pt stands to num_epochs or max_steps; leave <run>.model and last.pt in the run folder.
 
     `conditions` (rows of the cohort, z) and `held_out` (profiles, z): None in a run without expression.
+    `watch` measures the generator on the way.
     """
     # Networks, their optimisers, and where an earlier call of this command left them.
     torch.manual_seed(seed_for(cfg.seed, "weights"))
@@ -189,13 +224,17 @@ def fit(
     if done:
         print(f"{run.folder}: going on after step {done} of {last}", flush=True)
 
+    pictures = Path(cfg.image_dir) if cfg.image_dir else run.folder / "samples"
+    if watch is not None:
+        watch.resume(run, done * per_step)
+
+    def about_model(step: int) -> dict[str, Any]:
+        return describe_model(cfg, cohort, vae, step / epoch_steps, step * per_step) | {"generator_args": network}
+
     def save_model(step: int) -> None:
-        state = describe_model(cfg, cohort, vae, step / epoch_steps, step * per_step)
-        state |= {"generator_args": network, "generator": average.state_dict()}
-        run.save(f"{run.name}.model", "gan", state)
-        folder = Path(cfg.image_dir) if cfg.image_dir else run.folder / "samples"
+        run.save(f"{run.name}.model", "gan", about_model(step) | {"generator": average.state_dict()})
         tiles, columns = sample_tiles(average, cfg.num_grid, cfg.seed, held_out)
-        write_png(folder / f"epoch_{math.ceil(step / epoch_steps):04d}.png", grid_of(to_uint8(tiles), columns))
+        write_png(pictures / f"epoch_{math.ceil(step / epoch_steps):04d}.png", grid_of(to_uint8(tiles), columns))
 
     def save(step: int, model: bool) -> None:
         try:
@@ -214,9 +253,9 @@ def fit(
     batches = Batches(cohort, conditions, cfg, device, done, last)
     if device.type == "cpu":
         keep_freed_memory()
-    saved_at = reported_at = time.monotonic()
+    saved_at = time.monotonic()
     unchecked: list[tuple[int, torch.Tensor]] = []
-    bar = tqdm(initial=done, total=max(last, done), unit="step", desc=run.name, mininterval=1, disable=None)
+    progress = Progress(run.name, "images", last * per_step, done * per_step, device)
     for step in range(done + 1, last + 1):
         # What the images shown so far ask for.
         if cfg.compile == "reduce-overhead":
@@ -248,18 +287,20 @@ def fit(
         # Update the generator, and its moving average.
         losses |= generator_step(critic, optimizer_g, loss, fake, shown, real, autocast=autocast)
         update_average(average, generator, average_decay(per_step, cfg.ema_images, step * per_step))
-        bar.update()
+        progress.add(per_step)
 
         # Report. Losses are looked at in bulk, so that a GPU is not stopped at every step.
         unchecked.append((step, torch.stack(list(losses.values())).isfinite().all()))
         epoch_ends, stopping = step % epoch_steps == 0 or step == last, run.should_stop()
         save_now = epoch_ends or stopping or (cfg.save_every and time.monotonic() - saved_at > cfg.save_every)
-        if step % cfg.log_interval == 0 or save_now or device.type == "cpu":
+        measure = watch is not None and watch.is_due(step * per_step, per_step, step == cfg.num_epochs * epoch_steps)
+        if step % cfg.log_interval == 0 or save_now or measure or device.type == "cpu":
             refuse_non_finite(run, unchecked)
         if step % cfg.log_interval == 0 or step == last:
-            seconds, reported_at = time.monotonic() - reported_at, time.monotonic()
-            run.log(step, {"epoch": step / epoch_steps, **losses, "seconds": seconds})
-            bar.set_postfix({name: f"{value.item():.3g}" for name, value in losses.items()}, refresh=False)
+            run.log(step, {"epoch": step / epoch_steps, **losses, **progress.report()})
+            progress.show(", ".join(f"{name} {value.item():.3g}" for name, value in losses.items()))
+        if measure:
+            watch.look(run, step, average, about_model(step), conditions, held_out, pictures)
 
         # Save: at the end of an epoch, or of this call, also the model and a grid of tiles.
         if save_now:
@@ -267,7 +308,7 @@ def fit(
             saved_at = time.monotonic()
         if stopping and step < last:
             run.stop(step)
-    bar.close()
+    progress.close()
     print(
         f"{run.folder / run.name}.model: {max(last, done)} steps, {max(last, done) / epoch_steps:.4g} epochs",
         flush=True,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -28,6 +29,13 @@ def resolve_gan_settings(cfg: GANSettings) -> None:
     for key, value in (SEEING if sees else BLIND).items():
         if getattr(cfg, key) is None or not is_conditional(cfg.loss_type):
             setattr(cfg, key, value)
+
+
+def for_rehearsal(cfg: GANSettings) -> GANSettings:
+    """Return settings under which a first step does all that any later one does, at its full size."""
+    few = {"log_interval": 1, "image_dir": "", "eval_every": min(cfg.eval_every, 1), "eval_tiles": 2}
+    full = {"penalty_every": 1, "grow_images": 0, "augment_images": 0}
+    return replace(cfg, num_epochs=max(cfg.num_epochs, 2), **few, **full)
 
 
 def check_gan_settings(cfg: GANSettings, config: str) -> None:
@@ -59,7 +67,16 @@ def check_gan_settings(cfg: GANSettings, config: str) -> None:
     expected: dict[str, tuple[Sequence[str], Callable[[float], bool]]] = {
         "1 or more": (counts, lambda x: x >= 1),
         "0 or more": (
-            (*weights, "n_workers", "max_steps", "save_every", "weights_decay", "cond_jitter", *schedules),
+            (
+                *weights,
+                "n_workers",
+                "max_steps",
+                "save_every",
+                "weights_decay",
+                "cond_jitter",
+                "eval_every",
+                *schedules,
+            ),
             lambda x: 0 <= x < math.inf,
         ),
         "more than 0": (("lr_generator", "lr_critic", "clip", "lr_final"), lambda x: 0 < x < math.inf),
@@ -70,6 +87,8 @@ def check_gan_settings(cfg: GANSettings, config: str) -> None:
         for key in keys:
             if not good(getattr(cfg, key)):
                 raise InputError(f"{config}: {key} = {getattr(cfg, key)}: expected {words}")
+    if cfg.eval_tiles < 2:
+        raise InputError(f"{config}: eval_tiles = {cfg.eval_tiles}: expected 2 or more")
     if cfg.gamma_final is not None and not 0 <= cfg.gamma_final < math.inf:
         raise InputError(f"{config}: gamma_final = {cfg.gamma_final}: expected 0 or more")
     if cfg.img_size < 16 or cfg.img_size & (cfg.img_size - 1):

@@ -23,6 +23,8 @@ from models.generate import generate_tiles
 from models.networks import build_generator
 from sources.profiles import Profiles
 
+BEST = "best.model"  # beside <run>.model: the generator that was best in training (sources/watching.py)
+
 
 @dataclass
 class GAN:
@@ -42,8 +44,8 @@ class GAN:
 
     @property
     def run(self) -> str:
-        """The run's name: its checkpoint's stem."""
-        return self.path.stem
+        """The run's name."""
+        return run_name(self.path)
 
     @property
     def tissues(self) -> list[str]:
@@ -97,6 +99,11 @@ class GAN:
             "epoch": self.state["epoch"],
             "loss_type": self.state["settings"]["loss_type"],
         } | ({} if self.precision == "fp32" else {"precision": self.precision})
+
+
+def run_name(path: Path) -> str:
+    """Return a checkpoint's name: its file's stem; that of gan_lung/best.model is gan_lung_best."""
+    return path.stem if path.name != BEST else f"{path.resolve().parent.name}_{path.stem}"
 
 
 def open_gan(path: str | Path, device: torch.device | str = "cpu", precision: str = "fp32") -> GAN:
