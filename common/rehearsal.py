@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from common.distributed import current
 from common.errors import Stopped
 from common.memory import PeakMemory
 from common.words import bytes_in_words
@@ -28,10 +29,12 @@ def rehearse(
     try:
         for steps in (1, 2):
             train(place / run.name, steps)
+            current().wait()  # until the first rank has saved
     except Stopped:
         raise Stopped("dry run: stopped by a signal; nothing of it is kept") from None
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        if current().main:
+            shutil.rmtree(place, ignore_errors=True)
     print(
         f"dry run: {what}: all went well; memory {bytes_in_words(peak.taken())} measured, "
         f"{bytes_in_words(estimate)} estimated; {run} was not touched",

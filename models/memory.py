@@ -15,7 +15,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from common.config import GANSettings
+from common.config import BetaVAESettings, GANSettings
+from common.distributed import alone, current, on_this_machine
 from common.errors import warn
 from common.memory import free_on
 from common.run import generator_for
@@ -23,7 +24,9 @@ from common.words import bytes_in_words
 from models.augment import augmented
 from models.betavae import BetaVAE, beta_vae_loss
 from models.gan_losses import LOSSES, NOTHING_SHOWN, Shown, critic_step, generator_step
+from models.gan_settings import least_rows
 from models.networks import build_critic, build_generator, generator_args
+from models.passes import Passes
 
 MOMENTS = 2  # numbers that Adam and AdamW keep of each weight
 META = torch.device("meta")
@@ -59,31 +62,34 @@ class MemoryNeed:
             f"({', '.join(words)}; batch {self.batch})"
         )
 
-    def warning(self, device: torch.device, free: float, flags: str) -> str | None:
-        """Return what to tell the user where it exceeds `free` bytes; `flags`: what takes less."""
+    def warning(self, device: torch.device, free: float) -> str | None:
+        """Return what to tell the user where it exceeds `free` bytes."""
         if self.total <= free:
             return None
         return (
             f"memory: about {bytes_in_words(self.total)} are needed and {bytes_in_words(free)} are free on {device}: "
-            f"the training may end for want of memory; lower {flags}"
+            "the training may end for want of memory; use a smaller --micro_batch, or --batch_size"
         )
 
 
-def tell(need: MemoryNeed, device: torch.device, flags: str) -> None:
-    """Say what a training will take, and warn, naming the `flags` that take less, where that is not free."""
-    free = free_on(device)
+def tell(need: MemoryNeed, device: torch.device) -> None:
+    """Say what a training will take, and warn, naming the flags that take less, where that is not free."""
+    free = free_on(device) / (1 if device.type == "cuda" else on_this_machine())
     print(need.line(device, free), flush=True)
-    if warning := need.warning(device, free, flags):
+    if warning := need.warning(device, free):
         warn(warning)
 
 
-def gan_need(cfg: GANSettings, latent_dim: int, batch: int, data: int = 0, evaluation: int = 0) -> MemoryNeed:
-    """Return what the training of a GAN takes with `batch` tiles at a time; `latent_dim` 0: without expression.
+def gan_need(cfg: GANSettings, latent_dim: int, data: int = 0, evaluation: int = 0) -> MemoryNeed:
+    """Return what the training of a GAN takes in each process; `latent_dim` 0: without expression.
 
     Under bf16 that of fp32: an upper bound. `evaluation`: bytes beside a second copy of the generator.
     """
     with META:
         generator, critic = build_generator(generator_args(cfg, latent_dim)), build_critic(cfg, latent_dim)
+    batch, passes = _rows(cfg.batch_size), Passes(cfg.micro_batch, least=least_rows(cfg))
+    generator.passes = critic.passes = passes.count(cfg.batch_size)
+    with META:
         shown = NOTHING_SHOWN
         if latent_dim:
             keep = torch.ones(batch, dtype=torch.bool) if cfg.cond_dropout else None
@@ -116,21 +122,32 @@ def gan_need(cfg: GANSettings, latent_dim: int, batch: int, data: int = 0, evalu
     )
 
 
-def vae_need(model_args: dict[str, Any], beta: float, batch: int, data: int = 0) -> MemoryNeed:
-    """Return what the training of a beta-VAE takes with `batch` profiles at a time. Under bf16: an upper bound."""
+def vae_need(cfg: BetaVAESettings, model_args: dict[str, Any], rows: int, data: int = 0) -> MemoryNeed:
+    """Return what the training of a beta-VAE with so many training `rows` takes in each process.
+
+    Under bf16 that of fp32: an upper bound.
+    """
+    batch = min(cfg.batch_size, rows)
     with META:
         model = BetaVAE(**model_args)
-        x = torch.zeros(batch, model_args["n_genes"])
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    parts, optimizer = Passes(cfg.micro_batch, least=2).of(batch), torch.optim.SGD(model.parameters(), lr=0.0)
 
     def step() -> None:
-        losses = beta_vae_loss(x, *model(x), beta=beta)
+        noise, kept = model.draw(batch, META)
         optimizer.zero_grad(set_to_none=True)
-        losses["total"].backward()
+        for part in parts:
+            x = torch.zeros(part.stop - part.start, model_args["n_genes"], device=META)
+            beta_vae_loss(x, *model(x, noise[part], kept[part]), beta=cfg.beta)["total"].backward()
 
     weights = size_of(model)
-    activations = max(peak_of(step) - weights, 0) + x.numel() * x.element_size()
-    return MemoryNeed(weights, weights, MOMENTS * weights, weights, activations, batch, data)
+    activations = max(peak_of(step) - weights, 0)
+    return MemoryNeed(weights, weights, MOMENTS * weights, weights, activations, _rows(batch), data)
+
+
+def _rows(batch: int) -> int:
+    """Return how many rows of a batch are this process's."""
+    share = current().share(batch)
+    return share.stop - share.start
 
 
 def size_of(model: nn.Module) -> int:
@@ -140,7 +157,7 @@ def size_of(model: nn.Module) -> int:
 
 def peak_of(step: Callable[[], None]) -> int:
     """Return the bytes that are alive at the worst moment of the second of two calls, of those that `step` makes."""
-    with Allocations() as made:
+    with alone(), Allocations() as made:  # no other rank is asked
         step()
         made.peak = made.alive
         step()

@@ -15,7 +15,8 @@ import torch
 
 from common.checkpoint import content_digest, load_checkpoint
 from common.config import GANSettings
-from common.errors import InputError, warn
+from common.distributed import alone
+from common.errors import InputError, another_rank, warn
 from common.run import Run
 from datasets.cohort import Cohort, open_cohort
 from datasets.tiles import to_uint8
@@ -32,6 +33,12 @@ from sources.profiles import Profiles
 from sources.real import RealSource
 
 HELD_OUT = "val"  # the split; test donors are for the final numbers
+
+
+def is_due(cfg: GANSettings, images: int, new: int, ends: bool) -> bool:
+    """Say whether to measure after `images`, of which `new` in the latest step: where they passed a multiple of
+    eval_every, or the training `ends`. The same for all ranks."""
+    return bool(cfg.eval_every) and (ends or images // cfg.eval_every > (images - new) // cfg.eval_every)
 
 
 class Watch:
@@ -78,11 +85,6 @@ class Watch:
         else:
             warn(f"{path}: was chosen by other tiles or another extractor; the next measurement replaces it")
 
-    def is_due(self, images: int, new: int, ends: bool) -> bool:
-        """Say whether to measure after `images`, of which `new` in the latest step: where they passed a multiple of
-        eval_every, or the training `ends`."""
-        return ends or images // self.cfg.eval_every > (images - new) // self.cfg.eval_every
-
     def look(
         self,
         run: Run,
@@ -98,10 +100,11 @@ class Watch:
         `state`: what a GAN's checkpoint says but for the weights; `conditions`: the training's, for batch norm;
         `profiles`: the grid's rows; `pictures`: the grid's folder.
         """
-        generator = self._copy(average)
-        calibrate_batch_norm(generator, calibration_inputs(generator, self.cfg.seed, conditions))
-        report = self.about | {"kid": self.measure(generator)}
-        tiles, columns = sample_tiles(generator, self.cfg.num_grid, self.cfg.seed, profiles)
+        with alone():  # no other rank is asked
+            generator = self._copy(average)
+            calibrate_batch_norm(generator, calibration_inputs(generator, self.cfg.seed, conditions))
+            report = self.about | {"kid": self.measure(generator)}
+            tiles, columns = sample_tiles(generator, self.cfg.num_grid, self.cfg.seed, profiles)
         write_png(pictures / f"images_{state['images_seen']:010d}.png", grid_of(to_uint8(tiles), columns))
         if self.best is None or report["kid"] < self.best:
             self.best = report["kid"]
@@ -129,9 +132,10 @@ class Watch:
 def open_watch(cfg: GANSettings, profiles: Profiles | None, device: torch.device) -> Watch | None:
     """Return what measures the training of `cfg`; None without eval_every, or, said, where nothing is held out.
 
-    `profiles`: of an RNA-GAN. InputError as load_extractor raises it, or where a tile is damaged.
+    Of several ranks the first alone measures. `profiles`: of an RNA-GAN. InputError as load_extractor raises it, or
+    where a tile is damaged.
     """
-    if not cfg.eval_every:
+    if not cfg.eval_every or another_rank():
         return None
     left_out = f"eval_every = {cfg.eval_every}: nothing is measured in training"
     try:

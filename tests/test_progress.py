@@ -9,8 +9,9 @@ import pytest
 import torch
 from conftest import ROOT
 
-from common import progress
-from common.config import GANSettings
+from common import distributed, progress
+from common.config import BetaVAESettings, GANSettings
+from common.distributed import Ranks
 from common.errors import Stopped
 from common.memory import free_memory, free_on, in_use, peak_of_process
 from common.progress import Progress
@@ -109,7 +110,7 @@ def test_memory_in_use_grows_by_what_is_taken():
 
 
 def gan_settings(**changes):
-    cfg = GANSettings(img_size=32, encoding_dims=16, step_channels=8, batch_size=6, **changes)
+    cfg = GANSettings(**{"img_size": 32, "encoding_dims": 16, "step_channels": 8, "batch_size": 6} | changes)
     resolve_gan_settings(cfg)
     return cfg
 
@@ -147,9 +148,10 @@ def test_a_step_without_content_takes_what_a_real_one_does(changes, monkeypatch)
     latent_dim = 12 if cfg.loss_type.endswith("vae") else 0
     if cfg.condition == "add":
         cfg.encoding_dims = 12
-    on_meta = gan_need(cfg, latent_dim, 6)
+    on_meta = gan_need(cfg, latent_dim)
+    assert on_meta.batch == 6
     monkeypatch.setattr("models.memory.META", CPU)
-    assert gan_need(cfg, latent_dim, 6).activations == pytest.approx(on_meta.activations, rel=0.2)
+    assert gan_need(cfg, latent_dim).activations == pytest.approx(on_meta.activations, rel=0.2)
     args = generator_args(cfg, latent_dim)
     of_both = size_of(build_generator(args)) + size_of(build_critic(cfg, latent_dim))
     assert (on_meta.weights, on_meta.gradients, on_meta.optimiser) == (of_both, of_both, 2 * of_both)
@@ -157,13 +159,33 @@ def test_a_step_without_content_takes_what_a_real_one_does(changes, monkeypatch)
 
 
 def test_twice_the_batch_takes_twice_the_activations():
-    one, two = (gan_need(gan_settings(loss_type="wgan"), 0, batch) for batch in (16, 32))
+    one, two = (gan_need(gan_settings(loss_type="wgan", batch_size=n), 0) for n in (16, 32))
     assert two.activations == pytest.approx(2 * one.activations, rel=0.15) and two.weights == one.weights
+
+
+@pytest.mark.parametrize("gan_type", ["dcgan", "residual"])
+def test_a_batch_in_passes_takes_less(gan_type):
+    whole, parts = (
+        gan_need(gan_settings(loss_type="wgangp", gan_type=gan_type, batch_size=32, micro_batch=n), 0) for n in (0, 8)
+    )
+    assert parts.activations < 0.7 * whole.activations and (parts.weights, parts.batch) == (whole.weights, 32)
+    args = {"n_genes": 50, "encoder_sizes": [20], "decoder_sizes": [20], "latent_dim": 4}
+    whole, parts = (vae_need(BetaVAESettings(batch_size=64, micro_batch=n), args, 1000) for n in (0, 16))
+    assert parts.activations < 0.7 * whole.activations
+
+
+def test_each_of_two_ranks_has_half_of_the_batch(monkeypatch):
+    whole = gan_need(gan_settings(loss_type="wgan", batch_size=32), 0)
+    monkeypatch.setattr(distributed, "_here", Ranks(1, 2))
+    half = gan_need(gan_settings(loss_type="wgan", batch_size=32), 0)  # asks no other rank
+    assert (whole.batch, half.batch) == (32, 16) and half.activations < 0.6 * whole.activations
+    assert distributed.current() == Ranks(1, 2)
 
 
 def test_the_need_of_a_vae():
     args = {"n_genes": 50, "encoder_sizes": [20], "decoder_sizes": [20], "latent_dim": 4}
-    need = vae_need(args, 1.0, 8, data=1000)
+    need = vae_need(BetaVAESettings(batch_size=8), args, 1000, data=1000)
+    assert need.batch == 8 and vae_need(BetaVAESettings(batch_size=8), args, 5).batch == 5
     weights = size_of(BetaVAE(**args))
     assert need.weights == need.gradients == need.average == need.optimiser / 2 == weights
     assert need.total == 5 * weights + need.activations + 1000
@@ -175,9 +197,9 @@ def test_the_line_and_the_warning_name_what_is_free_and_what_takes_less():
     assert need.total == 7.7e9
     line = need.line(CPU, 9e9)
     assert line.startswith("memory: about 7.7 GB of cpu, 9 GB are free (weights 1 GB, gradients 1 GB, optimiser 2 GB")
-    assert need.warning(CPU, 8e9, "--batch_size") is None
-    assert "7.7 GB are needed and 7 GB are free on cpu" in need.warning(CPU, 7e9, "--batch_size")
-    assert need.warning(CPU, 7e9, "--batch_size").endswith("lower --batch_size")
+    assert need.warning(CPU, 8e9) is None
+    assert "7.7 GB are needed and 7 GB are free on cpu" in need.warning(CPU, 7e9)
+    assert need.warning(CPU, 7e9).endswith("use a smaller --micro_batch, or --batch_size")
 
 
 # ---- The dry run's place ----

@@ -25,7 +25,7 @@ from models.gan_settings import resolve_gan_settings
 from models.generate import generate_tiles
 from sources.gan import open_gan, run_name
 from sources.profiles import Profiles
-from sources.watching import open_watch
+from sources.watching import is_due, open_watch
 
 WATCHED = {"eval_every": 8, "eval_tiles": 6, "feature_side": 32}  # images; two steps of 4
 CPU = torch.device("cpu")
@@ -223,9 +223,10 @@ def test_a_training_without_eval_every_opens_nothing(cohort, monkeypatch):
     ("images", "new", "due"),
     [(8, 4, True), (12, 4, False), (16, 4, True), (20, 16, True), (7, 7, False), (30, 64, True)],
 )
-def test_when_it_is_due(cohort, images, new, due):
-    watch = open_watch(settings(loss="wgan"), None, CPU)
-    assert watch.is_due(images, new, ends=False) is due and watch.is_due(images, new, ends=True)
+def test_when_it_is_due(images, new, due):
+    cfg = GANSettings(eval_every=8)
+    assert is_due(cfg, images, new, ends=False) is due and is_due(cfg, images, new, ends=True)
+    assert not is_due(GANSettings(), images, new, ends=True)
 
 
 def test_the_best_can_be_named_as_a_checkpoint_and_bears_the_runs_name(cohort):
