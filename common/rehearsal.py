@@ -22,7 +22,7 @@ def rehearse(
     end, however it ends. Then one line says `what` went well, and the memory taken against the `estimate` (bytes).
     Stopped where a signal asks for it.
     """
-    run, peak = Path(save_dir), PeakMemory(device)
+    run, peak, taken = Path(save_dir), PeakMemory(device), 0.0
     above = next(folder for folder in run.parents if folder.is_dir())
     # Several processes of one job share it: they know one port.
     place = above / f".{run.name}.dry_run.{os.environ.get('MASTER_PORT') or os.getpid()}"
@@ -30,13 +30,17 @@ def rehearse(
         for steps in (1, 2):
             train(place / run.name, steps)
             current().wait()  # until the first rank has saved
+            if (
+                steps == 1 or device.type == "cuda"
+            ):  # a CPU's process keeps what it freed, and the second call's is lost
+                taken = peak.taken()
     except Stopped:
         raise Stopped("dry run: stopped by a signal; nothing of it is kept") from None
     finally:
         if current().main:
             shutil.rmtree(place, ignore_errors=True)
     print(
-        f"dry run: {what}: all went well; memory {bytes_in_words(peak.taken())} measured, "
+        f"dry run: {what}: all went well; memory {bytes_in_words(taken)} measured, "
         f"{bytes_in_words(estimate)} estimated; {run} was not touched",
         flush=True,
     )

@@ -1,8 +1,9 @@
 """What a training will take of its device's memory, told before it starts.
 
 Two steps are played through with tensors that have a shape and no content (torch's "meta" device): that takes a second
-and next to no memory. Counted is what is alive at the worst moment of the second step. Not counted: what the libraries
-take for themselves (a CUDA context, workspaces of convolutions), and memory that lies between blocks.
+and next to no memory. Counted is what is alive at the worst moment of the second step, and two copies of the largest
+layer's weights, which convolutions and checkpoints lay out anew. Not counted: what else the libraries take for
+themselves (a CUDA context, compiled kernels), and memory that lies between blocks. Measured: benchmarks/memory.py.
 """
 
 import weakref
@@ -28,21 +29,26 @@ from models.gan_settings import least_rows
 from models.networks import build_critic, build_generator, generator_args
 from models.passes import Passes
 
+COPIES = 2  # of the largest layer's weights
 MOMENTS = 2  # numbers that Adam and AdamW keep of each weight
 META = torch.device("meta")
 
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Bytes that a training takes: its networks' weights, gradients and optimisers' moments, the `average` of the
-    generator (of a beta-VAE: the best epoch's copy), the activations of a step with `batch` items, and `data` that is
-    kept on the device. `evaluation`: what an evaluation takes, at another time than the activations."""
+    """Bytes that a training takes, each a part.
+
+    average: of the generator; of a beta-VAE the best epoch's copy. activations: of a step with `batch` items.
+    workspace: copies of the largest layer. data: what is kept on the device. evaluation: what one takes, at another
+    time than the activations.
+    """
 
     weights: int
     gradients: int
     optimiser: int
     average: int
     activations: int
+    workspace: int
     batch: int
     data: int = 0
     evaluation: int = 0
@@ -50,12 +56,12 @@ class MemoryNeed:
     @property
     def total(self) -> int:
         """All of it, at the worst moment."""
-        kept = self.weights + self.gradients + self.optimiser + self.average + self.data
+        kept = self.weights + self.gradients + self.optimiser + self.average + self.workspace + self.data
         return kept + max(self.activations, self.evaluation)
 
     def line(self, device: torch.device, free: float) -> str:
         """Return it in words, against `free` bytes on the device."""
-        parts = ("weights", "gradients", "optimiser", "average", "activations", "data", "evaluation")
+        parts = ("weights", "gradients", "optimiser", "average", "activations", "workspace", "data", "evaluation")
         words = [f"{name} {bytes_in_words(size)}" for name in parts if (size := getattr(self, name))]
         return (
             f"memory: about {bytes_in_words(self.total)} of {device}, {bytes_in_words(free)} are free "
@@ -116,6 +122,7 @@ def gan_need(cfg: GANSettings, latent_dim: int, data: int = 0, evaluation: int =
         optimiser=MOMENTS * sum(weights),
         average=weights[0] * (2 if evaluation else 1),
         activations=max(peak_of(step) - sum(weights), 0) + real.numel() * real.element_size(),
+        workspace=COPIES * max(map(largest, (generator, critic))),
         batch=batch,
         data=data,
         evaluation=evaluation,
@@ -141,7 +148,9 @@ def vae_need(cfg: BetaVAESettings, model_args: dict[str, Any], rows: int, data: 
 
     weights = size_of(model)
     activations = max(peak_of(step) - weights, 0)
-    return MemoryNeed(weights, weights, MOMENTS * weights, weights, activations, _rows(batch), data)
+    return MemoryNeed(
+        weights, weights, MOMENTS * weights, weights, activations, COPIES * largest(model), _rows(batch), data
+    )
 
 
 def _rows(batch: int) -> int:
@@ -153,6 +162,11 @@ def _rows(batch: int) -> int:
 def size_of(model: nn.Module) -> int:
     """Return the bytes of a network's weights and buffers."""
     return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+
+
+def largest(model: nn.Module) -> int:
+    """Return the bytes of its largest weight."""
+    return max(t.numel() * t.element_size() for t in model.parameters())
 
 
 def peak_of(step: Callable[[], None]) -> int:

@@ -188,12 +188,13 @@ def test_the_need_of_a_vae():
     assert need.batch == 8 and vae_need(BetaVAESettings(batch_size=8), args, 5).batch == 5
     weights = size_of(BetaVAE(**args))
     assert need.weights == need.gradients == need.average == need.optimiser / 2 == weights
-    assert need.total == 5 * weights + need.activations + 1000
+    assert need.total == 5 * weights + need.activations + need.workspace + 1000
+    assert need.workspace == 2 * 50 * 20 * 4
     assert 8 * 50 * 4 * 3 < need.activations < 8 * 50 * 4 * 12  # input, its dropout, output and a few more
 
 
 def test_the_line_and_the_warning_name_what_is_free_and_what_takes_less():
-    need = MemoryNeed(int(1e9), int(1e9), int(2e9), int(5e8), int(3e9), 8, data=int(2e8), evaluation=int(1e9))
+    need = MemoryNeed(int(1e9), int(1e9), int(2e9), int(4e8), int(3e9), int(1e8), 8, int(2e8), evaluation=int(1e9))
     assert need.total == 7.7e9
     line = need.line(CPU, 9e9)
     assert line.startswith("memory: about 7.7 GB of cpu, 9 GB are free (weights 1 GB, gradients 1 GB, optimiser 2 GB")
