@@ -171,7 +171,8 @@ def bytes_of(value: Any) -> int:
 def first_non_finite(value: Any, name: str = "state") -> str | None:
     """Return the name of the first number or tensor in a nested value that is not finite, None where all are."""
     if isinstance(value, torch.Tensor) and value.is_floating_point():
-        return None if bool(torch.isfinite(value).all()) else name
+        ends = torch.stack(torch.aminmax(value)) if value.numel() else value  # NaN is both least and largest
+        return None if bool(torch.isfinite(ends).all()) else name
     if isinstance(value, dict):
         found = (first_non_finite(v, f"{name}.{k}") for k, v in value.items())
     elif isinstance(value, list | tuple):
