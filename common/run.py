@@ -6,7 +6,7 @@ import json
 import netrc
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import torch
 
 from common.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint
+from common.distributed import ALONE, Ranks, agree, on_this_machine, under_torchrun
 from common.errors import InputError, Stopped, shorten, warn
 from common.files import read_json, remove_partials, write_json, write_text
 from common.stopping import Interrupted, hold_signals, release_signals, signals_handled, stop_requested
@@ -43,7 +44,7 @@ class Run:
     `previous.pt` is the last.pt before it, in case the disk damages last.pt. A run is used as a context manager: inside
     it SIGTERM, SIGINT and SIGUSR1 end the run at once, with status 75, except between `hold_signals()` and
     `release_signals()`: there the loop asks `should_stop()` after each step, saves, and calls `stop()`. A second signal
-    leaves at once.
+    leaves at once. Of several ranks the first alone writes; each reads last.pt, and all stop after the same step.
     """
 
     def __init__(
@@ -52,25 +53,35 @@ class Run:
         settings: dict[str, Any],
         restart: bool = False,
         defaults: dict[str, Any] | None = None,
+        ranks: Ranks = ALONE,
+        free: Collection[str] = (),
     ) -> None:
         """Create or re-open `folder`. InputError where it holds another run's settings (`restart` moves it aside).
 
-        `defaults`: what settings that an older run's config.json does not have were in effect.
+        `defaults`: what settings that an older run's config.json does not have were in effect. `free`: settings that,
+        beside FREE_TO_CHANGE, may differ in this run.
         """
         if not str(folder):
             raise InputError("no run folder: set save_dir in the config or name one with --save_dir / --model_dir")
-        self.folder = Path(folder)
+        self.folder, self.ranks, self._free = Path(folder), ranks, FREE_TO_CHANGE | set(free)
         self._wandb: Any = None
         self._inside, self._holds = ExitStack(), False
         self._last_is_whole = False  # last.pt was written or read, and checked, by this process
         self._saved_at, self._save_seconds, self._told = time.monotonic(), 0.0, False
+        agree(f"{folder}: the settings and the data", json.dumps(settings, sort_keys=True, default=str))
+        if ranks.main:
+            self._open(settings, restart, defaults or {})
+        ranks.wait()
+
+    def _open(self, settings: dict[str, Any], restart: bool, defaults: dict[str, Any]) -> None:
+        folder = self.folder
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{folder}: is a file, a run folder was expected; choose another name")
         if restart and (self.folder / "config.json").exists():
             aside = self.folder.with_name(f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
             self.folder.rename(aside)
             warn(f"{folder}: the earlier run was moved to {aside}")
-        self._refuse_other_settings(settings, defaults or {})
+        self._refuse_other_settings(settings, defaults)
         remove_partials(self.folder)
         write_json(self.folder / "config.json", settings)
 
@@ -86,9 +97,9 @@ class Run:
         """
         state = self._newest(kind)
         log = self.folder / "log.jsonl"
-        if state is None:
+        if state is None and self.ranks.main:
             log.unlink(missing_ok=True)
-        elif log.exists():
+        elif log.exists() and self.ranks.main:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
             write_text(log, "".join(f"{line}\n" for line in lines if _step_of(line) <= state["step"]))
         self._saved_at = time.monotonic()
@@ -97,27 +108,28 @@ class Run:
     def _newest(self, kind: str) -> dict[str, Any] | None:
         last, previous = self.folder / LAST, self.folder / PREVIOUS
         if not last.exists() and not previous.exists():
+            agree(f"{last}", "no such file")
             return None
         try:
             if not last.exists():
                 raise DamagedCheckpoint(f"{last}: gone, though {PREVIOUS} is there")
-            state, _ = load_checkpoint(last, kind)
+            state, digest = load_checkpoint(last, kind)
+            self._last_is_whole = True
         except DamagedCheckpoint as error:
             if not previous.exists():
                 raise
             try:
-                state, _ = load_checkpoint(previous, kind)
+                state, digest = load_checkpoint(previous, kind)
             except InputError as second:
                 raise InputError(f"{error}; nor can the one before it be used: {second}") from None
             warn(f"{error}. Going on from {previous}, after step {state['step']}; the next save replaces {LAST}")
-            return state
-        self._last_is_whole = True
+        agree(f"{last}", digest)
         return state
 
     def save(self, name: str, kind: str, state: dict[str, Any]) -> str:
         """Write a checkpoint into the folder, sealed; return its digest. The last.pt before stays as previous.pt.
 
-        Where the disk has no room for a third file while it is written, previous.pt makes room.
+        Where the disk has no room for a third file while it is written, previous.pt makes room. Rank 0 only.
         """
         if name != LAST:
             return save_checkpoint(self.folder / name, kind, state)
@@ -133,12 +145,20 @@ class Run:
         self._last_is_whole = True
         return digest
 
-    def save_is_due(self, epoch_ends: bool, every: float) -> bool:
-        """Return whether it is time to save: an epoch ends, or `every` seconds (0: no such limit) went by.
+    def after_step(self, epoch_ends: bool = False, every: float = 0) -> tuple[bool, bool]:
+        """Return whether to stop, a signal having asked any rank to, and whether to save. All ranks ask, once a step.
 
-        Not yet, where saving again would take more than SAVE_SHARE of the time; where that puts off what `every` asks
-        for, it is said once. `saving()` measures what a save takes.
+        It is time to save when an epoch ends, or when `every` seconds (0: no such limit) went by since the last save;
+        but not yet where saving again would take more than SAVE_SHARE of the time. Where that puts off what `every`
+        asks for, it is said once. `saving()` measures what a save takes.
         """
+        stopping, due = stop_requested(), self.ranks.main and self._save_is_due(epoch_ends, every)
+        if self.ranks.world == 1:
+            return stopping, due
+        told = self.ranks.sum(torch.tensor([int(stopping), int(due)])).tolist()
+        return bool(told[0]), bool(told[1])
+
+    def _save_is_due(self, epoch_ends: bool, every: float) -> bool:
         waited = time.monotonic() - self._saved_at
         asked = bool(every) and waited >= every
         least = self._save_seconds * (1 / SAVE_SHARE - 1)
@@ -159,7 +179,9 @@ class Run:
         self._save_seconds = self._saved_at - start
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """Append one JSON line to log.jsonl (and to wandb where it is on)."""
+        """Append one JSON line to log.jsonl (and to wandb where it is on); other ranks than the first do nothing."""
+        if not self.ranks.main:
+            return
         plain = {k: v.item() if hasattr(v, "item") else v for k, v in values.items()}
         with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **plain}) + "\n")
@@ -168,6 +190,8 @@ class Run:
 
     def start_wandb(self, settings: dict[str, Any]) -> None:
         """Log to wandb too, as setting `flag` or the folder's name; offline, under the run folder, if not logged in."""
+        if not self.ranks.main:
+            return
         import wandb
 
         mode = os.environ.get("WANDB_MODE") or ("online" if _wandb_knows_us() else "offline")
@@ -189,11 +213,12 @@ class Run:
             release_signals()
 
     def should_stop(self) -> bool:
-        """Return True once a signal has asked the run to stop."""
-        return stop_requested()
+        """Return True once a signal has asked any rank to stop. All ranks ask, once after each step."""
+        return self.ranks.any(stop_requested())
 
     def stop(self, step: int) -> None:
-        """Leave, after saving, with exit status 75."""
+        """Leave, after saving, with exit status 75; the other ranks not before the first has saved."""
+        self.ranks.wait()
         raise Stopped(f"{self.folder}: stopped by a signal after step {step}; everything is saved")
 
     def __enter__(self) -> "Run":
@@ -212,7 +237,7 @@ class Run:
         if not path.exists():
             return
         before = {**defaults, **read_json(path)}  # a run from before a setting was there had its default
-        changed = {k for k in set(before) | set(settings) if before.get(k) != settings.get(k)} - FREE_TO_CHANGE
+        changed = {k for k in set(before) | set(settings) if before.get(k) != settings.get(k)} - self._free
         if settings.get("num_epochs", 0) > before.get("num_epochs", 0):
             changed -= {"num_epochs"}  # it may grow
         if "cohort_digest" not in before:
@@ -239,10 +264,22 @@ def generator_for(seed: int, *place: int | str) -> torch.Generator:
 def pick_device(setting: str) -> torch.device:
     """Return the device that `setting` names.
 
-    "cpu"; "cuda" or "cuda:1": that GPU, InputError without it; "0": that GPU, or the CPU with a warning.
+    "cpu"; "cuda" or "cuda:1": that GPU, InputError without it; "0": that GPU, or the CPU with a warning. With several
+    ranks "cuda" and "0" are each process's own GPU.
     """
     if setting == "cpu":
         return torch.device("cpu")
+    if under_torchrun() and (setting == "cuda" or setting.isdigit()):
+        gpus, processes = torch.cuda.device_count(), on_this_machine()
+        if gpus >= processes:
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if gpus or setting == "cuda":
+            raise InputError(
+                f"device {setting}: {processes} processes on this machine, but {gpus} GPUs; start as many as there are "
+                "GPUs, or use --device cpu"
+            )
+    elif under_torchrun() and setting.startswith("cuda:"):
+        raise InputError(f"device {setting}: with several processes each has its own GPU; use --device cuda")
     if setting.isdigit():
         if torch.cuda.is_available() and int(setting) < torch.cuda.device_count():
             return torch.device("cuda", int(setting))

@@ -114,6 +114,8 @@ def _on_signal(number: int, _frame: FrameType | None) -> Any:
     if not _State.held:
         raise Interrupted(_State.requested)
     _State.waiting = True
+    if os.environ.get("RANK", "0") != "0":  # of several processes the first speaks for all
+        return
     with suppress(RuntimeError, OSError, ValueError):  # it may have come in the midst of another line
         text = f"{_State.requested}: finishing this step, then saving; a second signal leaves at once"
         print(f"warning: {text}", file=sys.stderr, flush=True)
