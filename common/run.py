@@ -43,7 +43,7 @@ class Run:
 
     `previous.pt` is the last.pt before it, in case the disk damages last.pt. A run is used as a context manager: inside
     it SIGTERM, SIGINT and SIGUSR1 end the run at once, with status 75, except between `hold_signals()` and
-    `release_signals()`: there the loop asks `should_stop()` after each step, saves, and calls `stop()`. A second signal
+    `release_signals()`: there the loop asks `after_step()` after each step, saves, and calls `stop()`. A second signal
     leaves at once. Of several ranks the first alone writes; each reads last.pt, and all stop after the same step.
     """
 
@@ -201,7 +201,7 @@ class Run:
         )
 
     def hold_signals(self) -> None:
-        """From here on a first signal only makes `should_stop()` true, until `release_signals()` or the run's end."""
+        """From here on a first signal is only what `after_step()` tells, until `release_signals()` or the run's end."""
         if not self._holds:
             self._holds = True
             hold_signals()
@@ -211,10 +211,6 @@ class Run:
         if self._holds:
             self._holds = False
             release_signals()
-
-    def should_stop(self) -> bool:
-        """Return True once a signal has asked any rank to stop. All ranks ask, once after each step."""
-        return self.ranks.any(stop_requested())
 
     def stop(self, step: int) -> None:
         """Leave, after saving, with exit status 75; the other ranks not before the first has saved."""

@@ -261,7 +261,7 @@ def test_a_save_that_costs_more_than_its_share_is_put_off_and_that_is_said_once(
 
     def due(after, epoch_ends=False, every=60):
         now[0] += after
-        return run.save_is_due(epoch_ends, every)
+        return run.after_step(epoch_ends, every)[1]
 
     assert not due(59) and due(1) and due(0, epoch_ends=True)
     with run.saving():

@@ -193,7 +193,7 @@ def test_a_run_is_stopped_at_once_before_and_after_its_loop_and_after_the_step_w
     with signals_handled(), Run(tmp_path / "run", {}) as run:
         run.hold_signals()
         kill_me()
-        assert run.should_stop()
+        assert run.after_step() == (True, False)
         with pytest.raises(Interrupted):
             run.release_signals()
     with pytest.raises(Interrupted), Run(tmp_path / "run", {}):
