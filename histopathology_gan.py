@@ -31,7 +31,7 @@ import torch
 from tqdm import tqdm
 
 from common.checkpoint import NonFiniteError, content_digest, load_checkpoint, resolve_checkpoint
-from common.config import PRECISIONS, GANSettings, add_tile_limits, load_config, settings_dict
+from common.config import PRECISIONS, GANSettings, add_fit_scaler, add_tile_limits, load_config, settings_dict
 from common.errors import InputError, command_parser, run_command, warn
 from common.memory import keep_freed_memory
 from common.run import FREE_TO_CHANGE, Run, generator_for, pick_device, seed_for
@@ -47,10 +47,12 @@ from models.gan_losses import LOSSES, critic_step, generator_step, is_conditiona
 from models.gan_settings import CACHES, OPTIMIZERS, check_gan_settings, resolve_gan_settings
 from models.generate import sample_tiles
 from models.networks import GAN_TYPES, align_moments, build_critic, build_generator, generator_args
+from models.published import open_published
 from models.schedules import eased, rate_groups, set_rate, side_at
 from sources.batches import Batches, place_of
 from sources.pictures import grid_of, write_png
 from sources.profiles import Profiles
+from sources.vae import Fit
 
 GRID_PROFILES = 8  # held-out profiles in an RNA-GAN's grid
 
@@ -77,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--critic_condition", choices=CRITIC_CONDITIONS, help="projection: the critic sees expression")
     parser.add_argument("--mismatched_weight", type=float, help="of real tiles with another patient's expression")
     parser.add_argument("--vae_checkpoint", help="the beta-VAE of an RNA-GAN: a file or its run folder")
+    add_fit_scaler(parser.add_argument)
     parser.add_argument("--precision", choices=PRECISIONS, help="bf16: autocast; penalties stay fp32")
     parser.add_argument(
         "--compile", nargs="?", const="default", choices=MODES, help="torch.compile; reduce-overhead: with CUDA graphs"
@@ -104,7 +107,8 @@ def main(args: argparse.Namespace) -> int | None:
     vae: dict[str, Any] = {"digest": None, "latent": None, "coverage": None, "trained_on": []}
     conditions = held_out = None
     if is_conditional(cfg.loss_type):
-        profiles = Profiles(cfg.vae_checkpoint, read_cohort_tables(cfg), device, InputRule.of(settings_dict(cfg)))
+        rule, fit = InputRule.of(settings_dict(cfg)), Fit.of(cfg)
+        profiles = Profiles(cfg.vae_checkpoint, read_cohort_tables(cfg), device, rule, fit)
         adopt(cfg, profiles, args.config)
         vae = {"digest": profiles.vae_digest, "latent": {"mean": profiles.mean, "std": profiles.std}}
         vae["coverage"], vae["trained_on"] = profiles.coverage, profiles.trained_on
@@ -291,6 +295,8 @@ def adopt_split(cfg: GANSettings, config: str) -> None:
         path = resolve_checkpoint(cfg.vae_checkpoint)
     except InputError:
         return  # a plain GAN needs no VAE
+    if open_published(path):
+        return  # and a published one says nothing of donors
     seed = load_checkpoint(path, "betavae")[0]["split_seed"]
     if cfg.split_seed != seed:
         warn(f"{config}: split_seed = {cfg.split_seed}, the beta-VAE {path} has {seed}: that is used")
