@@ -107,8 +107,8 @@ def main(args: argparse.Namespace) -> int | None:
     vae: dict[str, Any] = {"digest": None, "latent": None, "coverage": None, "trained_on": []}
     conditions = held_out = None
     if is_conditional(cfg.loss_type):
-        rule, fit = InputRule.of(settings_dict(cfg)), Fit.of(cfg)
-        profiles = Profiles(cfg.vae_checkpoint, read_cohort_tables(cfg), device, rule, fit)
+        rule, table = InputRule.of(settings_dict(cfg)), read_cohort_tables(cfg)
+        profiles = Profiles(cfg.vae_checkpoint, table, device, rule, Fit.of(cfg))
         adopt(cfg, profiles, args.config)
         vae = {"digest": profiles.vae_digest, "latent": {"mean": profiles.mean, "std": profiles.std}}
         vae["coverage"], vae["trained_on"] = profiles.coverage, profiles.trained_on

@@ -166,9 +166,7 @@ def open_gan(
 def about_published(path: Path, state: dict[str, Any]) -> str:
     """Return what a user must know of a published GAN."""
     evidence = state["published"]["loss_objects"]
-    said = (
-        f"loss objects: {', '.join(evidence)}" if evidence else "no loss objects; --vae says whether it is an RNA-GAN"
-    )
+    said = f"loss objects: {', '.join(evidence)}" if evidence else "no loss objects: with --vae an RNA-GAN, else not"
     if not state["conditional"]:
         return f"{path}: a GAN of the published code, without expression ({said})"
     return (

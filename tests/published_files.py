@@ -86,7 +86,7 @@ def at_home():
                 sys.modules[name] = module
 
 
-def trained(network, seed=0):
+def trained(network, seed=0, gain=1.0):
     """Return the network with weights and batch norm statistics that are not the initial ones, in eval mode."""
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -96,13 +96,13 @@ def trained(network, seed=0):
             elif value.is_floating_point() and value.ndim < 2:
                 value.normal_(0, 0.3)
             elif value.is_floating_point():
-                value.normal_(0, value[0].numel() ** -0.5)
+                value.normal_(0, gain * value[0].numel() ** -0.5)
     return network.eval()
 
 
 def save_vae(path, seed=0, vae=None, **how):
     """Write a bare state_dict as the published training does; return the network."""
-    vae = vae or trained(betaVAE(), seed)
+    vae = vae or trained(betaVAE(), seed, gain=3)
     torch.save(vae.state_dict(), path, **how)
     return vae
 
