@@ -38,11 +38,11 @@ def read_torch(path: str | Path, other_forms: bool = False) -> Any:
                 f"{path}: promises {promised:,} bytes and has {size:,}, not as PyTorch writes it; {REMEDY}"
             )
     value = torch.load(path, map_location="cpu", weights_only=True)
-    _refuse_unusual(value, str(path))
+    refuse_unusual(value, str(path))
     return value
 
 
-def _refuse_unusual(value: Any, path: str) -> None:
+def refuse_unusual(value: Any, path: str) -> None:
     """InputError where a value is no plain data, is nested too deeply, or would grow by being written out."""
     import torch
 

@@ -6,6 +6,7 @@ The published code's LMDB stores, and the one reader of pickles, have tests of t
 import gzip
 import json
 import pickle
+import shutil
 import struct
 import zipfile
 import zlib
@@ -26,6 +27,7 @@ from common.archives import read_npz, read_torch, refuse_false_hdf5
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.config import GANSettings, load_config
 from common.errors import InputError
+from common.exported import write_exported
 from datasets import matrices, polygons, sections, table_cache, text, tiles
 from datasets.coordinates import read_coordinates
 from datasets.expression import read_expression
@@ -52,6 +54,7 @@ def opened_picture(path):
 OPENERS = {  # what is opened, by what, under which name
     "checkpoint": (load_checkpoint, "last.pt"),
     "model": (load_checkpoint, "run.model"),
+    "exported model": (load_checkpoint, "model.safetensors"),
     "weights of an extractor": (read_state_dict, "weights.pth"),
     "backbone of the classifier": (lambda path: _network_of_file(str(path)), "weights.pt"),
     "shift, sampled": (lambda path: read_shift_of_a_model(str(path), "digest"), "shift.npz"),
@@ -122,6 +125,8 @@ def test_code_in_a_file_is_refused_by_name_and_never_run(tmp_path, monkeypatch, 
     pickle.loads(pickle.dumps(Touch(touched))).close()  # the payload is a real one
     touched.unlink()
     (tmp_path / "slide.tar").write_bytes(b"")
+    write_exported(tmp_path / "e", "gan", "", {"w": torch.ones(1)}, "")
+    shutil.copy(tmp_path / "e" / "config.json", tmp_path / "config.json")
     forms = dict(hostile_forms(touched))
     assert len(forms) == 6 and not touched.exists()
     for form, data in forms.items():
@@ -498,7 +503,8 @@ def test_no_other_kind_of_file_is_opened():
         "ParquetFile(": {"datasets/matrices.py"},
         "OpenSlide(": {"datasets/slides.py"},
         "TiffFile(": {"datasets/svs.py"},
-        "ZipFile(": {"common/archives.py", "common/checkpoint.py"},
+        "ZipFile(": {"common/archives.py", "common/checkpoint.py", "common/torch_files.py"},
+        "= load_file(": {"common/exported.py"},
         "extractall(": set(),
     }
     sources = [p for p in root.rglob("*.py") if p.parts[len(root.parts)] not in ("tests", "benchmarks", ".venv")]

@@ -21,8 +21,7 @@ MAY_IMPORT = {
     "preparation": {"common", "models", "datasets", "metrics", "sources", "figures"},
 }
 LATE = {"openslide", "matplotlib", "wandb", "umap", "dask", "fastapi", "lmdb", "lz4"}  # imported where used
-# The one reader of pickles, which executes nothing of them.
-RESTRICTED = next(p for f in ("common", "datasets") if (p := ROOT / f / "restricted_pickle.py").exists())
+RESTRICTED = ROOT / "common" / "restricted_pickle.py"  # the one reader of pickles, which executes nothing of them
 UNPICKLES = {"pickle", "_pickle", "pickletools", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
 
