@@ -42,6 +42,7 @@ clean-demo:
 
 .venv/.done-dev: .venv/.done requirements-dev.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-dev.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps torchgan
 	touch $@
 
 # --- the demo: one stage per stamp in demo/.done; a finished stage is not run again, an interrupted one goes on ---

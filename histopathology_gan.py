@@ -29,7 +29,15 @@ import torch
 from tqdm import tqdm
 
 from common.checkpoint import NonFiniteError, load_checkpoint
-from common.config import PRECISIONS, GANSettings, add_scale, add_tile_limits, load_config, settings_dict
+from common.config import (
+    PRECISIONS,
+    GANSettings,
+    add_fit_scaler,
+    add_scale,
+    add_tile_limits,
+    load_config,
+    settings_dict,
+)
 from common.distributed import alone, joined, launch, under_torchrun
 from common.errors import InputError, command_parser, run_command
 from common.memory import keep_freed_memory
@@ -53,6 +61,7 @@ from sources.batches import Batches, place_of
 from sources.gan_record import adopt, adopt_split, cohort_digest, describe_model
 from sources.pictures import grid_of, write_png
 from sources.profiles import Profiles
+from sources.vae import Fit
 
 GRID_PROFILES = 8  # held-out profiles in an RNA-GAN's grid
 
@@ -79,6 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--critic_condition", choices=CRITIC_CONDITIONS, help="projection: the critic sees expression")
     parser.add_argument("--mismatched_weight", type=float, help="of real tiles with another patient's expression")
     parser.add_argument("--vae_checkpoint", help="the beta-VAE of an RNA-GAN: a file or its run folder")
+    add_fit_scaler(parser.add_argument)
     parser.add_argument("--precision", choices=PRECISIONS, help="bf16: autocast; penalties stay fp32")
     parser.add_argument(
         "--compile", nargs="?", const="default", choices=MODES, help="torch.compile; reduce-overhead: with CUDA graphs"
@@ -106,7 +116,8 @@ def main(args: argparse.Namespace) -> int | None:
     vae: dict[str, Any] = {"digest": None, "latent": None, "coverage": None, "trained_on": []}
     conditions = held_out = None
     if is_conditional(cfg.loss_type):
-        profiles = Profiles(cfg.vae_checkpoint, read_cohort_tables(cfg), device, InputRule.of(settings_dict(cfg)))
+        rule, table = InputRule.of(settings_dict(cfg)), read_cohort_tables(cfg)
+        profiles = Profiles(cfg.vae_checkpoint, table, device, rule, Fit.of(cfg))
         adopt(cfg, profiles, args.config)
         vae = {"digest": profiles.vae_digest, "latent": {"mean": profiles.mean, "std": profiles.std}}
         vae["coverage"], vae["trained_on"] = profiles.coverage, profiles.trained_on

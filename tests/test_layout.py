@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "preparation": {"common", "models", "datasets", "metrics", "sources", "figures"},
 }
 LATE = {"openslide", "matplotlib", "wandb", "umap", "dask", "fastapi", "lmdb", "lz4"}  # imported where used
-RESTRICTED = ROOT / "datasets" / "restricted_pickle.py"  # the one reader of pickles, which executes nothing of them
+RESTRICTED = ROOT / "common" / "restricted_pickle.py"  # the one reader of pickles, which executes nothing of them
 UNPICKLES = {"pickle", "_pickle", "pickletools", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
 
