@@ -44,6 +44,7 @@ WIDTHS = {kind: dtype.itemsize for kind, dtype in DTYPES.items()} | {
     "torch.ByteStorage": 1,
     "torch.BoolStorage": 1,
 }
+OURS = {"kind", "digest", "state"}  # what a checkpoint of common/checkpoint.py holds
 BLOCK = 1 << 24  # bytes read at a time
 REMEDY = "copy it again"
 
@@ -147,6 +148,12 @@ def open_torch_file(path: str | Path) -> TorchFile | None:
                 return _open_zip(path, archive)
         except (zipfile.BadZipFile, EOFError, ValueError, RuntimeError, zlib.error, struct.error):
             return None  # damaged: whoever asked finds no checkpoint in it either
+
+
+def is_foreign(path: str | Path) -> bool:
+    """Return whether torch.save wrote a dict there that is none of our checkpoints."""
+    file = open_torch_file(path)
+    return file is not None and isinstance(file.value, dict) and set(file.value) != OURS
 
 
 def _open_zip(path: Path, archive: zipfile.ZipFile) -> TorchFile | None:

@@ -20,11 +20,10 @@ import torch
 from common.checkpoint import content_digest
 from common.errors import InputError
 from common.restricted_pickle import Opaque, Stored
-from common.torch_files import TorchFile, open_torch_file
+from common.torch_files import OURS, TorchFile, open_torch_file
 from models.betavae import BetaVAE
 from models.dcgan import DCGANGenerator
 
-OURS = {"kind", "digest", "state"}  # common/checkpoint.py
 VAE_START, GENERATOR_START = "encoder.encoder.1.0.", "model.0.0."
 MAX_BLOCKS = 16  # of a network: 4 px doubled so often is 262,144 px
 MAX_WIDTH = 1 << 17  # rows or columns of a layer

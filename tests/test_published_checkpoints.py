@@ -21,6 +21,7 @@ import prepare_data
 from common.checkpoint import load_checkpoint
 from common.errors import InputError
 from datasets.expression import read_cohort_tables, read_expression, write_expression
+from datasets.leaks import TrainedOn
 from datasets.tiles import read_image, read_image_folder
 from models.betavae import BetaVAE
 from models.conditioning import published_infuse
@@ -395,3 +396,16 @@ def test_a_table_for_the_published_beta_vae(cohort, capsys):
     assert gan_toy.run(prepare_data, f"{words} {TABLES}") == 0, capsys.readouterr().err
     assert read("t.report.json")["checkpoint"]["vae_published"]["weights_digest"]
     assert read_expression("t.csv").genes == read_expression("data/lung.csv").genes
+
+
+def test_whose_tiles_a_published_gan_was_trained_on_is_not_known_and_said(cohort, capsys):
+    """In the classifier's tables, and in the cohort's, which needs what such a file does not hold."""
+    assert generate("--sample_size 8 --out generated/gan", "gan.model") == 0
+    words = "toy --real tiles/lung tiles/brain --generated generated/gan generated/gan --out images --per_class 4"
+    capsys.readouterr()
+    status = gan_toy.run(prepare_data, f"{words} --split test")
+    said = capsys.readouterr().err
+    assert "not a checkpoint" not in said and "not a readable" not in said and status in (0, 2)
+    assert gan_toy.run(prepare_data, "cohort --config lung.json --checkpoint vae.pt --out c.csv") == 2
+    assert "a published file, which tells neither genes nor donors" in capsys.readouterr().err
+    assert TrainedOn.read("gan.model").donors is None

@@ -356,8 +356,12 @@ def test_zip_bombs_are_not_unpacked(tmp_path):
     assert peak_of(read)[1] < 5_000_000
 
 
-def test_a_list_of_members_that_is_too_long_is_not_read(tmp_path):
-    write_zip(tmp_path / "a", pickled({}))
+def test_a_list_of_members_that_is_too_long_is_not_read(tmp_path, monkeypatch):
+    write_zip(tmp_path / "a", pickled({}), {str(k): b"1234" for k in range(100)})
+    assert len(open_torch_file(tmp_path / "a").members) == 100
+    monkeypatch.setattr("common.torch_files.MAX_DIRECTORY", 5000)
+    assert open_torch_file(tmp_path / "a") is None
+    monkeypatch.undo()
     data = bytearray((tmp_path / "a").read_bytes())
     data[-10:-6] = struct.pack("<L", 1 << 31)  # bytes of the list
     (tmp_path / "a").write_bytes(data)
