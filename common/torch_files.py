@@ -164,7 +164,7 @@ def _open_zip(path: Path, archive: zipfile.ZipFile) -> TorchFile | None:
     order = members.get(f"{roots[0]}/byteorder")
     if order is not None and bytes(_member(archive, order, 16)) != b"little":
         raise InputError(f"{path}: its numbers are big endian, little endian was expected; save it again on a PC")
-    pickled = bytes(_member(archive, members[f"{roots[0]}/data.pkl"], MAX_PICKLE))
+    pickled = bytes(_member(archive, members[f"{roots[0]}/data.pkl"], min(MAX_PICKLE, path.stat().st_size)))
     data = f"{roots[0]}/data/"
     members = {k.removeprefix(data): v for k, v in members.items() if k.startswith(data)}
     return TorchFile(path, describe(pickled, str(path)).value, members)

@@ -285,7 +285,9 @@ def test_tiles_of_a_published_rna_gan_cannot_depend_on_the_profile_and_it_is_sai
         err = capsys.readouterr().err
         assert err.count("of one profile z cancels exactly, so these tiles cannot depend on the profile") == 1
     assert abs(pixels("a") - pixels("b")).max() <= 1 and pixels("a").std() > 5
-    about = read("a/manifest.json")["made_from"]
+    assert generate(f"--sample_size 16 {TABLES} --patient1 {PATIENT} --out c") == 0  # its file holds its beta-VAE
+    inside, about = (read(f"{folder}/manifest.json")["made_from"] for folder in "ca")
+    assert inside["vae_published"] == about["vae_published"] and (pixels("c") == pixels("a")).all()
     assert about["kind"] == "rna-gan" and about["vae_published"]["fit_scaler"] == ["lung.csv", "brain.csv"]
     assert about["digest"] == open_gan("rna-gan.model").digest and about["vae_published"]["transform"] == "ln_nonzero"
     # Noise U(-0.3, 0.3) + z, standardised over the chunk, through torchgan's network in eval mode.
@@ -305,7 +307,7 @@ def test_tiles_of_a_published_rna_gan_cannot_depend_on_the_profile_and_it_is_sai
 
 def test_what_is_missing_or_another_vae_is_named(cohort, capsys):
     for words, message in (
-        (f"--patient1 {PATIENT}", "does not name its beta-VAE's file; name it with --vae_checkpoint"),
+        (f"--patient1 {PATIENT}", "rna-gan.model: is the published code's beta-VAE: weights only."),
         (
             f"--patient1 {PATIENT} --vae_checkpoint vae.pt",
             "name the tables that it was trained with, --fit_scaler TABLE",
@@ -317,6 +319,9 @@ def test_what_is_missing_or_another_vae_is_named(cohort, capsys):
         assert generate(words) == 2
         err = capsys.readouterr().err
         assert message in err.splitlines()[-1] and ": error: " in err.splitlines()[-1]
+    torch.save(generator().state_dict(), "bare.model")
+    assert generate(f"--vae --patient1 {PATIENT}", "bare.model") == 2
+    assert "does not name its beta-VAE's file; name it with --vae_checkpoint" in capsys.readouterr().err
     assert generate("", "vae.pt") == 2 and "name it with --vae_checkpoint" in capsys.readouterr().err
 
 
