@@ -1,0 +1,97 @@
+"""A small quiz, and visitors who take it: what the tests of the quiz share."""
+
+import json
+import re
+
+import httpx
+import numpy as np
+
+from datasets.tiles import encode_image, write_store
+from quiz.build import build_quiz
+from quiz.deck import Deck
+from quiz.store import Store
+
+SIDE = 32
+
+
+def scene(rng, side=SIDE):
+    """A painted tile, uint8 (side, side, 3): a wall with nuclei, another each time."""
+    y, x = np.mgrid[:side, :side]
+    image = np.full((side, side, 3), (246, 243, 245), float)
+    wall = np.abs(x * rng.normal() + y * rng.normal() - rng.uniform(0, side)) < side / 5
+    image[wall] = (224, 150, 190)
+    for _ in range(4):
+        near = np.hypot(x - rng.uniform(0, side), y - rng.uniform(0, side)) < side / 10
+        image[near] = (70, 55, 130)
+    return np.clip(image + rng.normal(0, 4, image.shape), 0, 255).astype(np.uint8)
+
+
+def write_generated(folder, tissue, model, images, mpp=1.0, **about):
+    """A folder as generate_tissue_images.py leaves it."""
+    folder.mkdir(parents=True)
+    for k, image in enumerate(images):
+        (folder / f"seed99_{k:05d}.png").write_bytes(encode_image(image, "png"))
+    made_from = {"kind": "rna-gan", "run": f"{model}_{tissue}", "tissues": [tissue], "mpp": mpp}
+    made_from |= {"img_size": images[0].shape[0], "profile": None, **about}
+    tiles = [{"file": f"seed99_{k:05d}.png", "index": k} for k in range(len(images))]
+    manifest = {"made_from": made_from, "finished": True, "n": len(images), "tiles": tiles}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def write_sources(root, per_cell=12, tissues=("lung", "brain"), models=("gan", "rna-gan"), side=SIDE, seed=1):
+    """Stores tiles/<tissue> of 3 donors, twice the side at 0.5 um, and generated/<model>_<tissue> at 1 um per pixel."""
+    rng = np.random.default_rng(seed)
+    for tissue in tissues:
+        for donor in range(3):
+            tiles = [(0, 0, 1.0, scene(rng, 2 * side)) for _ in range(per_cell)]
+            write_store(root / "tiles" / tissue, f"GTEX-D{donor}-0625", tiles, mpp=0.5, tile_size=2 * side)
+        for model in models:
+            images = [scene(rng, side) for _ in range(per_cell)]
+            write_generated(root / "generated" / f"{model}_{tissue}", tissue, model, images)
+    return [root / "tiles" / tissue for tissue in tissues], [root / "generated"]
+
+
+def make_quiz(root, n=48, per_visit=8, **sizes):
+    """A quiz in root/quiz; returns its deck."""
+    real, synthetic = write_sources(root, **sizes)
+    return build_quiz(real, synthetic, root / "quiz", n, per_visit)[0]
+
+
+def open_answers(folder):
+    """The deck and the store of a quiz."""
+    deck = Deck(folder)
+    truth = {card.id: card.real for card in deck.cards.values()}
+    return deck, Store(deck.folder / "answers.sqlite", deck.digest, truth)
+
+
+class Visitor:
+    """A browser of few features: keeps cookies, follows no redirect, reads forms."""
+
+    def __init__(self, client):
+        self.client = client
+
+    @staticmethod
+    def at(url):
+        return Visitor(httpx.Client(base_url=url, timeout=30))
+
+    def token(self, path="/"):
+        return re.search(r'name="form" value="(\w+)"', self.client.get(path).text).group(1)
+
+    def start(self, **fields):
+        return self.client.post("/start", data={"form": self.token(), **fields}, follow_redirects=False)
+
+    def get(self, path):
+        return self.client.get(path, follow_redirects=False)
+
+    def form(self, position, answer="real", sure=2, **fields):
+        """The fields of a tile's form, filled in."""
+        text = self.client.get(f"/quiz/{position}", follow_redirects=False).text
+        hidden = dict(re.findall(r'<input type="hidden" name="(\w+)" value="(\w*)">', text))
+        return {**hidden, "answer": answer, "sure": str(sure), **fields}
+
+    def send(self, position, form):
+        return self.client.post(f"/quiz/{position}", data=form, follow_redirects=False)
+
+    def answer(self, position, answer="real", sure=2, **fields):
+        return self.send(position, self.form(position, answer, sure, **fields))
