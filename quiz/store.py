@@ -137,6 +137,10 @@ class Store:
         """Return the visit of a token, None where there is none."""
         return _visit(self._connection(), "token = ?", _hashed(token))
 
+    def visit_by_id(self, number: int) -> Visit | None:
+        """Return a visit by its number, None where there is none."""
+        return _visit(self._connection(), "visits.id = ?", number)
+
     def tile(self, visit: Visit, position: int) -> str | None:
         """Return the id of a visit's tile, None beyond its tiles."""
         query = "SELECT tile FROM shown WHERE visit = ? AND position = ?"

@@ -1,11 +1,16 @@
 """A small quiz, and visitors who take it: what the tests of the quiz share."""
 
+import asyncio
 import json
 import re
+import subprocess
+import sys
+from contextlib import contextmanager
 
 import httpx
 import numpy as np
 
+import serve_quiz
 from datasets.tiles import encode_image, write_store
 from quiz.build import build_quiz
 from quiz.deck import Deck
@@ -58,11 +63,40 @@ def make_quiz(root, n=48, per_visit=8, **sizes):
     return build_quiz(real, synthetic, root / "quiz", n, per_visit)[0]
 
 
+@contextmanager
+def serving(folder, *words):
+    """A server process of its own; yields it and its address, and ends it if the test has not."""
+    command = [sys.executable, serve_quiz.__file__, "serve", "--quiz", str(folder), "--port", "0", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process, re.search(r"http://\S+", process.stdout.readline()).group()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
 def open_answers(folder):
     """The deck and the store of a quiz."""
     deck = Deck(folder)
     truth = {card.id: card.real for card in deck.cards.values()}
     return deck, Store(deck.folder / "answers.sqlite", deck.digest, truth)
+
+
+class InProcess:
+    """An httpx client of an ASGI application in this process, without a network and without await."""
+
+    def __init__(self, app, base_url="http://quiz.test"):
+        self.app, self.runner = app, asyncio.Runner()
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=("192.0.2.1", 50000))
+        self.client = httpx.AsyncClient(transport=transport, base_url=base_url)
+        self.cookies = self.client.cookies
+
+    def get(self, path, **options):
+        return self.runner.run(self.client.get(path, **options))
+
+    def post(self, path, **options):
+        return self.runner.run(self.client.post(path, **options))
 
 
 class Visitor:
