@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from common.errors import InputError, did_you_mean
+from common.exported import WEIGHTS, read_exported
 from common.files import atomic_path
 
 SUFFIXES = (".model", ".pt")  # a run may be named by its folder with one of these appended
@@ -45,7 +46,12 @@ def load_checkpoint(path: str | Path, kind: str | None = None) -> tuple[dict[str
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint; train it first, or check the path")
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if path.name == WEIGHTS:
+            saved = read_exported(path)
+        else:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except Exception as error:  # a damaged zip, a foreign pickle and a text file all fail in their own ways
         raise InputError(
             f"{path}: not a readable checkpoint, or cut short ({type(error).__name__}); copy or train it again"
@@ -67,7 +73,8 @@ def load_checkpoint(path: str | Path, kind: str | None = None) -> tuple[dict[str
 def resolve_checkpoint(path: str | Path) -> Path:
     """Return the checkpoint file that `path` names: a file, a run folder, or a run folder with .model or .pt appended.
 
-    In a run folder `<run>.model` is taken, else `best.pt`. InputError names what is there instead.
+    In a run folder `<run>.model` is taken, else `best.pt`, in an exported one model.safetensors. InputError names what
+    is there instead.
     """
     path = Path(path)
     if path.is_file():
@@ -75,7 +82,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
     folders = [path] + [path.with_suffix("") for suffix in SUFFIXES if path.suffix == suffix]
     for folder in folders:
         if folder.is_dir():
-            for name in (f"{folder.name}.model", "best.pt"):
+            for name in (f"{folder.name}.model", "best.pt", WEIGHTS):
                 if (folder / name).is_file():
                     return folder / name
             raise InputError(f"{folder}: the run has no {folder.name}.model or best.pt yet; finish its training first")

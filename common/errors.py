@@ -7,6 +7,7 @@ resumable (sysexits' EX_TEMPFAIL).
 import argparse
 import difflib
 import errno
+import io
 import os
 import re
 import sys
@@ -73,14 +74,36 @@ def run_command(
 ) -> int:
     """Parse `argv`, call `main`, turn every error into one line on stderr; return the exit status."""
     args = parser.parse_args(argv)
+    args.words = list(sys.argv[1:] if argv is None else argv)  # what was typed, for those who start it again
+    if another_rank():
+        _print_nothing()
     try:
         return main(args) or EXIT_DONE
     except (Exception, KeyboardInterrupt) as error:
         message, status = _explain(error)
         if args.debug:
             traceback.print_exc()
-    print(f"{parser.prog}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        if getattr(error, "told", another_rank() and os.environ.get("LOCAL_RANK", "0") != "0"):
+            return status  # common.distributed: another rank tells the user
+    rank = f"rank {os.environ['RANK']}: " if another_rank() else ""
+    print(f"{parser.prog}: error: {rank}{' '.join(message.split())}", file=sys.stderr, flush=True)
     return status
+
+
+def another_rank() -> bool:
+    """Return whether this is one of several processes on a job and not the first, which speaks for all."""
+    return os.environ.get("RANK", "0") != "0" and "WORLD_SIZE" in os.environ
+
+
+def _print_nothing() -> None:
+    """Send what is printed nowhere; stderr is kept for errors, without what is drawn on a terminal only (bars)."""
+
+    class NoTerminal(io.TextIOWrapper):
+        def isatty(self) -> bool:
+            return False
+
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+    sys.stderr = NoTerminal(open(sys.stderr.fileno(), "wb", closefd=False), line_buffering=True)  # noqa: SIM115
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
@@ -114,5 +137,7 @@ def explain_os_error(error: OSError) -> str:
 
 
 def warn(message: str) -> None:
-    """Tell the user, on stderr and on one line, what was changed, ignored or assumed."""
+    """Tell the user, on stderr and on one line, what was changed, ignored or assumed; of several ranks, the first."""
+    if another_rank():
+        return
     print(f"warning: {' '.join(message.split())}", file=sys.stderr, flush=True)

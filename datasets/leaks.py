@@ -79,8 +79,8 @@ class TrainedOn:
         if self.donors is None:
             _tell_once(
                 self.path.resolve(),
-                f"{self.path}: does not say which donors it was trained on (an older file): that held-out ones are new "
-                "to it rests on the table; train it again to have this checked",
+                f"{self.path}: does not say which donors it was trained on (an older file, or a published one): that "
+                "held-out ones are new to it rests on the table; train it again to have this checked",
             )
         elif shared := [donor for donor in donors[spots].unique() if self.has_donor(donor)]:
             _tell_once(

@@ -22,8 +22,7 @@ MAY_IMPORT = {
     "quiz": {"common", "models", "datasets", "metrics"},
 }
 LATE = {"openslide", "matplotlib", "wandb", "umap", "dask", "fastapi", "lmdb", "lz4"}  # imported where used
-LATE |= {"starlette", "uvicorn", "jinja2"}
-RESTRICTED = ROOT / "datasets" / "restricted_pickle.py"  # the one reader of pickles, which executes nothing of them
+RESTRICTED = ROOT / "common" / "restricted_pickle.py"  # the one reader of pickles, which executes nothing of them
 UNPICKLES = {"pickle", "_pickle", "pickletools", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
 
