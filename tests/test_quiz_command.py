@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import pandas as pd
@@ -14,8 +15,11 @@ from conftest import ROOT
 from quiz_visitors import Visitor, make_quiz, open_answers, serving, write_sources
 
 import serve_quiz
+from datasets.keys import donor_of, split_of
+from quiz.deck import Deck
 
 WEB = ["fastapi", "starlette", "uvicorn", "jinja2"]
+PATIENT = "GTEX-D03-0625.svs"  # of split test
 
 
 def test_build_serve_export_as_typed(tmp_path, command, capsys, monkeypatch):
@@ -135,3 +139,29 @@ def test_serving_starts_without_torch_and_pandas():
     code = "import sys, serve_quiz, quiz.app, quiz.store; print({'torch', 'pandas', 'scipy.stats'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_the_folders_of_generate_tissue_images_make_a_quiz_as_in_the_demo(tmp_path, command, monkeypatch, capsys):
+    """Held-out donors' tiles of an RNA-GAN, and those of a GAN in second/, against real tiles of held-out donors."""
+    import gan_toy
+
+    gan_toy.make_cohort(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name, loss in (("gan_lung", "wgan"), ("rna-gan_lung", "wganvae")):
+        train = (
+            f"histopathology_gan.py --config lung.json --model_dir checkpoints/{name} --loss_type {loss} --max_steps 1"
+        )
+        assert command(train) == 0
+    line = "generate_tissue_images.py --checkpoint checkpoints/rna-gan_lung.model --config lung.json --sample_size 8"
+    assert command(f"{line} --out generated/rna-gan_lung/held_out") == 0
+    words = f"--patient1 {PATIENT} --checkpoint2 checkpoints/gan_lung.model --out generated/rna-gan_lung/patient"
+    assert command(f"{line} {words}") == 0
+    folders = "generated/rna-gan_lung/held_out generated/rna-gan_lung/patient/second"
+    build = f"serve_quiz.py build --real tiles/lung --synthetic {folders} --split test --tiles 12 --round 4 --out quiz"
+    assert command(build) == 0, capsys.readouterr().err
+    deck = Deck("quiz")
+    assert deck.models == ["gan", "rna-gan"] and deck.tissues == ["lung"] and len(deck.cards) == 12
+    donors = {donor_of(Path(c.source.partition(".tar")[0]).name) for c in deck.cards.values() if c.real}
+    assert donors and {split_of(donor, 99) for donor in donors} == {"test"}
+    assert command(f"{build.replace('--synthetic', '--synthetic generated/rna-gan_lung/patient/real')}1") == 2
+    assert "made by no model" in capsys.readouterr().err
