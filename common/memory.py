@@ -7,8 +7,10 @@ import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch  # takes seconds, and on a CPU nothing here needs it
 
 
 def keep_freed_memory() -> None:
@@ -24,9 +26,11 @@ def keep_freed_memory() -> None:
         mallopt(mmap_max, 0)
 
 
-def in_use(device: torch.device) -> float:
+def in_use(device: "torch.device") -> float:
     """Return bytes: on a GPU the most that tensors have held so far, on a CPU what this process has in memory now."""
     if device.type == "cuda":
+        import torch
+
         return float(torch.cuda.max_memory_allocated(device))
     for line in _lines("/proc/self/status"):
         if line.startswith("VmRSS:"):
@@ -37,9 +41,11 @@ def in_use(device: torch.device) -> float:
 class PeakMemory:
     """The most memory that is taken from here on, beyond what is in use now: of tensors on a GPU, of a process else."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: "torch.device") -> None:
         self._device = device
         if device.type == "cuda":
+            import torch
+
             torch.cuda.reset_peak_memory_stats(device)
         else:
             with contextlib.suppress(OSError):  # not Linux, or not allowed: the peak is then the process's whole life's
@@ -61,9 +67,13 @@ def peak_of_process() -> float:
     return float(peak) * (1 if sys.platform == "darwin" else 1024)
 
 
-def free_on(device: torch.device) -> float:
+def free_on(device: "torch.device") -> float:
     """Return the bytes that are free on a GPU, or in memory for a CPU."""
-    return float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_memory()
+    if device.type != "cuda":
+        return free_memory()
+    import torch
+
+    return float(torch.cuda.mem_get_info(device)[0])
 
 
 def free_memory() -> float:

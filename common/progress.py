@@ -51,6 +51,13 @@ class Progress:
             self._said = now
             print(self.line(), file=sys.stderr, flush=True)
 
+    def go_to(self, count: int) -> None:
+        """Count from `count` on: the training has gone back."""
+        self._count = self._reported = count
+        self._marks = [(time.monotonic(), count)] * 2
+        self._bar.n = count
+        self._bar.refresh()
+
     def report(self) -> dict[str, float]:
         """Return what belongs beside a loss in the log: seconds since the last report, rate in them, seconds left,
         memory in GB (1e9 bytes; see common.memory.in_use)."""

@@ -10,6 +10,7 @@ import torch
 from common.distributed import current
 from common.errors import Stopped
 from common.memory import PeakMemory
+from common.stopping import Interrupted, signals_handled, stop_requested
 from common.words import bytes_in_words
 
 
@@ -27,14 +28,15 @@ def rehearse(
     # Several processes of one job share it: they know one port.
     place = above / f".{run.name}.dry_run.{os.environ.get('MASTER_PORT') or os.getpid()}"
     try:
-        for steps in (1, 2):
-            train(place / run.name, steps)
-            current().wait()  # until the first rank has saved
-            if (
-                steps == 1 or device.type == "cuda"
-            ):  # a CPU's process keeps what it freed, and the second call's is lost
-                taken = peak.taken()
-    except Stopped:
+        with signals_handled():
+            for steps in (1, 2):
+                train(place / run.name, steps)
+                current().wait()  # until the first rank has saved
+                if steps == 1 or device.type == "cuda":  # on a CPU what was freed is kept: no more is told from it
+                    taken = peak.taken()
+                if current().any(stop_requested()):  # after the last step, which nobody waited for
+                    raise Stopped("")
+    except (Stopped, Interrupted):
         raise Stopped("dry run: stopped by a signal; nothing of it is kept") from None
     finally:
         if current().main:

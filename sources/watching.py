@@ -100,6 +100,8 @@ class Watch:
         `state`: what a GAN's checkpoint says but for the weights; `conditions`: the training's, for batch norm;
         `profiles`: the grid's rows; `pictures`: the grid's folder.
         """
+        if not all(bool(weight.isfinite().all()) for weight in average.parameters()):
+            return {}  # the next save will say so
         with alone():  # no other rank is asked
             generator = self._copy(average)
             calibrate_batch_norm(generator, calibration_inputs(generator, self.cfg.seed, conditions))
