@@ -79,10 +79,11 @@ def read(path):
 @pytest.mark.parametrize(("encoder", "decoder"), [([24, 18, 12], [18, 24]), ([7], [5]), ([9, 6], [5, 8, 3])])
 def test_the_beta_vae_gives_what_the_published_network_gives(tmp_path, how, encoder, decoder):
     theirs = published.save_vae(tmp_path / "a", vae=published.trained(published.betaVAE(30, encoder, decoder)), **how)
-    args, weights = open_published(tmp_path / "a").betavae()
+    file = open_published(tmp_path / "a")
+    args, names = file.betavae()
     assert args["n_genes"] == 30 and args["encoder_sizes"] == encoder and args["decoder_sizes"] == decoder
     ours = BetaVAE(**args)
-    ours.load_state_dict(weights)
+    ours.load_state_dict(file.weights(names))
     x = torch.randn(6, 30)
     with torch.no_grad():
         expected, mu, logvar = theirs(x)
