@@ -27,6 +27,7 @@ from sources.profiles import Profiles
 from sources.vae import NOTHING, Fit
 
 EXPORTED_VAE = "betavae"  # folder beside an exported RNA-GAN with its VAE
+BEST = "best.model"  # beside <run>.model: the generator that was best in training (sources/watching.py)
 
 
 @dataclass
@@ -53,8 +54,8 @@ class GAN:
 
     @property
     def run(self) -> str:
-        """The run's name: its checkpoint's stem, or the folder that it was exported to."""
-        return self.path.parent.resolve().name if self.path.suffix == ".safetensors" else self.path.stem
+        """The run's name, or the folder that it was exported to."""
+        return run_name(self.path)
 
     @property
     def tissues(self) -> list[str]:
@@ -135,6 +136,17 @@ class GAN:
             **({"published": self.state["published"]} if "published" in self.state else {}),
             **({"vae_published": self.vae_origin} if self.vae_origin else {}),
         }
+
+
+def run_name(path: Path) -> str:
+    """Return a checkpoint's name: its file's stem, or the folder that it was exported to.
+
+    That of gan_lung/best.model is gan_lung_best.
+    """
+    folder = path.resolve().parent.name
+    if path.suffix == ".safetensors":
+        return folder
+    return path.stem if path.name != BEST else f"{folder}_{path.stem}"
 
 
 def open_gan(

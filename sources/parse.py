@@ -20,7 +20,7 @@ from common.run import pick_device
 from datasets.cohort import open_cohort
 from datasets.expression import ExpressionTable, read_cohort_tables
 from datasets.keys import slide_key
-from sources.gan import GAN, GANSource, open_gan
+from sources.gan import GAN, GANSource, open_gan, run_name
 from sources.real import FolderSource, RealSource
 from sources.statistics import StatisticsSource
 from sources.vae import Fit
@@ -39,7 +39,7 @@ class SourceSpec:
     def short_name(self) -> str:
         """A name for files and folders: "rna-gan_lung_GTEX-15RJ7-0625", "real_gan_run_lung"."""
         stem = (
-            Path(self.path).stem
+            run_name(Path(self.path))
             if Path(self.path).suffix in (".json", ".npz", ".model", ".pt")
             else Path(self.path).name
         )
