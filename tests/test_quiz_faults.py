@@ -33,6 +33,7 @@ def kills(folder, times):
             try:
                 while True:
                     if visitor.get("/quiz").headers["location"] == "/result":
+                        visitor.client.cookies.clear()
                         visitor.start()
                         cookies = dict(visitor.client.cookies)
                     position = int(visitor.get("/quiz").headers["location"].rsplit("/", 1)[1])
