@@ -1,9 +1,9 @@
 """A web quiz: which tiles are real, which synthetic? Build its set of tiles, serve it, export what visitors said.
 
-    python serve_quiz.py build --real tiles/lung tiles/brain --out quiz \\
+    python serve_quiz.py build --real tiles/lung tiles/brain --out quizzes/first \\
         --synthetic generated/rna-gan_lung/GTEX-15RJ7-0625 generated/rna-gan_brain/GTEX-1C6WA-3025
-    python serve_quiz.py serve --quiz quiz
-    python serve_quiz.py export --quiz quiz --out quiz_results
+    python serve_quiz.py serve --quiz quizzes/first
+    python serve_quiz.py export --quiz quizzes/first
 
 build   Reads folders of tile stores, each named after its tissue, and folders of generate_tissue_images.py.
         Writes <out>/quiz.json, which says what each tile is, and <out>/tiles/*.jpg, which do not: all went through the
@@ -12,7 +12,7 @@ build   Reads folders of tile stores, each named after its tissue, and folders o
 serve   Answers http://127.0.0.1:8000 until it is stopped; writes <quiz>/answers.sqlite. An answer that a visitor was
         told is kept survives kill -9. --study: a participant's code decides tiles and order, nothing can be changed,
         and results are not shown. For others to reach it put a web server with TLS before it (--behind_proxy).
-export  Writes <out>/answers.csv, a row per answer, and <out>/analysis.json: accuracy, d', ROC area by model, tissue
+export  Writes <out>/answers.csv (<quiz>/results/ by default), a row per answer, and <out>/analysis.json: accuracy, d', ROC area by model, tissue
         and experience, each tile's difficulty, ratings of quality compared, all with intervals.
 """
 

@@ -146,7 +146,9 @@ def make_app(deck: Deck, store: Store, options: Options) -> Headers:
                 return start_page(request, visit, error, typed)
             _, token = store.start(deck.deal_for(code), experience, code)
         else:
-            _, token = store.start(deck.deal(np.random.default_rng(secrets.randbits(128))), experience)
+            visitor = visit.visitor if visit else None
+            tiles = deck.deal(np.random.default_rng(secrets.randbits(128)), seen=store.seen(visitor) if visitor else ())
+            _, token = store.start(tiles, experience, visitor=visitor)
         return with_cookie(RedirectResponse("/quiz", 303), token)
 
     @app.get("/quiz")
