@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from common.archives import read_npz
 from common.checkpoint import resolve_checkpoint
 from common.config import BetaVAESettings, add_fit_scaler, load_config
 from common.errors import InputError, command_parser, did_you_mean, run_command, shorten
@@ -159,8 +159,7 @@ def read_shift(path: str, digest: str) -> dict[str, Any]:
     Gaussian; mean_from - mean_all for sexes. InputError where the file is not one of those, or is of another model.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {key: file[key] for key in file.files}
+        found = read_npz(path)
         if str(found["vae_digest"]) != digest:
             raise InputError(
                 f"{path}: is of model {str(found['vae_digest'])[:12]}, this one is {digest[:12]}; "

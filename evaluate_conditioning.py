@@ -42,7 +42,11 @@ from sources.readers import read_shift
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = command_parser(__doc__)
-    parser.add_argument("--checkpoint", required=True, help="an RNA-GAN: its .model file or run folder")
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        help="an RNA-GAN: .model file (ours, or the published code's), run folder, export",
+    )
     parser.add_argument("--config", required=True, help="JSON settings: where the tables and real tiles are")
     parser.add_argument("--vae_checkpoint", help="the RNA-GAN's beta-VAE; default: the one that its settings name")
     add_fit_scaler(parser.add_argument)

@@ -50,7 +50,9 @@ COMPARED = 16  # tiles of each of the three in comparison.png, 4 x 4
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = command_parser(__doc__)
-    parser.add_argument("--checkpoint", required=True, help="a GAN: its .model file or run folder")
+    parser.add_argument(
+        "--checkpoint", required=True, help="a GAN: .model file (ours, or the published code's), run folder, export"
+    )
     parser.add_argument("--checkpoint2", help="another GAN, shown beside the first and the real tiles of --patient1")
     parser.add_argument("--config", required=True, help="JSON settings: where the tables and real tiles are")
     parser.add_argument("--sample_size", type=int, default=64, help="tiles to make (default 64)")

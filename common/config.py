@@ -53,6 +53,7 @@ class DataSettings:
     seed: int = 99
     device: str = "0"  # a GPU's index (falls back to the CPU with a warning), "cuda" (insists) or "cpu"
     n_workers: int = 0
+    read_timeout: int = 300  # seconds after which a tile that cannot be read is tried once more, and then given up
     flag: str = ""  # the run's name in wandb (--log 1); empty: its folder's
     save_dir: str = ""  # the run folder
     num_epochs: int = 1

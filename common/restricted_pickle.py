@@ -17,7 +17,7 @@ from common.errors import InputError
 
 MAX_VALUES = 100_000  # values of one pickle; by default a published store lists 2,000 keys, and a tile has 6 values
 MAX_DEPTH = 8  # of nesting
-MAX_DESCRIBED = 2_000_000  # values of a checkpoint's pickle: its objects have thousands, and see RUN
+MAX_DESCRIBED = 1_000_000  # values of a checkpoint's pickle: its objects have thousands, and see RUN
 STEPS = 4  # opcodes for each value: marks and memo entries take memory too
 ATOMS = {
     "BININT", "BININT1", "BININT2", "LONG1", "INT",

@@ -44,6 +44,7 @@ WIDTHS = {kind: dtype.itemsize for kind, dtype in DTYPES.items()} | {
     "torch.ByteStorage": 1,
     "torch.BoolStorage": 1,
 }
+OURS = {"kind", "digest", "state"}  # what a checkpoint of common/checkpoint.py holds
 BLOCK = 1 << 24  # bytes read at a time
 REMEDY = "copy it again"
 
@@ -149,6 +150,12 @@ def open_torch_file(path: str | Path) -> TorchFile | None:
             return None  # damaged: whoever asked finds no checkpoint in it either
 
 
+def is_foreign(path: str | Path) -> bool:
+    """Return whether torch.save wrote a dict there that is none of our checkpoints."""
+    file = open_torch_file(path)
+    return file is not None and isinstance(file.value, dict) and set(file.value) != OURS
+
+
 def _open_zip(path: Path, archive: zipfile.ZipFile) -> TorchFile | None:
     members = {info.filename: info for info in archive.infolist()}
     roots = [name.removesuffix("/data.pkl") for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
@@ -157,7 +164,7 @@ def _open_zip(path: Path, archive: zipfile.ZipFile) -> TorchFile | None:
     order = members.get(f"{roots[0]}/byteorder")
     if order is not None and bytes(_member(archive, order, 16)) != b"little":
         raise InputError(f"{path}: its numbers are big endian, little endian was expected; save it again on a PC")
-    pickled = bytes(_member(archive, members[f"{roots[0]}/data.pkl"], MAX_PICKLE))
+    pickled = bytes(_member(archive, members[f"{roots[0]}/data.pkl"], min(MAX_PICKLE, path.stat().st_size)))
     data = f"{roots[0]}/data/"
     members = {k.removeprefix(data): v for k, v in members.items() if k.startswith(data)}
     return TorchFile(path, describe(pickled, str(path)).value, members)

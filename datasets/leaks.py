@@ -49,8 +49,9 @@ class TrainedOn:
             warn(f"{path}: no such checkpoint any more: whether held-out donors trained it cannot be looked up")
             return None
         from common.checkpoint import load_checkpoint  # torch takes seconds to import
+        from common.torch_files import is_foreign
 
-        return cls(path, load_checkpoint(path)[0])
+        return cls(path, {} if is_foreign(path) else load_checkpoint(path)[0])  # a published file does not say
 
     def has_donor(self, donor: object) -> bool:
         """Return whether the donor is known to have trained the model."""

@@ -7,7 +7,7 @@ beta-VAE   torch.save of a state_dict: encoder.encoder.<i>.0 and .1 (linear, bat
 GAN        torchgan 0.1.0's trainer, save_model: a dict of epoch, loss_information, loss_objects, metric_objects,
            loss_logs, and a state_dict each of generator, discriminator and their optimisers. Of the loss objects, which
            are whole objects with a whole beta-VAE each in an RNA-GAN, it is only looked up that they have one, and its
-           vectors (biases, batch norm: 0.2 % of it) for a mark.
+           vectors (biases, batch norm) for a mark. It is read where no other beta-VAE is named.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,11 +20,10 @@ import torch
 from common.checkpoint import content_digest
 from common.errors import InputError
 from common.restricted_pickle import Opaque, Stored
-from common.torch_files import TorchFile, open_torch_file
+from common.torch_files import OURS, TorchFile, open_torch_file
 from models.betavae import BetaVAE
 from models.dcgan import DCGANGenerator
 
-OURS = {"kind", "digest", "state"}  # common/checkpoint.py
 VAE_START, GENERATOR_START = "encoder.encoder.1.0.", "model.0.0."
 MAX_BLOCKS = 16  # of a network: 4 px doubled so often is 262,144 px
 MAX_WIDTH = 1 << 17  # rows or columns of a layer
@@ -49,8 +48,14 @@ class Published:
         return self
 
     def betavae(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """Return model_args and weights as models.betavae.BetaVAE takes them. InputError where they do not fit."""
-        args, names = betavae_names(self.file.value, str(self.file.path))
+        """Return model_args and weights as models.betavae.BetaVAE takes them: the file's, or those in an RNA-GAN's.
+
+        InputError where they do not fit, or a GAN's file holds none.
+        """
+        described = self.file.value
+        if self.kind == "gan" and (described := vae_inside(described.get("loss_objects"))[0]) is None:
+            self.of_kind("betavae", "name it with --checkpoint, and the beta-VAE with --vae_checkpoint")
+        args, names = betavae_names(described, str(self.file.path))
         return args, _finite(self.file.tensors(names), self.file.path)
 
     def gan(self, expression: bool = False) -> dict[str, Any]:
@@ -245,6 +250,6 @@ def _refuse_other_shapes(described: Mapping[str, Any], network: torch.nn.Module,
 def _finite(weights: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
     """Return the weights in fp32, counts as they are. InputError where one is NaN or infinite."""
     found = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
-    if bad := [name for name, value in found.items() if not bool(torch.isfinite(value).all())]:
+    if bad := [k for k, v in found.items() if not bool(torch.stack(torch.aminmax(v)).isfinite().all())]:
         raise InputError(f"{path}: {bad[0]} holds NaN or infinity; use an earlier checkpoint of that run")
     return found

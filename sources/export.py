@@ -13,7 +13,7 @@ from common.errors import InputError, warn
 from common.exported import write_exported
 from common.files import read_json
 from models.published import open_published
-from sources.gan import EXPORTED_VAE, open_gan
+from sources.gan import EXPORTED_VAE, GAN, open_gan
 from sources.vae import NOTHING, Fit, open_vae
 
 PATHS = ("path_csv", "patch_data_path", "phenotypes", "save_dir", "image_dir", "vae_checkpoint", "fit_scaler")
@@ -37,20 +37,27 @@ def export_model(
         vae, digest = open_vae(file, "cpu", fit)
         return [_write(Path(out), kind, vae.state, digest, file)]
     gan = open_gan(file)
+    vae = _vae_of(gan, out, vae_path, fit) if gan.conditional else None
     written = [_write(Path(out), kind, gan.state, gan.digest, file)]
+    if vae is not None:
+        written.append(_write(Path(out, EXPORTED_VAE), "betavae", *vae))
+    return written
+
+
+def _vae_of(
+    gan: GAN, out: str | Path, vae_path: str | Path | None, fit: Fit
+) -> tuple[dict[str, Any], str, Path] | None:
+    """Return state, digest and file of the GAN's beta-VAE; None, with a warning, where it is not found."""
     try:
-        beside = vae_path or (gan.own_vae() if gan.conditional else None)
-        found = open_vae(beside, "cpu", fit) if beside else None
+        beside = vae_path or gan.own_vae()
+        vae, digest = open_vae(beside, "cpu", fit)
     except InputError as error:
         if vae_path:
             raise
         warn(f"{out}: without the beta-VAE, name it with --vae_checkpoint: {error}")
-        return written
-    if found is not None and gan.conditional:
-        vae, digest = found
-        gan.refuse_other_vae(vae, digest, beside)
-        written.append(_write(Path(out, EXPORTED_VAE), "betavae", vae.state, digest, resolve_checkpoint(beside)))
-    return written
+        return None
+    gan.refuse_other_vae(vae, digest, beside)
+    return vae.state, digest, resolve_checkpoint(beside)
 
 
 def _kind_of(file: Path) -> str:

@@ -94,7 +94,8 @@ class GAN:
         if found != expected and not ("vae_mark" in self.state and expected is None):
             raise InputError(
                 f"{vae_path}: is another VAE ({found[:12]}) than the one {self.path} was trained with "
-                f"({expected[:12]}); name that one with --vae_checkpoint, or train the GAN again"
+                f"({expected[:12]}); name that one with --vae_checkpoint"
+                + (", or none: the GAN's file holds it" if "vae_mark" in self.state else ", or train the GAN again")
             )
 
     def own_vae(self) -> str | Path:
@@ -103,6 +104,8 @@ class GAN:
             return beside
         if path := self.state["settings"]["vae_checkpoint"]:
             return path
+        if self.state.get("vae_mark"):
+            return self.path  # a published RNA-GAN's file has it in it
         raise InputError(f"{self.path}: does not name its beta-VAE's file; name it with --vae_checkpoint")
 
     def warn_of_tissue(self, profile: str, tissue: str) -> None:

@@ -52,7 +52,6 @@ def open_vae(path: str | Path, device: torch.device | str = "cpu", fit: Fit = NO
             warn(f"{file}: has its own scaler: --fit_scaler {shorten(fit.tables)} is not used")
         vae, digest = TrainedVAE.open(file, device)
         return vae, origin["digest"] if (origin := vae.state.get("published")) else digest
-    published.of_kind("betavae", "name it with --checkpoint, and the beta-VAE with --vae_checkpoint")
     state = fitted(published, fit, device)
     return TrainedVAE(state, device, file), state["published"]["digest"]
 
@@ -90,9 +89,10 @@ def fitted(published: Published, fit: Fit, device: torch.device | str = "cpu") -
             "least 2 and 1 were expected; name tables of more donors, or fill their column assigned_split"
         )
     scaler = ExpressionScaler.fit(train, TRANSFORM)
+    own = content_digest(weights)
     origin = {
-        "digest": content_digest([weights, table.genes, TRANSFORM, train, fit.split_seed]),
-        "weights_digest": content_digest(weights),
+        "digest": content_digest([own, table.genes, TRANSFORM, train, fit.split_seed]),
+        "weights_digest": own,
         "fit_scaler": [Path(name).name for name in fit.tables],
         "transform": TRANSFORM,
         "rows": f"{len(train)} of split train, split_seed {fit.split_seed}",

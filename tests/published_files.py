@@ -6,6 +6,7 @@ import them.
 
 import sys
 import types
+import warnings
 from collections import OrderedDict, defaultdict
 from contextlib import contextmanager
 
@@ -121,6 +122,6 @@ def save_gan(path, generator, vae=None, critic=None, losses=True, **how):
         value.grad = torch.ones_like(value)
     optimizer.step()  # its moments are in the file
     model["optimizer_generator"] = optimizer.state_dict()
-    with at_home():
+    with at_home(), warnings.catch_warnings(action="ignore"):  # the older form looks for their source
         torch.save(model, path, **how)
     return OrderedDict((k, v.clone()) for k, v in generator.state_dict().items())

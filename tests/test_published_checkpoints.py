@@ -21,6 +21,7 @@ import prepare_data
 from common.checkpoint import load_checkpoint
 from common.errors import InputError
 from datasets.expression import read_cohort_tables, read_expression, write_expression
+from datasets.leaks import TrainedOn
 from datasets.tiles import read_image, read_image_folder
 from models.betavae import BetaVAE
 from models.conditioning import published_infuse
@@ -284,7 +285,9 @@ def test_tiles_of_a_published_rna_gan_cannot_depend_on_the_profile_and_it_is_sai
         err = capsys.readouterr().err
         assert err.count("of one profile z cancels exactly, so these tiles cannot depend on the profile") == 1
     assert abs(pixels("a") - pixels("b")).max() <= 1 and pixels("a").std() > 5
-    about = read("a/manifest.json")["made_from"]
+    assert generate(f"--sample_size 16 {TABLES} --patient1 {PATIENT} --out c") == 0  # its file holds its beta-VAE
+    inside, about = (read(f"{folder}/manifest.json")["made_from"] for folder in "ca")
+    assert inside["vae_published"] == about["vae_published"] and (pixels("c") == pixels("a")).all()
     assert about["kind"] == "rna-gan" and about["vae_published"]["fit_scaler"] == ["lung.csv", "brain.csv"]
     assert about["digest"] == open_gan("rna-gan.model").digest and about["vae_published"]["transform"] == "ln_nonzero"
     # Noise U(-0.3, 0.3) + z, standardised over the chunk, through torchgan's network in eval mode.
@@ -304,7 +307,7 @@ def test_tiles_of_a_published_rna_gan_cannot_depend_on_the_profile_and_it_is_sai
 
 def test_what_is_missing_or_another_vae_is_named(cohort, capsys):
     for words, message in (
-        (f"--patient1 {PATIENT}", "does not name its beta-VAE's file; name it with --vae_checkpoint"),
+        (f"--patient1 {PATIENT}", "rna-gan.model: is the published code's beta-VAE: weights only."),
         (
             f"--patient1 {PATIENT} --vae_checkpoint vae.pt",
             "name the tables that it was trained with, --fit_scaler TABLE",
@@ -316,6 +319,9 @@ def test_what_is_missing_or_another_vae_is_named(cohort, capsys):
         assert generate(words) == 2
         err = capsys.readouterr().err
         assert message in err.splitlines()[-1] and ": error: " in err.splitlines()[-1]
+    torch.save(generator().state_dict(), "bare.model")
+    assert generate(f"--vae --patient1 {PATIENT}", "bare.model") == 2
+    assert "does not name its beta-VAE's file; name it with --vae_checkpoint" in capsys.readouterr().err
     assert generate("", "vae.pt") == 2 and "name it with --vae_checkpoint" in capsys.readouterr().err
 
 
@@ -395,3 +401,16 @@ def test_a_table_for_the_published_beta_vae(cohort, capsys):
     assert gan_toy.run(prepare_data, f"{words} {TABLES}") == 0, capsys.readouterr().err
     assert read("t.report.json")["checkpoint"]["vae_published"]["weights_digest"]
     assert read_expression("t.csv").genes == read_expression("data/lung.csv").genes
+
+
+def test_whose_tiles_a_published_gan_was_trained_on_is_not_known_and_said(cohort, capsys):
+    """In the classifier's tables, and in the cohort's, which needs what such a file does not hold."""
+    for tissue in gan_toy.TISSUES:
+        assert generate(f"--sample_size 8 --out generated/{tissue}", "gan.model") == 0
+    words = "toy --real tiles/lung tiles/brain --generated generated/lung generated/brain --out images --per_class 4"
+    assert gan_toy.run(prepare_data, f"{words} --split test") == 0
+    said = capsys.readouterr().err
+    assert "gan.model: does not say which donors it was trained on (an older file, or a published one)" in said
+    assert gan_toy.run(prepare_data, "cohort --config lung.json --checkpoint vae.pt --out c.csv") == 2
+    assert "a published file, which tells neither genes nor donors" in capsys.readouterr().err
+    assert TrainedOn.read("gan.model").donors is None

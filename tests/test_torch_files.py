@@ -356,8 +356,36 @@ def test_zip_bombs_are_not_unpacked(tmp_path):
     assert peak_of(read)[1] < 5_000_000
 
 
-def test_a_list_of_members_that_is_too_long_is_not_read(tmp_path):
-    write_zip(tmp_path / "a", pickled({}))
+def test_sizes_that_a_zip_only_claims_take_no_memory(tmp_path):
+    for number, (data, at) in enumerate(((pickled({}), 0), (pickled({"x": tensor((HUGE,), (1,), numel=HUGE)}), 1))):
+        path = tmp_path / str(number)
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", data)
+            archive.writestr("archive/data/0", bytes(24))
+            archive.infolist()[at].file_size = archive.infolist()[at].compress_size = (4 * HUGE, 1 << 27)[at == 0]
+
+        def read(path=path):
+            if file := open_torch_file(path):
+                file.tensors(file.value)
+                return "read"
+            return "none of torch"
+
+        tracemalloc.start()
+        if at:
+            with pytest.raises(InputError, match="bytes of numbers were expected, the file has"):
+                read()
+        else:
+            assert read() == "none of torch"
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        tracemalloc.stop()
+
+
+def test_a_list_of_members_that_is_too_long_is_not_read(tmp_path, monkeypatch):
+    write_zip(tmp_path / "a", pickled({}), {str(k): b"1234" for k in range(100)})
+    assert len(open_torch_file(tmp_path / "a").members) == 100
+    monkeypatch.setattr("common.torch_files.MAX_DIRECTORY", 5000)
+    assert open_torch_file(tmp_path / "a") is None
+    monkeypatch.undo()
     data = bytearray((tmp_path / "a").read_bytes())
     data[-10:-6] = struct.pack("<L", 1 << 31)  # bytes of the list
     (tmp_path / "a").write_bytes(data)
