@@ -12,8 +12,9 @@ build   Reads folders of tile stores, each named after its tissue, and folders o
 serve   Answers http://127.0.0.1:8000 until it is stopped; writes <quiz>/answers.sqlite. An answer that a visitor was
         told is kept survives kill -9. --study: a participant's code decides tiles and order, nothing can be changed,
         and results are not shown. For others to reach it put a web server with TLS before it (--behind_proxy).
-export  Writes <out>/answers.csv (<quiz>/results/ by default), a row per answer, and <out>/analysis.json: accuracy, d', ROC area by model, tissue
-        and experience, each tile's difficulty, ratings of quality compared, all with intervals.
+export  Writes answers.csv, a row per answer, and analysis.json into <out> (default <quiz>/results): accuracy,
+        d', ROC area by model, tissue and experience, each tile's difficulty, ratings of quality compared, all with
+        intervals.
 """
 
 import argparse
