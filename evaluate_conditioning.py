@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 
-from common.config import GANSettings, add_tile_limits, load_config
+from common.config import GANSettings, add_fit_scaler, add_tile_limits, load_config
 from common.errors import InputError, command_parser, run_command
 from common.files import make_folder, write_json, write_text
 from common.run import pick_device
@@ -42,9 +42,14 @@ from sources.readers import read_shift
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = command_parser(__doc__)
-    parser.add_argument("--checkpoint", required=True, help="an RNA-GAN: its .model file or run folder")
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        help="an RNA-GAN: .model file (ours, or the published code's), run folder, export",
+    )
     parser.add_argument("--config", required=True, help="JSON settings: where the tables and real tiles are")
     parser.add_argument("--vae_checkpoint", help="the RNA-GAN's beta-VAE; default: the one that its settings name")
+    add_fit_scaler(parser.add_argument)
     parser.add_argument("--split", choices=("test", "val"), default="test", help="whose donors (default test)")
     parser.add_argument("--tiles", type=int, default=64, help="generated tiles per patient and seed (default 64)")
     add_tile_limits(parser.add_argument)

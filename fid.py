@@ -27,7 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common.config import PRECISIONS, add_tile_limits
+from common.config import PRECISIONS, add_fit_scaler, add_tile_limits
 from common.errors import InputError, command_parser, run_command, warn
 from common.files import make_folder, write_json
 from metrics.frechet import frechet_distance, frechet_from_statistics, frechet_to_statistics, small_sample_note
@@ -55,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     sides.add_argument("--patient2", help="slide (or sample, or donor) of the second patient")
     sides.add_argument("--vae", action="store_true", help="accepted for the published command lines; the file decides")
     sides.add_argument("--vae_checkpoint", help="the VAE that encodes profiles; default: the one that the run names")
+    add_fit_scaler(sides.add_argument)
     sides.add_argument("--matrix", nargs="+", metavar="NAME=SOURCE", help="all pairs of these sources in one table")
     add_tile_limits(sides.add_argument)
     how = parser.add_argument_group("how")

@@ -26,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 from common.checkpoint import content_digest
-from common.config import PRECISIONS, GANSettings, add_tile_limits, load_config
+from common.config import PRECISIONS, GANSettings, add_fit_scaler, add_tile_limits, load_config
 from common.errors import InputError, command_parser, run_command, shorten, warn
 from common.files import read_json, sha256_of, write_json
 from common.run import generator_for, pick_device
@@ -40,6 +40,7 @@ from sources.profiles import Profiles
 from sources.readers import read_shift
 from sources.real import RealSource
 from sources.tile_folder import TileFolder
+from sources.vae import NOTHING, Fit
 
 GRID_TILES, GRID_COLUMNS = 64, 8
 SWEPT = 6  # noises in sweep.png
@@ -49,7 +50,9 @@ COMPARED = 16  # tiles of each of the three in comparison.png, 4 x 4
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = command_parser(__doc__)
-    parser.add_argument("--checkpoint", required=True, help="a GAN: its .model file or run folder")
+    parser.add_argument(
+        "--checkpoint", required=True, help="a GAN: .model file (ours, or the published code's), run folder, export"
+    )
     parser.add_argument("--checkpoint2", help="another GAN, shown beside the first and the real tiles of --patient1")
     parser.add_argument("--config", required=True, help="JSON settings: where the tables and real tiles are")
     parser.add_argument("--sample_size", type=int, default=64, help="tiles to make (default 64)")
@@ -57,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--vae", action="store_true", help="noted only: the checkpoint says whether it takes expression"
     )
     parser.add_argument("--vae_checkpoint", help="the RNA-GAN's beta-VAE; default: the one that its settings name")
+    add_fit_scaler(parser.add_argument)
     parser.add_argument("--patient1", help="a sample or slide of the table, with or without .svs")
     parser.add_argument("--rna_data", help="a table to take the profile from, .csv or .h5ad, instead of the config's")
     add_tile_limits(parser.add_argument)
@@ -86,7 +90,8 @@ def main(args: argparse.Namespace) -> int | None:
     cfg = load_config(GANSettings, args.config, args)
     check_arguments(args)
     device = pick_device(cfg.device)
-    gans = [open_gan(path, device, args.precision) for path in (args.checkpoint, args.checkpoint2) if path]
+    names = [path for path in (args.checkpoint, args.checkpoint2) if path]
+    gans = [open_gan(path, device, args.precision, args.vae) for path in names]
     conditional = any(gan.conditional for gan in gans)
     if args.sweep and not gans[0].conditional:
         raise InputError(f"--sweep: {gans[0].path} takes no expression; name an RNA-GAN with --checkpoint")
@@ -108,7 +113,7 @@ def main(args: argparse.Namespace) -> int | None:
 
     profiles = shift = None
     if args.sweep:  # what may fail does so before the first tile
-        profiles = gans[0].profiles(args.vae_checkpoint, table)
+        profiles = gans[0].profiles(args.vae_checkpoint, table, Fit.of(cfg))
         shift = read_shift(args.sweep, profiles)
 
     # The tiles.
@@ -116,7 +121,7 @@ def main(args: argparse.Namespace) -> int | None:
     out = Path(args.out or Path("generated", gans[0].run, slide_key(asked) if asked else "no_patient"))
     shown, whose = [], "no one profile"
     for gan, folder in zip(gans, (out, out / "second"), strict=False):
-        source, about = source_for(gan, args.vae_checkpoint, table, profile, args.guidance)
+        source, about = source_for(gan, args.vae_checkpoint, table, profile, args.guidance, Fit.of(cfg))
         whose = f"profile {profile} (split {about['split']})" if about["profile"] else whose
         shown.append(write_tiles(source, about, TileFolder(folder), args.sample_size, cfg.seed, args.batch))
     if shift is not None:
@@ -168,12 +173,17 @@ def pick_profile(table: ExpressionTable, patient: str | None, random: bool, seed
 
 
 def source_for(
-    gan: GAN, vae_path: str | None, table: ExpressionTable | None, profile: str | None, guidance: float = 1.0
+    gan: GAN,
+    vae_path: str | None,
+    table: ExpressionTable | None,
+    profile: str | None,
+    guidance: float = 1.0,
+    fit: Fit = NOTHING,
 ) -> tuple[GANSource, dict[str, Any]]:
     """Return a GAN's tiles and what the manifest says of the profile behind them."""
     if not gan.conditional:
         return GANSource(gan), {"profile": None}
-    profiles = gan.profiles(vae_path, table)
+    profiles = gan.profiles(vae_path, table, fit)
     about = {"table": table.source, "gene_coverage": profiles.coverage, "condition_share": gan.generator.rule.share}
     about |= {"guidance": guidance}
     if profile is None:

@@ -9,7 +9,11 @@ Reads the config's tile folders and tables; a loss that ends in `vae` also reads
 Writes into the run folder (--model_dir): config.json, log.jsonl, <run>.model (the averaged generator: enough to make
 tiles) and last.pt (everything, to go on); and a grid of tiles from fixed noise after each epoch into --image_dir. The
 rows of an RNA-GAN's grid are held-out profiles (validation donors), the columns the same noise.
-Typing the same command again goes on where the run stopped; on the CPU the result is the same to the bit.
+Typing the same command again goes on where the run stopped; on the CPU the result is the same to the bit. last.pt is
+written at the end of an epoch and every save_every seconds, but no more often than costs a twentieth of the time; the
+one before it stays as previous.pt, in case the disk damages it. SIGTERM, SIGINT and SIGUSR1 end the run after the
+current step, saved, with status 75. Where a loss or weight is not finite, the run goes back to last.pt and leaves that
+batch out; the third time it ends.
 Each step is one or more updates of the critic, then one of the generator through the last fake batch.
 
 Which loss: rpganvae with --gan_type residual makes tiles that match the patient: its critic sees the expression.
@@ -22,35 +26,47 @@ import math
 import sys
 import time
 from contextlib import nullcontext
-from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from common.checkpoint import NonFiniteError, content_digest, load_checkpoint, resolve_checkpoint
-from common.config import PRECISIONS, GANSettings, add_tile_limits, load_config, settings_dict
-from common.errors import InputError, command_parser, run_command, warn
+from common.checkpoint import NonFiniteError, load_checkpoint
+from common.config import (
+    PRECISIONS,
+    GANSettings,
+    add_fit_scaler,
+    add_scale,
+    add_tile_limits,
+    load_config,
+    settings_dict,
+)
+from common.distributed import alone, joined, launch, under_torchrun
+from common.errors import InputError, command_parser, run_command
 from common.memory import keep_freed_memory
-from common.run import FREE_TO_CHANGE, Run, generator_for, pick_device, seed_for
+from common.run import Run, pick_device
+from common.skips import Skips
 from datasets.cohort import Cohort, open_cohort, write_left_out
 from datasets.expression import read_cohort_tables
-from datasets.leaks import HELD_OUT, trained_by
+from datasets.leaks import HELD_OUT
 from datasets.tiles import to_uint8
-from models.augment import augmented
 from models.average import average_decay, calibrate_batch_norm, calibration_inputs, update_average
 from models.compiling import MODES, compile_networks
 from models.conditioning import CONDITIONS, CRITIC_CONDITIONS, InputRule
-from models.gan_losses import LOSSES, critic_step, generator_step, is_conditional
-from models.gan_settings import CACHES, OPTIMIZERS, check_gan_settings, resolve_gan_settings
+from models.gan_losses import LOSSES, Shown, critic_step, generator_step, is_conditional
+from models.gan_settings import CACHES, check_gan_settings, free_settings, resolve_gan_settings
+from models.gan_training import GANTraining
 from models.generate import sample_tiles
-from models.networks import GAN_TYPES, align_moments, build_critic, build_generator, generator_args
-from models.schedules import eased, rate_groups, set_rate, side_at
+from models.networks import GAN_TYPES
+from models.passes import Passes
+from models.schedules import eased, side_at
+from models.step_draws import StepDraws
 from sources.batches import Batches, place_of
+from sources.gan_record import adopt, adopt_split, cohort_digest, describe_model
 from sources.pictures import grid_of, write_png
 from sources.profiles import Profiles
+from sources.vae import Fit
 
 GRID_PROFILES = 8  # held-out profiles in an RNA-GAN's grid
 
@@ -67,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_patches", type=int, dest="max_patch_per_wsi", help="tiles used per slide")
     add_tile_limits(parser.add_argument)
     parser.add_argument("--max_steps", type=int, help="stop after so many steps in all; 0: no such limit")
-    parser.add_argument("--batch_size", type=int)
+    parser.add_argument("--batch_size", type=int, help="tiles in a step, of all processes together")
     parser.add_argument("--img_size", type=int, help="pixels; a power of two from 16")
     parser.add_argument("--condition", choices=CONDITIONS, help="how expression enters: added to noise, or beside it")
     parser.add_argument("--condition_share", type=float, help="add: a in input = sqrt(1 - a^2) noise + a c")
@@ -77,6 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--critic_condition", choices=CRITIC_CONDITIONS, help="projection: the critic sees expression")
     parser.add_argument("--mismatched_weight", type=float, help="of real tiles with another patient's expression")
     parser.add_argument("--vae_checkpoint", help="the beta-VAE of an RNA-GAN: a file or its run folder")
+    add_fit_scaler(parser.add_argument)
     parser.add_argument("--precision", choices=PRECISIONS, help="bf16: autocast; penalties stay fp32")
     parser.add_argument(
         "--compile", nargs="?", const="default", choices=MODES, help="torch.compile; reduce-overhead: with CUDA graphs"
@@ -86,15 +103,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="of weights, batches and noise; never moves a donor (split_seed does)")
     parser.add_argument("--device", help="cpu, cuda, cuda:N, or a GPU's index with the CPU as fallback")
     parser.add_argument("--log", type=int, choices=(0, 1), default=0, help="1: log to wandb too (offline if need be)")
-    parser.add_argument("--parallel", type=int, choices=(0, 1), default=0, help="1: several processes")
+    add_scale(parser.add_argument)
     parser.add_argument("--restart", action="store_true", help="move an earlier run in the folder aside")
     return parser
 
 
 def main(args: argparse.Namespace) -> int | None:
     """Settings, profiles, tiles, run, training."""
-    if args.parallel:
-        raise InputError("--parallel 1: several processes are not supported yet; use --parallel 0")
+    if args.parallel and not under_torchrun():
+        return launch(args.parallel, [__file__, *args.words])
     cfg = load_config(GANSettings, args.config, args)
     resolve_gan_settings(cfg)
     check_gan_settings(cfg, args.config)
@@ -104,7 +121,8 @@ def main(args: argparse.Namespace) -> int | None:
     vae: dict[str, Any] = {"digest": None, "latent": None, "coverage": None, "trained_on": []}
     conditions = held_out = None
     if is_conditional(cfg.loss_type):
-        profiles = Profiles(cfg.vae_checkpoint, read_cohort_tables(cfg), device, InputRule.of(settings_dict(cfg)))
+        rule, table = InputRule.of(settings_dict(cfg)), read_cohort_tables(cfg)
+        profiles = Profiles(cfg.vae_checkpoint, table, device, rule, Fit.of(cfg))
         adopt(cfg, profiles, args.config)
         vae = {"digest": profiles.vae_digest, "latent": {"mean": profiles.mean, "std": profiles.std}}
         vae["coverage"], vae["trained_on"] = profiles.coverage, profiles.trained_on
@@ -121,14 +139,21 @@ def main(args: argparse.Namespace) -> int | None:
         held_out = profiles.conditions(profiles.held_out("val", GRID_PROFILES))  # (8, z)
         del profiles  # the VAE is not needed any more, and large
 
-    digests = {"vae_digest": vae["digest"], "cohort_digest": cohort_digest(cohort)}
+    settings = settings_dict(cfg) | {"vae_digest": vae["digest"], "cohort_digest": cohort_digest(cohort)}
     before = GANSettings(loss_type=cfg.loss_type)  # what an older config.json does not say was so
     resolve_gan_settings(before)
-    with Run(cfg.save_dir, settings_dict(cfg) | digests, args.restart, settings_dict(before)) as run:
+    old = settings_dict(before)
+    with joined(device) as ranks, Run(cfg.save_dir, settings, args.restart, old, ranks, free_settings(cfg)) as run:
+        if cfg.batch_size < ranks.world:
+            raise InputError(
+                f"{args.config}: batch_size {cfg.batch_size}: under {ranks.world}, the processes; raise it"
+            )
         if args.log:
             run.start_wandb(settings_dict(cfg))
-        write_left_out(cohort, run.folder)
-        print(f"{run.folder}: {cfg.loss_type}, {cohort.summary()}; {device}", flush=True)
+        if ranks.main:
+            write_left_out(cohort, run.folder)
+        where = f"{device}" if ranks.world == 1 else f"{ranks.world} processes, {device.type}"
+        print(f"{run.folder}: {cfg.loss_type}, {cohort.summary()}; {where}", flush=True)
         fit(run, cohort, conditions, held_out, vae, cfg, device)
     return None
 
@@ -147,29 +172,16 @@ def fit(
     `conditions` (rows of the cohort, z) and `held_out` (profiles, z): None in a run without expression.
     """
     # Networks, their optimisers, and where an earlier call of this command left them.
-    torch.manual_seed(seed_for(cfg.seed, "weights"))
-    network = generator_args(cfg, latent_dim := 0 if conditions is None else conditions.shape[1])
-    generator, critic = build_generator(network).to(device), build_critic(cfg, latent_dim).to(device)
-    average = deepcopy(generator).requires_grad_(False)
-    adam = partial(
-        OPTIMIZERS[cfg.optimizer],
-        betas=(cfg.adam_beta1, cfg.adam_beta2),
-        weight_decay=cfg.weights_decay,
-        fused=True,
-    )
-    optimizer_g = adam(rate_groups(generator, cfg.equalised), lr=cfg.lr_generator)
-    optimizer_c = adam(rate_groups(critic, cfg.equalised), lr=cfg.lr_critic)
-    tracked = {"generator": generator, "critic": critic, "average": average}
-    tracked |= {"optimizer_g": optimizer_g, "optimizer_c": optimizer_c}
+    gan = GANTraining(cfg, latent_dim := 0 if conditions is None else conditions.shape[1], device)
+    generator, critic, average = gan.generator, gan.critic, gan.average
     done = 0
     losses: dict[str, torch.Tensor] = {}  # the latest of each part: not all are computed in every step
+    skips = Skips(run.folder, lambda step: batches.named(step))
     if (saved := run.restore("gan_training")) is not None:
         done = saved["step"]
         losses = {k: torch.tensor(v, device=device) for k, v in saved["losses"].items()}
-        for name, part in tracked.items():
-            part.load_state_dict(saved[name])
-        align_moments(optimizer_g)
-        align_moments(optimizer_c)
+        gan.load(saved)
+        skips.load(saved)
     del saved  # gigabytes at the paper's size
 
     # One unit of time: the step. An epoch is as many steps as it takes to show as many tiles as there are.
@@ -178,93 +190,157 @@ def fit(
     last = min(cfg.num_epochs * epoch_steps, cfg.max_steps or sys.maxsize)
     loss = LOSSES[cfg.loss_type]
     autocast = torch.autocast(device.type, torch.bfloat16) if cfg.precision == "bf16" else nullcontext()
-    options = ("penalty_weight", "penalty_per", "mismatched_weight", "clip")
-    options: dict[str, Any] = {key: getattr(cfg, key) for key in options} | {"autocast": autocast}
+
+    # Of each batch this rank has a share, which passes through the networks at once, or a part after another.
+    batches = Batches(cohort, conditions, cfg, device, done, last)
+    draws = StepDraws(cfg, batches.rows, device)
+    least = cfg.batch_size if cfg.penalty_per == "batch" else 1
+    passes = Passes(cfg.micro_batch, generator, critic, least=least)
+    keys = ("penalty_weight", "penalty_per", "mismatched_weight", "clip")
+    options: dict[str, Any] = {key: getattr(cfg, key) for key in keys}
+    shared = {"autocast": autocast, "share": batches.share}
     if cfg.compile and last > done:
         sides = sorted(
             {side_at(step * per_step, cfg.first_side, cfg.img_size, cfg.grow_images) for step in range(done, last)}
         )
-        why = compile_networks(generator, critic, cfg.compile, sides, cfg.batch_size, autocast)
+        rows = passes.of(cfg.batch_size)[0]
+        why = compile_networks(generator, critic, cfg.compile, sides, rows.stop - rows.start, autocast)
         print(f"{run.folder}: " + (f"not compiled: {why}" if why else f"compiled, {cfg.compile}"), flush=True)
     if done:
         print(f"{run.folder}: going on after step {done} of {last}", flush=True)
 
+    def draw(noise: torch.Tensor, shown: Shown, strength: float, *place: int) -> torch.Tensor:
+        with autocast:
+            tiles = generator(noise, shown.c, shown.keep).float()  # (n, 3, side, side)
+        return draws.augmented(tiles, strength, "fake", *place)
+
     def save_model(step: int) -> None:
         state = describe_model(cfg, cohort, vae, step / epoch_steps, step * per_step)
-        state |= {"generator_args": network, "generator": average.state_dict()}
+        state |= {"generator_args": gan.args, "generator": average.state_dict()}
         run.save(f"{run.name}.model", "gan", state)
+
+    def draw_grid(step: int) -> None:
+        if not run.ranks.main:
+            return
         folder = Path(cfg.image_dir) if cfg.image_dir else run.folder / "samples"
-        tiles, columns = sample_tiles(average, cfg.num_grid, cfg.seed, held_out)
+        with alone():
+            tiles, columns = sample_tiles(average, cfg.num_grid, cfg.seed, held_out)
         write_png(folder / f"epoch_{math.ceil(step / epoch_steps):04d}.png", grid_of(to_uint8(tiles), columns))
 
-    def save(step: int, model: bool) -> None:
+    def save(step: int, model: bool) -> bool:
+        """Save; return False where a weight is not finite: the files on disk stay as they were."""
+        bad = False
         try:
-            if model:  # before last.pt, so that it is the same however often the run was cut
+            if run.ranks.main:
+                with run.saving():
+                    state = {"step": step, "losses": {k: v.item() for k, v in losses.items()}}
+                    run.save("last.pt", "gan_training", state | gan.state() | skips.state())
+                    if model:
+                        save_model(step)
+        except NonFiniteError:
+            bad = True
+        return not run.ranks.any(bad)
+
+    def calibrate() -> None:  # before last.pt, so that it is the same however often the run was cut
+        if run.ranks.main:
+            with alone():  # the other ranks take no part in this
                 calibrate_batch_norm(average, calibration_inputs(average, cfg.seed, conditions))
-            state = {"step": step, "losses": {k: v.item() for k, v in losses.items()}}
-            run.save("last.pt", "gan_training", state | {k: v.state_dict() for k, v in tracked.items()})
-            if model:
-                save_model(step)
-        except NonFiniteError as error:  # a weight that is not finite: the files on disk stay as they were
-            raise InputError(f"step {step}: {error}; lower lr_generator or lr_critic, and use --restart") from None
+
+    def go_back(step: int, what: str) -> int:
+        remedy = "lower lr_generator or lr_critic, use --precision fp32, or check the tiles; then --restart"
+        skips.blame(step, what, remedy)
+        state = run.restore("gan_training") or {"step": 0, "losses": {}} | GANTraining(cfg, latent_dim, device).state()
+        gan.load(state)
+        losses.clear()
+        losses.update({k: torch.tensor(v, device=device) for k, v in state["losses"].items()})
+        unchecked.clear()
+        batches.go_to(state["step"])
+        bar.n = state["step"]
+        bar.refresh()
+        return state["step"]
 
     model = run.folder / f"{run.name}.model"
-    if done >= last and not (model.exists() and load_checkpoint(model)[0]["images_seen"] == done * per_step):
-        save(done, model=True)  # last.pt is written first: the model may be missing after a crash
-    batches = Batches(cohort, conditions, cfg, device, done, last)
+    if done >= last and not is_model_of(model, done * per_step):  # last.pt is written first: a crash may be between
+        calibrate()
+        save(done, model=True)
+        draw_grid(done)
     if device.type == "cpu":
         keep_freed_memory()
-    saved_at = reported_at = time.monotonic()
-    unchecked: list[tuple[int, torch.Tensor]] = []
+    reported_at = time.monotonic()
+    unchecked: dict[int, torch.Tensor] = {}  # step: whether its losses are finite
     bar = tqdm(initial=done, total=max(last, done), unit="step", desc=run.name, mininterval=1, disable=None)
-    for step in range(done + 1, last + 1):
+    run.hold_signals()  # until the last step is saved
+    step = done
+    while step < last:
+        step += 1
+
         # What the images shown so far ask for.
         if cfg.compile == "reduce-overhead":
             torch.compiler.cudagraph_mark_step_begin()
         images = (step - 1) * per_step
         gamma_final = cfg.gamma if cfg.gamma_final is None else cfg.gamma_final
         options["gamma"] = eased(cfg.gamma, gamma_final, images, cfg.schedule_images)
-        for optimizer, rate in ((optimizer_g, cfg.lr_generator), (optimizer_c, cfg.lr_critic)):
-            set_rate(optimizer, eased(rate, rate * cfg.lr_final, images, cfg.schedule_images))
+        options["penalise"] = cfg.penalty_every if step % cfg.penalty_every == 0 else 0
+        strength = eased(0.0, cfg.augment, images, cfg.augment_images)
+        gan.set_rates(images)
         generator.network.side = side = side_at(images, cfg.first_side, cfg.img_size, cfg.grow_images)
 
         # Update the critic.
         for turn in range(cfg.critic_steps):
             real, shown = batches.take(step, turn, side)
-            noise = generator.draw(len(real), generator_for(cfg.seed, "noise", step, turn), device)
-            epsilon = torch.rand(len(real), generator=generator_for(cfg.seed, "epsilon", step, turn)).to(device)
-            with autocast:
-                fake = generator(noise, shown.c, shown.keep).float()
-            if strength := eased(0.0, cfg.augment, images, cfg.augment_images):
-                real = augmented(real, strength, generator_for(cfg.seed, "augment real", step, turn))
-                fake = augmented(fake, strength, generator_for(cfg.seed, "augment fake", step, turn))
-            options["penalise"] = cfg.penalty_every if step % cfg.penalty_every == 0 else 0
+            if step in skips:
+                continue
+            real = draws.augmented(real, strength, "real", step, turn)
+            noise, epsilon = draws.noise(generator, step, turn), draws.epsilon(step, turn)
             options["signs"] = None
             if cfg.penalty_form == "difference" and options["penalise"]:
-                source = generator_for(cfg.seed, "signs", step, turn)
-                options["signs"] = torch.randint(2, (2, *real.shape), generator=source).to(device) * 2.0 - 1.0
-            losses |= critic_step(critic, optimizer_c, loss, real, fake, epsilon, shown, **options)
+                options["signs"] = draws.signs(real, step, turn)
+            for trial in passes.trials(cfg.batch_size):
+                with trial:
+                    fake = draw(noise, shown, strength, step, turn)
+                    losses |= critic_step(
+                        critic, gan.optimizer_c, loss, real, fake, epsilon, shown, **options, **shared
+                    )
 
         # Update the generator, and its moving average.
-        losses |= generator_step(critic, optimizer_g, loss, fake, shown, real, autocast=autocast)
-        update_average(average, generator, average_decay(per_step, cfg.ema_images, step * per_step))
+        for trial in passes.trials(cfg.batch_size) if step not in skips else ():
+            with trial:
+                if trial.again:
+                    fake = draw(noise, shown, strength, step, turn)
+                losses |= generator_step(critic, gan.optimizer_g, loss, fake, shown, real, **shared)
+        if step in skips:
+            run.log(step, {"skipped": skips[step]})
+        else:
+            update_average(average, generator, average_decay(per_step, cfg.ema_images, step * per_step))
+            unchecked[step] = torch.stack(list(losses.values())).isfinite().all()
         bar.update()
 
         # Report. Losses are looked at in bulk, so that a GPU is not stopped at every step.
-        unchecked.append((step, torch.stack(list(losses.values())).isfinite().all()))
-        epoch_ends, stopping = step % epoch_steps == 0 or step == last, run.should_stop()
-        save_now = epoch_ends or stopping or (cfg.save_every and time.monotonic() - saved_at > cfg.save_every)
-        if step % cfg.log_interval == 0 or save_now or device.type == "cpu":
-            refuse_non_finite(run, unchecked)
-        if step % cfg.log_interval == 0 or step == last:
+        epoch_ends = step % epoch_steps == 0 or step == last
+        stopping, due = run.after_step(epoch_ends, cfg.save_every)
+        save_now = due or stopping or step == last
+        if step % cfg.log_interval == 0 or epoch_ends or save_now or device.type == "cpu":
+            if bad := skips.first_bad({k: bool(v) for k, v in unchecked.items()}, step, gan.state):
+                step = go_back(bad, "a loss or weight is NaN or infinite")
+                continue
+            unchecked.clear()
+        if passes.changed:
+            print(f"{run.folder}: step {step}: {passes.changed}", flush=True)
+            run.log(step, {"micro_batch": passes.size})
+            passes.changed = ""
+        if losses and (step % cfg.log_interval == 0 or step == last):
             seconds, reported_at = time.monotonic() - reported_at, time.monotonic()
             run.log(step, {"epoch": step / epoch_steps, **losses, "seconds": seconds})
             bar.set_postfix({name: f"{value.item():.3g}" for name, value in losses.items()}, refresh=False)
 
         # Save: at the end of an epoch, or of this call, also the model and a grid of tiles.
-        if save_now:
-            save(step, model=epoch_ends or stopping)
-            saved_at = time.monotonic()
+        if epoch_ends or stopping:
+            calibrate()
+        if save_now and not save(step, model=epoch_ends or stopping):
+            step = go_back(step, "a weight is NaN or infinite")
+            continue
+        if epoch_ends or stopping:
+            draw_grid(step)
         if stopping and step < last:
             run.stop(step)
     bar.close()
@@ -274,68 +350,12 @@ def fit(
     )
 
 
-def adopt(cfg: GANSettings, profiles: Profiles, config: str) -> None:
-    """Change `cfg` to what the VAE says: its split of the donors, and where z is added its dimension."""
-    asked = {"split_seed": profiles.split_seed}
-    if cfg.condition == "add":
-        asked["encoding_dims"] = profiles.vae.latent_dim
-    for key, value in asked.items():
-        if getattr(cfg, key) != value:
-            warn(f"{config}: {key} = {getattr(cfg, key)}, the beta-VAE {profiles.path} has {value}: that is used")
-            setattr(cfg, key, value)
-
-
-def adopt_split(cfg: GANSettings, config: str) -> None:
-    """Change `cfg.split_seed` to that of the VAE it names, if that is there: a plain GAN's held-out donors are its."""
+def is_model_of(path: Path, images_seen: int) -> bool:
+    """Return whether a whole model of after so many images is there."""
     try:
-        path = resolve_checkpoint(cfg.vae_checkpoint)
+        return load_checkpoint(path, "gan")[0]["images_seen"] == images_seen
     except InputError:
-        return  # a plain GAN needs no VAE
-    seed = load_checkpoint(path, "betavae")[0]["split_seed"]
-    if cfg.split_seed != seed:
-        warn(f"{config}: split_seed = {cfg.split_seed}, the beta-VAE {path} has {seed}: that is used")
-        cfg.split_seed = seed
-
-
-def cohort_digest(cohort: Cohort) -> str:
-    """Return a digest of what is trained on: the slides, the pixels and numbers of their tiles, the profiles."""
-    pixels = [store.digest for store in cohort.tiles.stores]
-    profiles = None if cohort.table is None else [cohort.table.genes, torch.from_numpy(cohort.table.values)]
-    return content_digest([cohort.slides["slide"].tolist(), pixels, cohort.tiles.tile_index.tolist(), profiles])
-
-
-def refuse_non_finite(run: Run, unchecked: list[tuple[int, torch.Tensor]]) -> None:
-    """Empty `unchecked`, (step, whether its losses are finite); InputError names the first step where they are not."""
-    finite = torch.stack([fine for _, fine in unchecked]).tolist()
-    for (step, _), good in zip(unchecked, finite, strict=True):
-        if not good:
-            raise InputError(
-                f"{run.folder}: the loss is NaN or infinite at step {step}; nothing of it was saved. Lower "
-                "lr_generator or lr_critic, or use --precision fp32, and start again with --restart"
-            )
-    unchecked.clear()
-
-
-def describe_model(
-    cfg: GANSettings, cohort: Cohort, vae: dict[str, Any], epoch: float, images_seen: int
-) -> dict[str, Any]:
-    """Return what a GAN checkpoint says besides its weights: enough to use them, and to know whose they are."""
-    settings = {k: v for k, v in settings_dict(cfg).items() if k not in FREE_TO_CHANGE | {"num_epochs"}}
-    return {
-        "settings": settings,
-        "conditional": is_conditional(cfg.loss_type),
-        "vae_digest": vae["digest"],
-        "latent": vae["latent"],
-        "gene_coverage": vae["coverage"],
-        "tissues": sorted(cohort.slides["tissue"].astype(str).unique()),
-        "donors": int(cohort.slides["donor"].nunique()),
-        "tiles": len(cohort.tiles),
-        "img_size": cfg.img_size,
-        "mpp": cohort.tiles.mpp,
-        "epoch": epoch,
-        "images_seen": images_seen,
-        "split_seed": cfg.split_seed,
-    } | trained_by(cohort.slides["donor"], cohort.slides["slide"], *vae["trained_on"])
+        return False
 
 
 if __name__ == "__main__":

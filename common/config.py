@@ -48,10 +48,12 @@ class DataSettings:
     rna_features: int = 0  # expected number of genes; 0: whatever the tables hold
     min_gene_coverage: float = 0.8  # refuse a table with fewer of the expected genes than this share
     missing_genes: str = "mean"  # mean: 0 after scaling; zero: 0 before scaling (published)
+    fit_scaler: list[str] = field(default_factory=list)  # tables that give a published beta-VAE genes and scaler
     split_seed: int = 99
     seed: int = 99
     device: str = "0"  # a GPU's index (falls back to the CPU with a warning), "cuda" (insists) or "cpu"
     n_workers: int = 0
+    read_timeout: int = 300  # seconds after which a tile that cannot be read is tried once more, and then given up
     flag: str = ""  # the run's name in wandb (--log 1); empty: its folder's
     save_dir: str = ""  # the run folder
     num_epochs: int = 1
@@ -59,6 +61,7 @@ class DataSettings:
     batch_size: int = 8
     log_interval: int = 100  # steps
     save_every: int = 0  # seconds between checkpoints inside an epoch; 0: at the end of each epoch only
+    micro_batch: int = 0  # rows of a batch that pass through the networks at a time; 0: all
     optimizer: str = "Adam"
     weights_decay: float = 0.0
 
@@ -169,6 +172,31 @@ def add_tile_limits(add: Callable[..., argparse.Action]) -> None:
     add("--min_tissue", type=float, help="use tiles with this share of tissue or more, of those that were cut")
     add("--min_sharpness", type=float, help="likewise with this sharpness or more (prepare_data.py tiles)")
     add("--max_pen", type=float, help="likewise with at most this share of pixels in a pen's colour")
+
+
+def add_scale(add: Callable[..., argparse.Action]) -> None:
+    """Add the flags of training on several processes, and of a batch that is too large for a GPU."""
+    add(
+        "--parallel",
+        type=int,
+        default=0,
+        help="0: one process; 1: one for each GPU of this machine; N: so many, on CPUs too. They share each batch; "
+        "torchrun starts them as well, on several machines",
+    )
+    add(
+        "--micro_batch",
+        type=int,
+        help="rows of a batch that pass through the networks at a time, of each process; 0: all, and half as many each "
+        "time that a GPU's memory is too small (one process). The result is the same, but for batch norm, whose "
+        "statistics are then those of each pass (dcgan, beta-VAE): there a run keeps its value; the critic is then "
+        "not compiled",
+    )
+
+
+def add_fit_scaler(add: Callable[..., argparse.Action]) -> None:
+    """Add the flag that gives the published code's beta-VAE, which is weights only, its genes and scaler."""
+    words = "for the published code's beta-VAE, which is weights only: tables that it was trained with, for the order "
+    add("--fit_scaler", nargs="+", metavar="TABLE", help=words + "of genes, scaler and latent statistics")
 
 
 def settings_dict(settings: DataSettings) -> dict[str, Any]:

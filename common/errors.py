@@ -7,14 +7,20 @@ resumable (sysexits' EX_TEMPFAIL).
 import argparse
 import difflib
 import errno
+import io
 import os
 import re
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
-EXIT_DONE, EXIT_FAULT, EXIT_BAD_INPUT, EXIT_SOME_FAILED, EXIT_STOPPED = 0, 1, 2, 3, 75
+from common.stopping import EXIT_STOPPED, Interrupted, remove_unfinished, signals_handled
+
+EXIT_DONE, EXIT_FAULT, EXIT_BAD_INPUT, EXIT_SOME_FAILED = 0, 1, 2, 3
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class InputError(Exception):
@@ -71,16 +77,41 @@ def run_command(
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Parse `argv`, call `main`, turn every error into one line on stderr; return the exit status."""
+    """Parse `argv`, call `main`, turn every error and signal into one line on stderr; return the exit status."""
     args = parser.parse_args(argv)
-    try:
-        return main(args) or EXIT_DONE
-    except (Exception, KeyboardInterrupt) as error:
-        message, status = _explain(error)
-        if args.debug:
-            traceback.print_exc()
-    print(f"{parser.prog}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    args.words = list(sys.argv[1:] if argv is None else argv)  # what was typed, for those who start it again
+    if another_rank():
+        _print_nothing()
+    with signals_handled():
+        try:
+            return main(args) or EXIT_DONE
+        except (Exception, KeyboardInterrupt) as error:
+            message, status = _explain(error)
+            if args.debug:
+                traceback.print_exc()
+            # common.distributed: another rank tells the user
+            told = getattr(error, "told", another_rank() and os.environ.get("LOCAL_RANK", "0") != "0")
+        remove_unfinished()
+        if not told:
+            rank = f"rank {os.environ['RANK']}: " if another_rank() else ""
+            print(f"{parser.prog}: error: {rank}{' '.join(message.split())}", file=sys.stderr, flush=True)
     return status
+
+
+def another_rank() -> bool:
+    """Return whether this is one of several processes on a job and not the first, which speaks for all."""
+    return os.environ.get("RANK", "0") != "0" and "WORLD_SIZE" in os.environ
+
+
+def _print_nothing() -> None:
+    """Send what is printed nowhere; stderr is kept for errors, without what is drawn on a terminal only (bars)."""
+
+    class NoTerminal(io.TextIOWrapper):
+        def isatty(self) -> bool:
+            return False
+
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+    sys.stderr = NoTerminal(open(sys.stderr.fileno(), "wb", closefd=False), line_buffering=True)  # noqa: SIM115
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
@@ -89,6 +120,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
         return str(error), EXIT_BAD_INPUT
     if isinstance(error, Stopped):
         return f"{error}; type the same command again to go on", EXIT_STOPPED
+    if isinstance(error, Interrupted):
+        return f"stopped by {error}; type the same command again to go on", EXIT_STOPPED
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; type the same command again to go on", EXIT_STOPPED
     if isinstance(error, OSError):
@@ -100,8 +133,9 @@ def _explain(error: BaseException) -> tuple[str, int]:
 def explain_os_error(error: OSError) -> str:
     """Return what an OSError means to a user: the file, what is wrong with it and the remedy."""
     where = error.filename2 or error.filename or "a file"  # a rename names its target second
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"{where}: no space left on the disk (or quota reached); free some space and type the same command again"
+    if error.errno in NO_SPACE:
+        room = _room(error, Path(where).absolute().parent)
+        return f"{where}: no space left on the disk (or quota reached){room} and type the same command again"
     if isinstance(error, FileNotFoundError):
         return f"{where}: no such file or folder; check the path (relative paths start at {os.getcwd()})"
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
@@ -113,6 +147,26 @@ def explain_os_error(error: OSError) -> str:
     return f"{where}: {error.strerror or error}; a file that can be read and written was expected; check path and disk"
 
 
+def _room(error: OSError, folder: Path) -> str:
+    """Return how many bytes are needed (where whoever wrote says so) and free, and what to do about it."""
+    needed = f"{error.needed:,} bytes are needed, " if hasattr(error, "needed") else ""
+    while not folder.exists():
+        folder = folder.parent
+    if error.errno == errno.EFBIG:
+        import resource  # not on Windows, nor is this limit
+
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        allowed = f"a file may have {limit:,} bytes" if limit >= 0 else "the file system takes no file so large"
+        return f": {needed}{allowed} (ulimit -f); raise the limit"
+    try:
+        free = f"{shutil.disk_usage(folder).free:,} bytes are free in {folder}"
+    except OSError:
+        free = f"too few are free in {folder}"
+    return f": {needed}{free}; free some space there"
+
+
 def warn(message: str) -> None:
-    """Tell the user, on stderr and on one line, what was changed, ignored or assumed."""
+    """Tell the user, on stderr and on one line, what was changed, ignored or assumed; of several ranks, the first."""
+    if another_rank():
+        return
     print(f"warning: {' '.join(message.split())}", file=sys.stderr, flush=True)

@@ -1,27 +1,31 @@
 """A run folder: settings, log, checkpoints; the device; seeds; and a clean stop when a signal asks for one."""
 
+import errno
 import hashlib
 import json
 import netrc
 import os
-import signal
 import time
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
 import torch
 
-from common.checkpoint import load_checkpoint, save_checkpoint
+from common.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint
+from common.distributed import ALONE, Ranks, agree, on_this_machine, under_torchrun
 from common.errors import InputError, Stopped, shorten, warn
 from common.files import read_json, remove_partials, write_json, write_text
+from common.stopping import Interrupted, hold_signals, release_signals, signals_handled, stop_requested
 
 # Settings that may differ when a run is resumed: they do not change what a step computes.
 FREE_TO_CHANGE = {
     "max_steps",
     "device",
     "n_workers",
+    "read_timeout",
     "log_interval",
     "save_every",
     "cache",
@@ -30,14 +34,17 @@ FREE_TO_CHANGE = {
     "image_dir",
     "save_dir",
 }
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+LAST, PREVIOUS = "last.pt", "previous.pt"
+SAVE_SHARE = 0.05  # of the time, at most, goes into saving
 
 
 class Run:
     """One run folder. `last.pt` holds everything that changes; typing the same command again goes on from it.
 
-    A run may be used as a context manager: inside it SIGTERM, SIGINT and SIGUSR1 set `stop_requested`, and a second
-    signal leaves at once. The loop asks `should_stop()` after each step, saves, and calls `stop()`.
+    `previous.pt` is the last.pt before it, in case the disk damages last.pt. A run is used as a context manager: inside
+    it SIGTERM, SIGINT and SIGUSR1 end the run at once, with status 75, except between `hold_signals()` and
+    `release_signals()`: there the loop asks `after_step()` after each step, saves, and calls `stop()`. A second signal
+    leaves at once. Of several ranks the first alone writes; each reads last.pt, and all stop after the same step.
     """
 
     def __init__(
@@ -46,24 +53,35 @@ class Run:
         settings: dict[str, Any],
         restart: bool = False,
         defaults: dict[str, Any] | None = None,
+        ranks: Ranks = ALONE,
+        free: Collection[str] = (),
     ) -> None:
         """Create or re-open `folder`. InputError where it holds another run's settings (`restart` moves it aside).
 
-        `defaults`: what settings that an older run's config.json does not have were in effect.
+        `defaults`: what settings that an older run's config.json does not have were in effect. `free`: settings that,
+        beside FREE_TO_CHANGE, may differ in this run.
         """
         if not str(folder):
             raise InputError("no run folder: set save_dir in the config or name one with --save_dir / --model_dir")
-        self.folder = Path(folder)
-        self.stop_requested = False
+        self.folder, self.ranks, self._free = Path(folder), ranks, FREE_TO_CHANGE | set(free)
         self._wandb: Any = None
-        self._handlers: dict[int, Any] = {}
+        self._inside, self._holds = ExitStack(), False
+        self._last_is_whole = False  # last.pt was written or read, and checked, by this process
+        self._saved_at, self._save_seconds, self._told = time.monotonic(), 0.0, False
+        agree(f"{folder}: the settings and the data", json.dumps(settings, sort_keys=True, default=str))
+        if ranks.main:
+            self._open(settings, restart, defaults or {})
+        ranks.wait()
+
+    def _open(self, settings: dict[str, Any], restart: bool, defaults: dict[str, Any]) -> None:
+        folder = self.folder
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{folder}: is a file, a run folder was expected; choose another name")
         if restart and (self.folder / "config.json").exists():
             aside = self.folder.with_name(f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
             self.folder.rename(aside)
             warn(f"{folder}: the earlier run was moved to {aside}")
-        self._refuse_other_settings(settings, defaults or {})
+        self._refuse_other_settings(settings, defaults)
         remove_partials(self.folder)
         write_json(self.folder / "config.json", settings)
 
@@ -73,24 +91,97 @@ class Run:
         return self.folder.resolve().name
 
     def restore(self, kind: str) -> dict[str, Any] | None:
-        """Return the state in last.pt, or None in a new folder; log lines after its `step` are dropped."""
-        if not (self.folder / "last.pt").exists():
-            (self.folder / "log.jsonl").unlink(missing_ok=True)
-            return None
-        state, _ = load_checkpoint(self.folder / "last.pt", kind)
+        """Return the state in last.pt, or None in a new folder; log lines after its `step` are dropped.
+
+        Where last.pt is damaged or gone, that in previous.pt, with a warning; InputError where that is no better.
+        """
+        state = self._newest(kind)
         log = self.folder / "log.jsonl"
-        if log.exists():
-            write_text(
-                log, "".join(f"{line}\n" for line in log.read_text().splitlines() if _step_of(line) <= state["step"])
-            )
+        if state is None and self.ranks.main:
+            log.unlink(missing_ok=True)
+        elif log.exists() and self.ranks.main:
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+            write_text(log, "".join(f"{line}\n" for line in lines if _step_of(line) <= state["step"]))
+        self._saved_at = time.monotonic()
+        return state
+
+    def _newest(self, kind: str) -> dict[str, Any] | None:
+        last, previous = self.folder / LAST, self.folder / PREVIOUS
+        if not last.exists() and not previous.exists():
+            agree(f"{last}", "no such file")
+            return None
+        try:
+            if not last.exists():
+                raise DamagedCheckpoint(f"{last}: gone, though {PREVIOUS} is there")
+            state, digest = load_checkpoint(last, kind)
+            self._last_is_whole = True
+        except DamagedCheckpoint as error:
+            if not previous.exists():
+                raise
+            try:
+                state, digest = load_checkpoint(previous, kind)
+            except InputError as second:
+                raise InputError(f"{error}; nor can the one before it be used: {second}") from None
+            warn(f"{error}. Going on from {previous}, after step {state['step']}; the next save replaces {LAST}")
+        agree(f"{last}", digest)
         return state
 
     def save(self, name: str, kind: str, state: dict[str, Any]) -> str:
-        """Write a checkpoint into the folder, sealed; return its digest."""
-        return save_checkpoint(self.folder / name, kind, state)
+        """Write a checkpoint into the folder, sealed; return its digest. The last.pt before stays as previous.pt.
+
+        Where the disk has no room for a third file while it is written, previous.pt makes room. Rank 0 only.
+        """
+        if name != LAST:
+            return save_checkpoint(self.folder / name, kind, state)
+        previous = self.folder / PREVIOUS
+        try:
+            digest = save_checkpoint(self.folder / LAST, kind, state, previous if self._last_is_whole else None)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not (self._last_is_whole and previous.exists()):
+                raise
+            previous.unlink()
+            warn(f"{error.filename}: no space for a third checkpoint while it is written; {previous} made room")
+            digest = save_checkpoint(self.folder / LAST, kind, state, previous)
+        self._last_is_whole = True
+        return digest
+
+    def after_step(self, epoch_ends: bool = False, every: float = 0) -> tuple[bool, bool]:
+        """Return whether to stop, a signal having asked any rank to, and whether to save. All ranks ask, once a step.
+
+        It is time to save when an epoch ends, or when `every` seconds (0: no such limit) went by since the last save;
+        but not yet where saving again would take more than SAVE_SHARE of the time. Where that puts off what `every`
+        asks for, it is said once. `saving()` measures what a save takes.
+        """
+        stopping, due = stop_requested(), self.ranks.main and self._save_is_due(epoch_ends, every)
+        if self.ranks.world == 1:
+            return stopping, due
+        told = self.ranks.sum(torch.tensor([int(stopping), int(due)])).tolist()
+        return bool(told[0]), bool(told[1])
+
+    def _save_is_due(self, epoch_ends: bool, every: float) -> bool:
+        waited = time.monotonic() - self._saved_at
+        asked = bool(every) and waited >= every
+        least = self._save_seconds * (1 / SAVE_SHARE - 1)
+        if asked and waited < least and not self._told:
+            self._told = True
+            warn(
+                f"{self.folder}: a save takes {self._save_seconds:.1f} s: the next one comes after {least:.0f} s, not "
+                f"after save_every = {every:g}, so that saving takes {SAVE_SHARE:.0%} of the time at most"
+            )
+        return (asked or epoch_ends) and waited >= least
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Count the block's time as that of a save."""
+        start = time.monotonic()
+        yield
+        self._saved_at = time.monotonic()
+        self._save_seconds = self._saved_at - start
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """Append one JSON line to log.jsonl (and to wandb where it is on)."""
+        """Append one JSON line to log.jsonl (and to wandb where it is on); other ranks than the first do nothing."""
+        if not self.ranks.main:
+            return
         plain = {k: v.item() if hasattr(v, "item") else v for k, v in values.items()}
         with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **plain}) + "\n")
@@ -99,6 +190,8 @@ class Run:
 
     def start_wandb(self, settings: dict[str, Any]) -> None:
         """Log to wandb too, as setting `flag` or the folder's name; offline, under the run folder, if not logged in."""
+        if not self.ranks.main:
+            return
         import wandb
 
         mode = os.environ.get("WANDB_MODE") or ("online" if _wandb_knows_us() else "offline")
@@ -107,39 +200,40 @@ class Run:
             project="rna-gan", name=name, config=settings, dir=str(self.folder), mode=mode, resume="allow"
         )
 
-    def should_stop(self) -> bool:
-        """Return True once a signal has asked the run to stop."""
-        return self.stop_requested
+    def hold_signals(self) -> None:
+        """From here on a first signal is only what `after_step()` tells, until `release_signals()` or the run's end."""
+        if not self._holds:
+            self._holds = True
+            hold_signals()
+
+    def release_signals(self) -> None:
+        """From here on a signal ends the run at once; one that came meanwhile does so here. Everything is saved."""
+        if self._holds:
+            self._holds = False
+            release_signals()
 
     def stop(self, step: int) -> None:
-        """Leave, after saving, with exit status 75."""
+        """Leave, after saving, with exit status 75; the other ranks not before the first has saved."""
+        self.ranks.wait()
         raise Stopped(f"{self.folder}: stopped by a signal after step {step}; everything is saved")
 
     def __enter__(self) -> "Run":
-        try:
-            self._handlers = {s: signal.signal(s, self._on_signal) for s in SIGNALS}
-        except ValueError:  # not the main thread: signals stay with whoever has it
-            self._handlers = {}
+        self._inside.enter_context(signals_handled())
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
         if self._wandb is not None:
             self._wandb.finish()
-
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if self.stop_requested:
-            os._exit(75)
-        self.stop_requested = True
-        warn(f"{signal.Signals(number).name}: finishing this step, then saving; a second signal leaves at once")
+        with suppress(Interrupted):  # the run is over, well or not: there is nothing left to stop
+            self.release_signals()
+        self._inside.close()
 
     def _refuse_other_settings(self, settings: dict[str, Any], defaults: dict[str, Any]) -> None:
         path = self.folder / "config.json"
         if not path.exists():
             return
         before = {**defaults, **read_json(path)}  # a run from before a setting was there had its default
-        changed = {k for k in set(before) | set(settings) if before.get(k) != settings.get(k)} - FREE_TO_CHANGE
+        changed = {k for k in set(before) | set(settings) if before.get(k) != settings.get(k)} - self._free
         if settings.get("num_epochs", 0) > before.get("num_epochs", 0):
             changed -= {"num_epochs"}  # it may grow
         if "cohort_digest" not in before:
@@ -166,10 +260,22 @@ def generator_for(seed: int, *place: int | str) -> torch.Generator:
 def pick_device(setting: str) -> torch.device:
     """Return the device that `setting` names.
 
-    "cpu"; "cuda" or "cuda:1": that GPU, InputError without it; "0": that GPU, or the CPU with a warning.
+    "cpu"; "cuda" or "cuda:1": that GPU, InputError without it; "0": that GPU, or the CPU with a warning. With several
+    ranks "cuda" and "0" are each process's own GPU.
     """
     if setting == "cpu":
         return torch.device("cpu")
+    if under_torchrun() and (setting == "cuda" or setting.isdigit()):
+        gpus, processes = torch.cuda.device_count(), on_this_machine()
+        if gpus >= processes:
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if gpus or setting == "cuda":
+            raise InputError(
+                f"device {setting}: {processes} processes on this machine, but {gpus} GPUs; start as many as there are "
+                "GPUs, or use --device cpu"
+            )
+    elif under_torchrun() and setting.startswith("cuda:"):
+        raise InputError(f"device {setting}: with several processes each has its own GPU; use --device cuda")
     if setting.isdigit():
         if torch.cuda.is_available() and int(setting) < torch.cuda.device_count():
             return torch.device("cuda", int(setting))
@@ -197,5 +303,5 @@ def _wandb_knows_us() -> bool:
 def _step_of(line: str) -> int:
     try:
         return int(json.loads(line).get("step", 0))
-    except ValueError:  # a line cut short by a kill
+    except (ValueError, TypeError, AttributeError, RecursionError):  # a line cut short by a kill, or no line of ours
         return 1 << 62

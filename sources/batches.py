@@ -3,19 +3,19 @@
 Batch b of a run is the same wherever its tiles lie: read when needed, ahead by threads, kept in memory, or on the GPU.
 """
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from common.config import GANSettings
+from common.distributed import current, on_this_machine
 from common.errors import InputError
+from common.memory import free_memory
 from common.run import generator_for
 from datasets.cohort import Cohort, PatientBatches
-from datasets.feed import tile_batches
+from datasets.feed import PATIENCE, tile_batches
 from datasets.tiles import to_model
 from models.augment import TURNS, turned
 from models.gan_losses import NOTHING_SHOWN, Shown
@@ -27,6 +27,7 @@ STRIP = 512  # tiles that are read at a time on their way to the GPU
 class Batches:
     """Takes the batches of steps in order, from step `done` + 1 on; `where` says where the tiles are kept.
 
+    All that is drawn is drawn for the whole batch; of several ranks each takes its `rows`, `share` of the batch.
     `conditions` (rows of the cohort, z): what each profile brings to the generator, None in a run without expression.
     """
 
@@ -40,20 +41,36 @@ class Batches:
         last: int,
     ) -> None:
         self.cohort, self.conditions, self.cfg, self.device = cohort, conditions, cfg, device
+        self.rows = current().share(cfg.batch_size)
+        self.share = (self.rows.stop - self.rows.start) / cfg.batch_size
         self.where = place_of(cfg.cache, len(cohort.tiles), cfg.img_size, device)
         self._patients = PatientBatches(cohort.patient_of_tile, cfg.batch_size, cfg.seed)
         self._active = None if conditions is None else conditions.ne(0).any(0)  # (z,)
-        first, stop = done * cfg.critic_steps, last * cfg.critic_steps
-        if self.where == "gpu" and stop > first:
-            self._resident = resident(cohort, device, cfg.n_workers)
+        self._last, self._read = last, iter(())
+        if self.where == "gpu" and last > done:
+            self._resident = resident(cohort, device, cfg.n_workers, cfg.read_timeout)
             levels = torch.arange(256).float().div_(127.5).sub_(1.0)  # as to_model; a GPU rounds the division otherwise
             self._levels = levels.to(device)
+        elif self.where == "ram":
+            cohort.tiles.keep()
+        self.go_to(done)
+
+    def go_to(self, done: int) -> None:
+        """Let the next batch be the first of step `done` + 1."""
+        first, stop = done * self.cfg.critic_steps, self._last * self.cfg.critic_steps
+        if self.where == "gpu":
             self._feed: Iterator[tuple[np.ndarray, torch.Tensor]] = map(self._pick, range(first, stop))
-        else:
-            if self.where == "ram":
-                cohort.tiles.keep()
-            feed = tile_batches(cohort.tiles, self.indices, first, stop, cfg.n_workers)
-            self._feed = ((indices, to_model(images).contiguous().to(device)) for indices, images in feed)
+            return
+        if hasattr(self._read, "close"):
+            self._read.close()  # its threads end
+        workers, patience = self.cfg.n_workers, self.cfg.read_timeout
+        self._read = tile_batches(self.cohort.tiles, self._mine, first, stop, workers, patience)
+        self._feed = ((indices, to_model(images).contiguous().to(self.device)) for indices, images in self._read)
+
+    def named(self, step: int) -> list[str]:
+        """Return in words which tiles the batches of a step hold: slides, and the tiles' numbers there."""
+        numbers = range((step - 1) * self.cfg.critic_steps, step * self.cfg.critic_steps)
+        return self.cohort.tiles.named(np.concatenate([self.indices(batch) for batch in numbers]))
 
     def take(self, step: int, turn: int, side: int) -> tuple[torch.Tensor, Shown]:
         """Return the next batch: real tiles (n, 3, side, side) in [-1, 1] and what they are judged with, on the device.
@@ -61,11 +78,14 @@ class Batches:
         `side`: img_size, or a part of it: tiles are then averaged over squares of pixels.
         """
         indices, real = next(self._feed)
+        if self.share < 1:
+            indices = self.indices((step - 1) * self.cfg.critic_steps + turn)  # of the whole batch
         if side != self.cfg.img_size:
             real = F.avg_pool2d(real, self.cfg.img_size // side)
         if self.cfg.turns:
             source = generator_for(self.cfg.seed, "turns", step, turn)
-            real = turned(real, torch.randint(TURNS, (len(real),), generator=source).to(self.device))
+            which = torch.randint(TURNS, (self.cfg.batch_size,), generator=source)
+            real = turned(real, which[self.rows].to(self.device))
         return real, self._shown(indices, step, turn)
 
     def indices(self, batch: int) -> np.ndarray:
@@ -75,13 +95,16 @@ class Batches:
             return np.arange(batch * size, (batch + 1) * size) % n
         return self._patients.of(batch)
 
+    def _mine(self, batch: int) -> np.ndarray:
+        return self.indices(batch)[self.rows]
+
     def _pick(self, batch: int) -> tuple[np.ndarray, torch.Tensor]:
-        indices = self.indices(batch)
+        indices = self._mine(batch)
         chosen = torch.from_numpy(indices).to(self.device)
         return indices, self._levels[self._resident[chosen].permute(0, 3, 1, 2).int()].contiguous()
 
     def _shown(self, indices: np.ndarray, step: int, turn: int) -> Shown:
-        """Return the expression of a batch's tiles: jittered, and some of it left out."""
+        """Return the expression of a batch's tiles, this rank's of them: jittered, and some of it left out."""
         if self.conditions is None:
             return NOTHING_SHOWN
         cfg = self.cfg
@@ -94,7 +117,8 @@ class Batches:
             chance = torch.rand(len(c), generator=generator_for(cfg.seed, "dropout", step, turn))
             keep = (chance >= cfg.cond_dropout).to(self.device)
         patients = torch.from_numpy(self.cohort.patient_of_tile[indices]).to(self.device)
-        return Shown(c.to(self.device), keep, patients)
+        whole = Shown(c.to(self.device), keep, patients)
+        return whole if self.share == 1 else whole.part(self.rows)
 
 
 def place_of(cache: str, tiles: int, img_size: int, device: torch.device) -> str:
@@ -117,47 +141,14 @@ def place_of(cache: str, tiles: int, img_size: int, device: torch.device) -> str
         return cache
     if size <= GPU_SHARE * free:
         return "gpu"
-    return "ram" if size <= RAM_SHARE * free_memory() else "none"
+    return "ram" if size <= RAM_SHARE * free_memory() / on_this_machine() else "none"
 
 
-def free_memory() -> float:
-    """Return the bytes of memory that are free, or hold files that can be dropped: the machine's, or what a container
-    or a Slurm job (its control group) still has, where that is less (Linux)."""
-    machine = next(
-        (float(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable")),
-        float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
-    )
-    return min([machine, *_left_to_group()])
-
-
-def _left_to_group() -> Iterator[float]:
-    """Yield what each control group of this process, and each above it, may still take; versions 1 and 2."""
-    for line in _lines("/proc/self/cgroup"):
-        _, kinds, place = line.split(":", 2)
-        if kinds not in ("", "memory"):
-            continue
-        root, limit, used = ("/sys/fs/cgroup", "memory.max", "memory.current")
-        if kinds:
-            root, limit, used = (f"{root}/memory", "memory.limit_in_bytes", "memory.usage_in_bytes")
-        folder = Path(root + place)
-        for group in (folder, *folder.parents):
-            numbers = [_lines(group / name) for name in (limit, used)]
-            if all(number and number[0].isdigit() for number in numbers):
-                yield float(numbers[0][0]) - float(numbers[1][0])
-
-
-def _lines(path: str | Path) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
-
-
-def resident(cohort: Cohort, device: torch.device, workers: int = 0) -> torch.Tensor:
+def resident(cohort: Cohort, device: torch.device, workers: int = 0, patience: float = PATIENCE) -> torch.Tensor:
     """Return all tiles as uint8 (N, H, W, 3) on `device`; they pass through memory a strip at a time."""
     tiles, n = cohort.tiles, len(cohort.tiles)
     whole = torch.empty((n, tiles.img_size, tiles.img_size, 3), dtype=torch.uint8, device=device)
     strips = np.array_split(np.arange(n), max(1, -(-n // STRIP)))
-    for indices, images in tile_batches(tiles, lambda k: strips[k], 0, len(strips), workers):
+    for indices, images in tile_batches(tiles, lambda k: strips[k], 0, len(strips), workers, patience):
         whole[int(indices[0]) : int(indices[-1]) + 1] = torch.from_numpy(images).to(device)
     return whole

@@ -8,11 +8,11 @@ import torch
 from tqdm import tqdm
 
 from common.errors import InputError
+from common.memory import free_memory
 from common.run import seed_for
 from datasets.feed import tile_batches
 from datasets.tiles import area_resize
 from models.features import Extractor, check_images
-from sources.batches import free_memory
 from sources.feature_cache import FeatureCache, Rows
 from sources.real import NumberedSource
 from sources.statistics import StatisticsSource

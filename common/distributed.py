@@ -1,0 +1,313 @@
+"""Several processes on one job, each a rank of `world`: as torchrun starts them, or `launch`. With one nothing happens.
+
+Every rank runs the same command on the same inputs and takes its share of each batch. Rank 0 alone prints and writes.
+No wait is without end: RANK_TIMEOUT seconds in the environment (600) is the longest that a rank waits for the others. A
+rank that is gone ends the others with exit status 75; the same command goes on from the last checkpoint.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from common.errors import InputError, Stopped, shorten
+from common.launching import launch as launch  # --parallel
+
+TIMEOUT = 600  # seconds
+ROLL_CALL = 10  # seconds in which the ranks that are left answer, once one is missed; ours
+FAREWELL = 30  # seconds that a process has for leaving; ours
+BUCKET = 2**25  # numbers that are summed over the ranks at a time
+NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun's environment
+
+T = TypeVar("T")
+
+
+class LostRank(Stopped):
+    """Another rank is gone, or does not answer: this one cannot go on. `gone`: which, where it is known."""
+
+    gone: Iterable[int] = ()
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of `world` processes this is; `local`: its number on its machine, and its GPU there.
+
+    All ranks call the methods that talk (`sum`, `gather`, `any`, `wait`) in the same order. LostRank where one is gone.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the rank that prints and writes."""
+        return self.rank == 0
+
+    def share(self, n: int) -> slice:
+        """Return this rank's part of n items: contiguous; sizes differ by one at most, the first are larger."""
+        size, more = divmod(n, self.world)
+        first = self.rank * size + min(self.rank, more)
+        return slice(first, first + size + (self.rank < more))
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        """Return `x` summed over the ranks, in place: gloo for what is on a CPU, nccl on a GPU."""
+        if self.world > 1:
+            whole = x if x.is_contiguous() else x.contiguous()
+            _together(lambda: dist.all_reduce(whole))
+            if whole is not x:
+                x.copy_(whole)
+        return x
+
+    def gather(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Return every rank's `x` in rank order, as they are: first dimensions may differ, the others not."""
+        if self.world == 1:
+            return [x]
+        lengths = [torch.empty(1, dtype=torch.int64) for _ in range(self.world)]
+        _together(lambda: dist.all_gather(lengths, torch.tensor([len(x)])))
+        longest = int(max(lengths))
+        if not longest:
+            return [x.clone() for _ in lengths]
+        padded = x.new_zeros((longest, *x.shape[1:]))
+        padded[: len(x)] = x
+        flat = padded.flatten().view(torch.uint8)  # bytes: gloo does not take every type
+        parts = [torch.empty_like(flat) for _ in lengths]
+        _together(lambda: dist.all_gather(parts, flat))
+        return [p.view(x.dtype).view(padded.shape)[:n] for p, n in zip(parts, map(int, lengths), strict=True)]
+
+    def any(self, flag: bool) -> bool:
+        """Return whether any rank says so: the same answer for all."""
+        return bool(self.sum(torch.tensor([int(flag)]))) if self.world > 1 else bool(flag)
+
+    def wait(self) -> None:
+        """Return when all ranks are here."""
+        self.any(False)
+
+
+ALONE = Ranks()
+_here = ALONE
+_store: Any = None  # what the ranks tell one another beside the batches: torch's TCPStore
+
+
+def current() -> Ranks:
+    """Return who this process is: ALONE outside of `joined`."""
+    return _here
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Work for which this rank asks no other, as where rank 0 alone runs a network: `current` is ALONE meanwhile."""
+    global _here
+    before, _here = _here, ALONE
+    try:
+        yield
+    finally:
+        _here = before
+
+
+def under_torchrun() -> bool:
+    """Return whether this process was started as one of several, by torchrun or `launch`."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def on_this_machine() -> int:
+    """Return how many processes of this job share the machine, its memory and its GPUs."""
+    return max(_number("LOCAL_WORLD_SIZE", 1), 1) if under_torchrun() else 1
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[Ranks]:
+    """Join the ranks that torchrun's environment names, until the end of the block; ALONE where there is none.
+
+    InputError where the environment is incomplete or the others do not come within RANK_TIMEOUT.
+    """
+    global _here, _store
+    if not under_torchrun() or _number("WORLD_SIZE", 1) == 1:
+        yield ALONE
+        return
+    if missing := [name for name in NEEDED if name not in os.environ]:
+        raise InputError(f"{', '.join(missing)} not set: start several processes with torchrun, or with --parallel")
+    rank, world = _number("RANK", 0), _number("WORLD_SIZE", 1)
+    ranks = Ranks(rank, world, _number("LOCAL_RANK", 0))
+    limit = timedelta(seconds=_number("RANK_TIMEOUT", TIMEOUT))
+    _leave_with(_number("LAUNCHED_BY", 0))
+    backend = "cpu:gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        backend += ",cuda:nccl"
+    try:
+        _store, *_ = next(dist.rendezvous("env://", timeout=limit))
+        inner = dist.PrefixStore("batches", _store)
+        dist.init_process_group(backend, store=inner, rank=rank, world_size=world, timeout=limit)
+        _store.set(f"place/{rank}", f"{socket.gethostname()} {os.getpid()}")
+        _here = ranks
+        ranks.wait()
+    except (RuntimeError, LostRank) as error:
+        raise InputError(
+            f"rank {rank}: not all {world} ranks met at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} within "
+            f"{limit.total_seconds():g} s ({_first_line(error)}); start all of them, and check address and port"
+        ) from None
+    failed: BaseException | None = None
+    try:
+        yield ranks
+    except BaseException as error:
+        failed = error
+        error.told = not _may_speak(rank, error)  # common.errors.run_command asks
+        raise
+    finally:
+        _here = ALONE
+        _leave(ranks, failed is not None and device.type == "cuda", getattr(failed, "gone", ()))
+
+
+def sum_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Sum the gradients of an optimiser's weights over the ranks, in buckets. Each has its share of a loss."""
+    if _here.world == 1:
+        return
+    bucket: list[torch.Tensor] = []
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    found = [weight.grad for weight in weights if weight.grad is not None]
+    for i, grad in enumerate(found):
+        bucket.append(grad)
+        if i + 1 == len(found) or sum(g.numel() for g in bucket) + found[i + 1].numel() > BUCKET:
+            flat = _here.sum(torch.cat([g.reshape(-1) for g in bucket]))
+            for own, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+                own.copy_(part.view(own.shape))
+            bucket = []
+
+
+class _JointSum(torch.autograd.Function):
+    """The sum over the ranks. What all ranks' losses ask of it is in turn summed, and so on for second derivatives."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return _here.sum(x.clone())
+
+    @staticmethod
+    def backward(ctx: Any, slope: torch.Tensor) -> torch.Tensor:
+        """The slope of all ranks' losses, of the same shape."""
+        return _JointSum.apply(slope)
+
+
+def joint_sum(x: torch.Tensor) -> torch.Tensor:
+    """Return `x` summed over the ranks, differentiable as often as wanted: the loss is the sum of all ranks' losses."""
+    return x if _here.world == 1 else _JointSum.apply(x)
+
+
+def agree(what: str, value: str | float) -> None:
+    """InputError, naming a rank, where not all ranks have the same `value` as rank 0."""
+    codes = [p.tolist() for p in _here.gather(torch.tensor(list(str(value).encode()), dtype=torch.uint8))]
+    if differ := [rank for rank, code in enumerate(codes) if code != codes[0]]:
+        pairs = [bytes(codes[k]).decode(errors="replace") for k in (0, differ[0])]
+        same = (x == y for x, y in zip(*pairs, strict=False))
+        first = max(sum(takewhile(bool, same)) - 30, 0)
+        here, there = (text[first : first + 60] for text in pairs)
+        raise InputError(
+            f"{what}: rank 0 has {here}, rank {differ[0]} has {there}; all machines must see the same files and have "
+            "the same versions"
+        )
+
+
+# ---- A rank that is gone ----
+
+
+def _together(action: Callable[[], T]) -> T:
+    try:
+        return action()
+    except RuntimeError as error:  # torch's errors of gloo, of nccl and of its store are of this kind
+        gone = _gone()
+        if not gone and not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise  # a fault of ours
+        who = f"rank {shorten(gone, 8)} of {_here.world}" if gone else "another rank"
+        why = "is gone" if gone else f"does not answer ({_first_line(error)})"
+        lost = LostRank(f"{who} {why}; the run is as its last checkpoint left it")
+        lost.gone = gone
+        raise lost from None
+
+
+def _gone() -> list[int]:
+    """Return the ranks whose process has ended here, else those that do not answer within ROLL_CALL seconds."""
+    others = [k for k in range(_here.world) if k != _here.rank]
+    try:
+        _store.set_timeout(timedelta(seconds=ROLL_CALL))
+        _store.set(f"here/{_here.rank}", "")
+        deadline = time.monotonic() + ROLL_CALL
+        while True:
+            ended = sorted(_ended_here(others))
+            silent = [k for k in others if not _store.check([f"here/{k}"])]
+            if ended or not silent or time.monotonic() > deadline:
+                return ended or silent
+            time.sleep(0.1)
+    except RuntimeError:  # the store is rank 0's, unless torchrun's agent holds it
+        return [] if _here.rank == 0 else [0]
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+def _may_speak(rank: int, error: BaseException) -> bool:
+    """Return whether this rank tells the user of the error: the first does, or rank 0 of what all have agreed on."""
+    if type(error) is Stopped:
+        return rank == 0
+    with suppress(RuntimeError):
+        return _store.compare_set("first", "", str(rank)).decode() == str(rank)
+    return True
+
+
+def _leave(ranks: Ranks, at_once: bool, gone: Iterable[int]) -> None:
+    """Leave the group; rank 0, which may hold the store, last. `at_once`: a GPU may wait for a rank that is gone."""
+    if at_once:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(FAREWELL)
+    else:
+        with suppress(RuntimeError):
+            dist.destroy_process_group()
+    with suppress(RuntimeError):
+        _store.set_timeout(timedelta(seconds=1))
+        _store.set(f"left/{ranks.rank}", "")
+        deadline = time.monotonic() + ROLL_CALL
+        while ranks.main and time.monotonic() < deadline:
+            staying = {k for k in range(ranks.world) if not _store.check([f"left/{k}"])}
+            if not staying - _ended_here(staying) - set(gone):
+                break
+            time.sleep(0.05)
+
+
+def _ended_here(ranks: Iterable[int]) -> set[int]:
+    """Return those of `ranks` whose process ran on this machine and has ended."""
+    places = {k: _store.get(f"place/{k}").decode().split() for k in ranks}
+    return {k for k, (host, pid) in places.items() if host == socket.gethostname() and _has_ended(int(pid))}
+
+
+def _leave_with(launcher: int) -> None:
+    """Ask Linux for a SIGTERM when the process that started this one is killed."""
+    if launcher and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if os.getppid() != launcher:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+def _number(name: str, otherwise: int) -> int:
+    text = os.environ.get(name, str(otherwise))
+    if not text.isdigit():
+        raise InputError(f"{name} = {text!r} in the environment: a number was expected")
+    return int(text)
