@@ -23,8 +23,11 @@ def conditioning_figure(columns: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]
     directions = max(doses["group"].nunique() for _, doses in columns.values())
     figure = page(PAGE, 4.6 * rows + 5.2 * directions + 46)
     axes = figure.subplots(2, len(columns), squeeze=False, height_ratios=[4.6 * rows + 8, 5.2 * directions + 16])
+    least = min(float(values[list(COLUMNS)].astype(float).min(axis=None)) for values, _ in columns.values())
+    least = min(-0.25, least - 0.05)
     for k, (tissue, (values, doses)) in enumerate(columns.items()):
         _values(axes[0, k], values)
+        axes[0, k].set_xlim(least, 1.06)
         axes[0, k].set_title(tissue.replace("_", " "))
         _doses(axes[1, k], doses)
         if k:
@@ -52,8 +55,7 @@ def _values(ax: "Axes", rows: pd.DataFrame) -> None:
     ax.scatter(numbers["ceiling"], y, s=15, marker="D", facecolor="none", edgecolor=INK, lw=0.7, zorder=3)
     ax.scatter(numbers["control"], y, s=14, marker="x", color=COLOURS[1], lw=1, zorder=4)
     ax.scatter(numbers["value"], y, s=14, color=COLOURS[0], lw=0, zorder=5)
-    least = min(-0.25, float(np.nanmin(numbers.to_numpy())) - 0.05)
-    ax.set(ylim=(len(rows) - 0.5, -0.5), xlim=(least, 1.06), xlabel="value (1 is the most)")
+    ax.set(ylim=(len(rows) - 0.5, -0.5), xlabel="value (1 is the most)")
     ax.set_yticks(y, rows["what"])
     ax.tick_params(axis="y", length=0)
 
@@ -73,7 +75,8 @@ def _doses(ax: "Axes", doses: pd.DataFrame) -> None:
         words = f"{line.value:.2f}".replace("-", "−")
         ax.text(j, i, words, ha="center", va="center", fontsize=5.4, fontweight=weight, color=INK)
     ax.imshow(grid, cmap=shades, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
-    ax.set_xticks(range(len(across)), [name.replace(" ", "\n", 1) for name in across], fontsize=5.4)
+    ax.set_xticks(range(len(across)), [name.replace("haematoxylin", "haemat.").replace(" ", "\n") for name in across])
+    ax.tick_params(axis="x", labelsize=5.2)
     ax.set_yticks(range(len(down)), down, fontsize=5.6)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
@@ -81,10 +84,12 @@ def _doses(ax: "Axes", doses: pd.DataFrame) -> None:
 
 
 def _handles(ax: "Axes") -> tuple[list[object], list[str]]:
+    from matplotlib.patches import Patch
+
     made = {
         "RNA-GAN, 95 %": ax.errorbar([], [], xerr=[], fmt="o", ms=3.6, lw=1, color=COLOURS[0]),
         "chance": ax.plot([], [], color=INK, lw=0.8, ls=(0, (1, 1)))[0],
-        "random pairings, 99 %": ax.barh([], [], color="#c3cbd1"),
+        "random pairings, 99 %": Patch(facecolor="#c3cbd1"),
         "real tiles": ax.scatter([], [], s=15, marker="D", facecolor="none", edgecolor=INK, lw=0.7),
         "without expression": ax.scatter([], [], s=14, marker="x", color=COLOURS[1], lw=1),
     }

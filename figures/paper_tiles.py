@@ -46,7 +46,7 @@ def foreign_page(
     label, step = 32.0, 4.0
     side = (PAGE / MM - label - bars - 8 - (most - 1) * BETWEEN) / most
     each = max(side, 4.2 * len(kinds) + 1)
-    height = len(rows) * (each + step) + 11
+    height = len(rows) * (each + step) + 8.5
     figure = page(PAGE, height, "none")
     ax = canvas(figure, height)
     left = PAGE / MM - bars - 3

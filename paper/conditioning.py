@@ -76,7 +76,7 @@ def rows_of(m: dict[str, Any]) -> pd.DataFrame:
     add("expression", "read back, mean r", m["round_trip"], control["round_trip"])
     for name, block in m["morphology"].items():
         other = control.get("morphology", {}).get(name)
-        add("morphology", f"{name.replace('_', ' ')}, r", block, other, "pearson")
+        add("morphology", f"{words_of(name)}, r", block, other, "pearson")
     return pd.DataFrame(lines).assign(panel="values")
 
 
@@ -85,9 +85,14 @@ def doses_of(m: dict[str, Any]) -> pd.DataFrame:
     lines = []
     for direction, found in m["dose_response"].items():
         for name in m["morphology"]:
-            words = {"group": direction.replace("_", " "), "what": name.replace("_", " ")}
+            words = {"group": words_of(direction), "what": words_of(name)}
             lines.append(words | {"value": found[name]["spearman_repeats"], "p": found[name]["p_value"]})
     return pd.DataFrame(lines, columns=["group", "what", "value", "p"]).assign(panel="doses")
+
+
+def words_of(name: str) -> str:
+    """Return "eosin_od" as "eosin OD"."""
+    return " ".join("OD" if word == "od" else word for word in name.split("_"))
 
 
 def number(value: float | None) -> str:

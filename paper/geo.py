@@ -34,7 +34,9 @@ def draw(ask: Ask) -> dict[str, Drawn]:
         made = manifest["made_from"]
         name, (report,) = made["profile"], made["distance"]["profiles"].values()
         files = [folder / tile["file"] for tile in manifest["tiles"][:SHOWN]]
-        title = f"{name}\n{made['run']}\nnearest: {report['nearest']}{', far' if report['far'] else ''}"
+        title = (
+            f"{name}\n{made['run']}\nnearest: {report['nearest'].replace('_', ' ')}{', far' if report['far'] else ''}"
+        )
         rows.append((title, np.stack([read_image(file) for file in files]), report))
         about = {"folder": str(folder.relative_to(ask.folder)), "profile": name, "run": made["run"]}
         about |= {"gan_digest": made["digest"], "vae_digest": made["vae_digest"], "seed": made["seed"]}

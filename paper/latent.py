@@ -75,7 +75,7 @@ def principal(latents: np.ndarray, fitted: np.ndarray) -> tuple[np.ndarray, np.n
     centred = (latents - latents[fitted].mean(0)).astype(np.float64)
     _, singular, directions = np.linalg.svd(centred[fitted], full_matrices=False)
     signs = np.sign(directions[np.arange(2), np.abs(directions[:2]).argmax(1)])  # a component's sign is arbitrary
-    return centred @ (directions[:2] * signs[:, None]).T, singular[:2] ** 2 / (singular**2).sum()
+    return centred @ (directions[:2] * signs[:, None]).T, singular[:2] ** 2 / ((singular**2).sum() or 1.0)
 
 
 def latent_errors(ask: Ask) -> Drawn:

@@ -22,7 +22,7 @@ from sources.study import HeldOut
 NAME, WHAT = "patients", "mean features of each patient's tiles, and distances"
 EACH = 16  # tiles that a GAN draws for a patient
 REAL = 32  # real tiles of a patient that are looked at, at most
-EXTRACTOR = "efficientnet_lite0"
+EXTRACTOR, LEAST_SIDE = "efficientnet_lite0", 32  # pixels: of less, its last features are all alike
 
 
 def draw(ask: Ask) -> dict[str, Drawn]:
@@ -31,7 +31,7 @@ def draw(ask: Ask) -> dict[str, Drawn]:
         held_out = ask.study.held_out
     found, tables, about = {}, [], []
     for tissue, patients in held_out.items():
-        side = patients.cohort.tiles.img_size
+        side = max(patients.cohort.tiles.img_size, LEAST_SIDE)
         extractor = load_extractor(EXTRACTOR, None, ask.study.device, side)
         means = features_of(ask, extractor, patients)
         real = means.pop("real")
@@ -91,7 +91,9 @@ def compare(real: np.ndarray, made: dict[str, np.ndarray], half: np.ndarray) -> 
     everything = np.concatenate([real, *made.values()])
     points, share = principal(everything, np.arange(len(everything)) < len(real))
     places = dict(zip(("real", *made), np.split(points, 1 + len(made)), strict=True))
-    unit = distances(real, real)[~np.eye(len(real), dtype=bool)].mean()
+    unit = (
+        distances(real, real)[~np.eye(len(real), dtype=bool)].mean() or 1.0
+    )  # tiles that are all alike have no distance
     matrices = {"real": distances(half[:, 0], half[:, 1]) / unit}
     matrices |= {kind: distances(x, real) / unit for kind, x in made.items()}
     own = ~np.eye(len(real), dtype=bool)

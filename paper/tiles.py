@@ -26,15 +26,16 @@ def draw(ask: Ask) -> dict[str, Drawn]:
     for tissue, patients in held_out.items():
         patients = patients.first(PATIENTS)
         real = patients.real(SHOWN)
-        rows = {name: {"real": tiles} for name, tiles in zip(patients.slides, real, strict=True)}
+        n = min(map(len, real))
+        rows = {name: {"real": tiles[:n]} for name, tiles in zip(patients.slides, real, strict=True)}
         for kind, gan in patients.gans.items():
-            for name, tiles in zip(patients.slides, ask.study.generated(gan, patients, SHOWN, ask.seed), strict=True):
+            for name, tiles in zip(patients.slides, ask.study.generated(gan, patients, n, ask.seed), strict=True):
                 rows[name][kind] = tiles
         lacking = [kind for kind in ("GAN", "RNA-GAN") if kind not in patients.gans]
         caption = (
-            f"{tissue}: tiles of {len(rows)} held-out patients, the first of the table, and the first {SHOWN} of each "
+            f"{tissue}: tiles of {len(rows)} held-out patients, the first of the table, and the first {n} of each "
             f"slide, none picked by hand; {patients.cohort.tiles.img_size} px at {patients.cohort.tiles.mpp:.3g} "
-            f"µm/px. Generated tiles: seed {ask.seed}, the first {SHOWN} of each patient's. The plain GAN knows no "
+            f"µm/px. Generated tiles: seed {ask.seed}, the first {n} of each patient's. The plain GAN knows no "
             f"patient. {model_line(*patients.gans.values())} No extractor."
         )
         caption += f" No finished {', '.join(lacking)} of this tissue." if lacking else ""
