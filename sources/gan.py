@@ -48,6 +48,11 @@ class GAN:
         return self.state["conditional"]
 
     @property
+    def what(self) -> str:
+        """What a label calls it: "GAN", "RNA-GAN", "published RNA-GAN"."""
+        return ("published " if "published" in self.state else "") + ("RNA-GAN" if self.conditional else "GAN")
+
+    @property
     def run(self) -> str:
         """The run's name, or the folder that it was exported to."""
         return run_name(self.path)
@@ -212,7 +217,7 @@ class GANSource:
         self.conditions = conditions if gan.conditional else None
         self.names = list(names or []) if gan.conditional else []
         tissues = "+".join(gan.tissues)
-        plain = f"{'RNA-GAN' if gan.conditional else 'GAN'} {tissues or gan.run}"
+        plain = f"{gan.what} {tissues or gan.run}"
         self.label = label or plain + (f", {self.names[0]}" if len(self.names) == 1 else "")
 
     @property
