@@ -83,7 +83,7 @@ class Draws:
             for i in range(self.iterations):
                 self.features(i)
             return
-        needed = [self._chosen(i) for i in range(self.iterations)]
+        needed = [self.chosen(i) for i in range(self.iterations)]
         if with_halves:
             needed += [half for i in range(self.iterations) for half in self._chosen_halves(i)]
         self._look_up(np.unique(np.concatenate(needed)))
@@ -93,7 +93,7 @@ class Draws:
         if self.is_statistics:
             return self.source.features
         if isinstance(self.source, NumberedSource):
-            return self._look_up(self._chosen(i))
+            return self._look_up(self.chosen(i))
         if i not in self._draws:
             self._draws[i] = self._drawn(seed_for(self.seed, self.name, i), f"{self.name} draw {i + 1}")
         return self._draws[i]
@@ -103,7 +103,8 @@ class Draws:
         first, second = self._chosen_halves(i)
         return self._look_up(first), self._look_up(second)
 
-    def _chosen(self, i: int) -> np.ndarray:
+    def chosen(self, i: int) -> np.ndarray:
+        """Return the tiles' numbers of draw i of a real source, (n,)."""
         return self.source.choose(self.n, seed_for(self.seed, self.name, i))
 
     def _chosen_halves(self, i: int) -> tuple[np.ndarray, np.ndarray]:
@@ -121,7 +122,7 @@ class Draws:
             self.found += self.wanted
             return np.stack([rows[k] for k in range(self.wanted)])
         batches = self.source.batches(self.wanted, seed, self.batch_size)
-        bar = tqdm(batches, title, -(-self.wanted // self.batch_size), leave=False)
+        bar = tqdm(batches, title, -(-self.wanted // self.batch_size), leave=False, disable=None)
         features = np.concatenate([self._extract(batch) for batch in bar])
         self.cache.save(of, dict(enumerate(features)))
         return features
@@ -136,7 +137,7 @@ class Draws:
         if len(missing):
             parts = np.array_split(missing, -(-len(missing) // self.batch_size))
             batches = tile_batches(self.source, lambda i: parts[i], 0, len(parts), workers=1)
-            for some, images in tqdm(batches, f"{self.name} features", len(parts), leave=False):
+            for some, images in tqdm(batches, f"{self.name} features", len(parts), leave=False, disable=None):
                 self._rows.update(zip(some.tolist(), self._extract(images), strict=True))
             if self._described() == self._of:  # else a tile was changed while we read them
                 self.cache.save(self._of, self._rows)
