@@ -19,7 +19,7 @@ from datasets.expression import ExpressionTable
 from datasets.leaks import TrainedOn
 from datasets.tiles import to_uint8
 from models.conditioning import ConditionedGenerator
-from models.generate import generate_tiles
+from models.generate import generate_tiles, whole_chunks
 from models.networks import build_generator
 from sources.profiles import Profiles
 
@@ -150,11 +150,6 @@ class GANSource:
         plain = f"RNA-GAN {tissues}" if gan.conditional else f"GAN {tissues}"
         self.label = label or plain + (f", {self.names[0]}" if len(self.names) == 1 else "")
 
-    @property
-    def by_chunk(self) -> bool:
-        """Whether a tile depends on the others of its chunk, so on how many are drawn: the published rule's doing."""
-        return self.gan.generator.rule.standardise == "batch"
-
     def count(self) -> None:
         """Return None: as many as asked for."""
         return None
@@ -182,7 +177,8 @@ class GANSource:
 
     def batches(self, n: int, seed: int, batch_size: int = 64, start: int = 0) -> Iterator[np.ndarray]:
         """Yield uint8 RGB (b, H, W, 3), tiles start..start + n - 1, b <= `batch_size`."""
-        chosen, conditions = self.profile_of_tiles(n, seed, start), self.conditions
+        drawn, conditions = whole_chunks(start, n), self.conditions
+        chosen = self.profile_of_tiles(len(drawn), seed, drawn.start)
         if chosen is not None:
             conditions = self.conditions[torch.from_numpy(chosen)]
         tiles = generate_tiles(
@@ -194,6 +190,7 @@ class GANSource:
             batch_size=batch_size,
             device=self.gan.device,
             guidance=self.guidance,
+            first_row=drawn.start,
         )
         for batch in tiles:
             yield to_uint8(batch)
