@@ -28,10 +28,9 @@ from pathlib import Path
 import torch
 
 from common.config import GANSettings, add_tile_limits, load_config
-from common.distributed import joined, under_torchrun
+from common.distributed import joined, launch, under_torchrun
 from common.errors import InputError, command_parser, run_command
 from common.files import make_folder, write_json, write_text
-from common.launching import launch
 from common.run import pick_device
 from common.stopping import interruptible
 from common.together import together
@@ -103,9 +102,7 @@ def main(args: argparse.Namespace) -> int | None:
                 )
             control = control_of(args, gan, device)
             if args.guidance != 1 and any(g.generator.rule.standardise == "batch" for g in (gan, control[0])):
-                raise InputError(
-                    "--guidance: a GAN of the published form (standardise = batch) has none; leave it at 1"
-                )
+                raise InputError("--guidance: the published form (standardise = batch) has none; leave it at 1")
             held_out, train, profiles = open_all_patients(args, cfg, gan, control[0])
             out = make_folder(args.out or Path("conditioning", gan.run)) if ranks.main else None
             shifts = {Path(path).stem.removeprefix("shift_"): read_shift(path, profiles) for path in args.shift}
@@ -145,7 +142,7 @@ def main(args: argparse.Namespace) -> int | None:
 def open_all_patients(
     args: argparse.Namespace, cfg: GANSettings, gan: GAN, control: GAN
 ) -> tuple[dict[str, Patients], dict[str, Patients], Profiles]:
-    """Return tissue -> held-out patients, and training patients, and their profiles; InputError where some are missing."""
+    """Return tissue -> held-out patients, tissue -> training patients, and their table's profiles."""
     most = max(REAL_TILES, args.tiles)
     held_out, profiles = open_patients(gan, cfg, args.vae_checkpoint, args.split, cfg.seed, most)
     for patients in held_out.values():

@@ -27,10 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from common.config import PRECISIONS, add_tile_limits
-from common.distributed import joined, under_torchrun
+from common.distributed import joined, launch, under_torchrun
 from common.errors import InputError, command_parser, run_command, warn
 from common.files import make_folder, write_json
-from common.launching import launch
 from common.stopping import interruptible
 from common.together import together
 from metrics.frechet import small_sample_note
@@ -112,9 +111,8 @@ def main(args: argparse.Namespace) -> int | None:
         warnings = [f"{d.label}: {note}" for d in draws.values() if (note := small_sample_note(d.n, extractor.dim))]
         if args.vae and not opener.conditional:
             print("--vae: no side is an RNA-GAN, ignored")
-        print(
-            f"extractor {extractor.name}, weights {extractor.digest[:8]}, {extractor.dim} features; seed {opener.seed}"
-        )
+        about = f"weights {extractor.digest[:8]}, {extractor.dim} features; seed {opener.seed}"
+        print(f"extractor {extractor.name}, {about}")
         for name, d in draws.items():
             fewer = f" (of {args.sample_size} asked for: all there are)" if d.n < args.sample_size else ""
             print(f"{name}: {d.label}; n = {d.n}{fewer}")

@@ -26,10 +26,9 @@ import torch
 
 from common.checkpoint import content_digest
 from common.config import PRECISIONS, GANSettings, add_tile_limits, load_config
-from common.distributed import joined, under_torchrun
+from common.distributed import joined, launch, under_torchrun
 from common.errors import InputError, command_parser, run_command, shorten, warn
 from common.files import read_json, sha256_of, write_json
-from common.launching import launch
 from common.run import generator_for, pick_device
 from common.stopping import interruptible
 from common.together import together

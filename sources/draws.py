@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.distributed import current
+from common.distributed import current, on_this_machine
 from common.errors import InputError
 from common.run import seed_for
 from common.together import together
@@ -39,7 +39,7 @@ def tiles_at_a_time(extractor: Extractor, side: int | None = None) -> int:
     they have no GPU of their own, share the memory.
     """
     device, ranks = extractor.device, current()
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory() / ranks.world
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory() / on_this_machine()
     fitting = int(MEMORY_SHARE * free / (BYTES_PER_PIXEL * max(extractor.input_side, side or 0) ** 2))
     fitting = max(1, min(fitting, MOST_AT_A_TIME.get(device.type, 16)))
     return int(torch.cat(ranks.gather(torch.tensor([fitting]))).min())
@@ -143,11 +143,11 @@ class Draws:
 
     def _draw_together(self, numbers: Sequence[int]) -> None:
         n = self.wanted
-        size = math.lcm(self.batch_size, CHUNK)  # whole batches of whole chunks: equal to those of one process
+        size = math.lcm(self.batch_size, CHUNK)  # the batches of one process, and no chunk is drawn by two
         units = [(i, first) for i in numbers for first in range(0, n, size)]
 
         def work(mine: Sequence[tuple[int, int]]) -> Iterator[dict[str, np.ndarray]]:
-            for i, first in tqdm(mine, f"{self.name} draws", leave=False):
+            for i, first in tqdm(mine, f"{self.name} draws", leave=False, disable=None):
                 batches = self.source.batches(min(size, n - first), self._seed(i), self.batch_size, first)
                 yield {"features": np.concatenate([self._extract(images) for images in batches])}
 
@@ -176,7 +176,7 @@ class Draws:
 
         def work(mine: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
             batches = tile_batches(self.source, lambda i: mine[i], 0, len(mine), workers=1)
-            for _, images in tqdm(batches, f"{self.name} features", len(mine), leave=False):
+            for _, images in tqdm(batches, f"{self.name} features", len(mine), leave=False, disable=None):
                 yield {"features": self._extract(images)}
 
         units = np.array_split(missing, -(-len(missing) // self.batch_size))

@@ -85,12 +85,8 @@ def write_tiles(
             missing = np.array(folder.missing(n, seed), np.int64).reshape(-1, 2)
     pieces = cut_at_chunks(from_main(missing).tolist())
     mine = pieces[current().share(len(pieces))]
-    with (
-        together() as group,
-        tqdm(
-            total=sum(stop - k for k, stop in mine), unit="tile", desc=source.label, mininterval=1, disable=None
-        ) as bar,
-    ):
+    count = sum(stop - first for first, stop in mine)
+    with together() as group, tqdm(total=count, unit="tile", desc=source.label, mininterval=1, disable=None) as bar:
         for k, stop in group.steps(mine, rounds=-(-len(pieces) // current().world)):
             for batch in numbered_tiles(source, k, stop, n, seed, batch_size):
                 for tile in batch:
