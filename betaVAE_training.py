@@ -21,35 +21,30 @@ import math
 import sys
 import time
 
+import pandas as pd
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from common.checkpoint import NonFiniteError
-from common.config import PRECISIONS, BetaVAESettings, load_config, settings_dict
+from common.config import PRECISIONS, BetaVAESettings, add_scale, load_config, settings_dict
+from common.distributed import joined, launch, sum_gradients, under_torchrun
 from common.errors import InputError, command_parser, run_command, shorten
-from common.files import read_json, write_json
 from common.memory import keep_freed_memory
 from common.run import FREE_TO_CHANGE, Run, generator_for, pick_device, seed_for
 from datasets.expression import ExpressionTable, read_cohort_tables
 from datasets.fingerprint import differences, fingerprints
 from datasets.leaks import trained_by
-from metrics.expression import reconstruction_report, write_gene_errors
-from models.betavae import BetaVAE, TrainedVAE, beta_vae_loss, finished_state
-from models.expression_scaler import MISSING, TRANSFORMS, ExpressionScaler
+from models.betavae import BetaVAE, beta_vae_loss, finished_state
+from models.betavae_settings import OPTIMIZERS, check_vae_settings
+from models.expression_scaler import ExpressionScaler
+from models.passes import Passes
+from models.schedules import learning_rate
+from sources.vae_report import measure_best
 
-OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 PARTS = ("total", "reconstruction", "kl")
 FEWEST_DONORS = {"train": 2, "val": 1, "test": 1}
 SAVE_SHARE = 0.1  # of the time, at most, goes into saving at epochs' ends
-CHOICES = {
-    "optimizer": tuple(OPTIMIZERS),
-    "transform": tuple(TRANSFORMS),
-    "missing_genes": MISSING,
-    "lr_schedule": ("constant", "warmup_cosine"),
-    "best_by": PARTS[:2],
-    "precision": PRECISIONS,
-}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,33 +53,40 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, help="JSON settings, e.g. configs/betavae_tissues.json")
     parser.add_argument("--seed", type=int, help="of weights, batches and noise; never moves a donor (split_seed does)")
     parser.add_argument("--log", type=int, choices=(0, 1), default=0, help="1: log to wandb too (offline if need be)")
-    parser.add_argument("--parallel", type=int, choices=(0, 1), default=0, help="1: several processes")
+    add_scale(parser.add_argument)
     parser.add_argument("--device", help="cpu, cuda, cuda:N, or a GPU's index with the CPU as fallback")
     parser.add_argument("--save_dir", help="the run folder")
     parser.add_argument("--num_epochs", type=int)
     parser.add_argument("--max_steps", type=int, help="stop after so many steps in all; 0: no such limit")
-    parser.add_argument("--precision", choices=CHOICES["precision"], help="bf16: autocast; the loss stays fp32")
+    parser.add_argument("--precision", choices=PRECISIONS, help="bf16: autocast; the loss stays fp32")
     parser.add_argument("--restart", action="store_true", help="move an earlier run in the folder aside")
     return parser
 
 
 def main(args: argparse.Namespace) -> int | None:
     """Settings, data, run, training, test."""
-    if args.parallel:
-        raise InputError("--parallel 1: several processes are not supported yet; use --parallel 0")
+    if args.parallel and not under_torchrun():
+        return launch(args.parallel, [__file__, *args.words])
     cfg = load_config(BetaVAESettings, args.config, args)
-    check_settings(cfg, args.config)
+    check_vae_settings(cfg, args.config)
     device = pick_device(cfg.device)
     table = read_cohort_tables(cfg)
     check_splits(table, cfg)
     part = {s: table.rows((table.obs["split"] == s).to_numpy()) for s in FEWEST_DONORS}
-    with Run(cfg.save_dir, settings_dict(cfg), args.restart, settings_dict(BetaVAESettings())) as run:
+    settings, before = settings_dict(cfg), settings_dict(BetaVAESettings())
+    with joined(device) as ranks, Run(cfg.save_dir, settings, args.restart, before, ranks) as run:
+        if cfg.batch_size < ranks.world:
+            raise InputError(
+                f"{args.config}: batch_size {cfg.batch_size} is under {ranks.world}, the processes; raise it"
+            )
         if args.log:
             run.start_wandb(settings_dict(cfg))
+        where = f"{device}" if ranks.world == 1 else f"{ranks.world} processes, {device.type}"
         counts = ", ".join(f"{s} {len(p)} profiles of {p.obs['donor'].nunique()} donors" for s, p in part.items())
-        print(f"{run.folder}: {len(table.genes)} genes; {counts}; {device}", flush=True)
+        print(f"{run.folder}: {len(table.genes)} genes; {counts}; {where}", flush=True)
         fit(run, table, part, cfg, device)
-        test(run, part, cfg, device)
+        if ranks.main:
+            measure_best(run, part, cfg, device)
     return None
 
 
@@ -131,6 +133,8 @@ def fit(
 
     def save() -> None:
         nonlocal best_weights
+        if not run.ranks.main:
+            return
         try:
             if best_weights is not None:
                 write_best(best_weights, place["best"]["epoch"], place["best"])
@@ -157,6 +161,7 @@ def fit(
         tissues = list(part["train"].obs["tissue"])
         run.save("best.pt", "betavae", finished_state(state, values["train"], tissues, values["val"], device))
 
+    ranks, passes = run.ranks, Passes(cfg.micro_batch, least=2)
     saved_at, save_seconds = time.monotonic(), 0.0
     steps_in_epoch = len(epoch_batches(len(train), cfg.batch_size, cfg.seed, 0))
     bar = tqdm(total=cfg.num_epochs * steps_in_epoch, initial=place["step"], unit="step", disable=None)
@@ -164,24 +169,31 @@ def fit(
     while place["epoch"] < cfg.num_epochs and not enough:
         # One epoch over the training donors.
         model.train()
+        stopping = False
         for batch in epoch_batches(len(train), cfg.batch_size, cfg.seed, place["epoch"])[place["batch"] :]:
             torch.manual_seed(seed_for(cfg.seed, "step", place["step"]))  # dropout and noise depend on the step alone
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(place["step"], cfg)
-            x = train[batch.to(device)]  # (batch, genes), z-scores
-            with autocast:
-                outputs = model(x)
-            losses = beta_vae_loss(x, *outputs, beta=cfg.beta)
-            parts = {name: losses[name].item() for name in PARTS}
-            if not all(map(math.isfinite, parts.values())):
-                names = shorten(part["train"].obs.index[batch.numpy()], 3)
-                raise InputError(
-                    f"{run.folder}: step {place['step'] + 1}: the loss is not finite ({parts}), on profiles {names}; "
-                    f"nothing of it was saved; lower lr ({cfg.lr:g}) or check the tables"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            losses["total"].backward()
-            optimizer.step()
+            noise, kept = model.draw(len(batch), device)  # for all of it; of several ranks each takes its rows
+
+            # Update the weights, through a part of the batch after another where memory is small.
+            for trial in passes.trials(len(batch)):
+                with trial:
+                    optimizer.zero_grad(set_to_none=True)
+                    sums = torch.zeros(len(PARTS), device=device)
+                    for rows in passes.of(len(batch)):
+                        x = train[batch[rows].to(device)]  # (rows, genes), z-scores
+                        with autocast:
+                            outputs = model(x, noise[rows], kept[rows])
+                        losses = beta_vae_loss(x, *outputs, beta=cfg.beta)
+                        share = len(x) / len(batch)
+                        (share * losses["total"]).backward()
+                        if share:  # the mean of no row is NaN: a last batch may be smaller than the ranks are many
+                            sums += share * torch.stack([losses[name].detach() for name in PARTS])
+                    sum_gradients(optimizer)
+                    parts = dict(zip(PARTS, ranks.sum(sums).tolist(), strict=True))
+                    refuse_non_finite(run, parts, part["train"].obs.index[batch.numpy()], place["step"] + 1, cfg)
+                    optimizer.step()
 
             # Count, report, leave where a signal or max_steps says so.
             place["step"] += 1
@@ -191,14 +203,18 @@ def fit(
             bar.update()
             if cfg.log_interval and place["step"] % cfg.log_interval == 0:
                 run.log(place["step"], {f"batch_{k}": v for k, v in parts.items()})
-            enough = bool(cfg.max_steps) and place["step"] >= cfg.max_steps
-            if run.should_stop() or enough:
+            if passes.changed:
+                print(f"{run.folder}: step {place['step']}: {passes.changed}", flush=True)
+                run.log(place["step"], {"micro_batch": passes.size})
+                passes.changed = ""
+            enough, stopping = bool(cfg.max_steps) and place["step"] >= cfg.max_steps, run.should_stop()
+            if stopping or enough:
                 break
             if cfg.save_every and time.monotonic() - saved_at >= cfg.save_every:
                 save()
                 saved_at = time.monotonic()
         optimizer.zero_grad(set_to_none=True)
-        if run.should_stop():
+        if stopping:
             save()
             run.stop(place["step"])
         if place["batch"] < steps_in_epoch:
@@ -213,23 +229,25 @@ def fit(
             )
         if place["best"] is None or validation[cfg.best_by] < place["best"][cfg.best_by]:
             place["best"] = {"epoch": place["epoch"] + 1, **validation}
-            best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+            if ranks.main:
+                best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
         report = {f"train_{k}": v for k, v in place["sums"].items()} | {f"val_{k}": v for k, v in validation.items()}
         place |= {"epoch": place["epoch"] + 1, "batch": 0, "sums": dict.fromkeys(PARTS, 0.0)}
         run.log(place["step"], {"epoch": place["epoch"], **report, "lr": optimizer.param_groups[0]["lr"]})
         bar.set_postfix_str(f"train {report['train_total']:.4f} val {report['val_total']:.4f}", refresh=False)
         start = time.monotonic()
         due = start - saved_at >= save_seconds * (1 / SAVE_SHARE - 1)
-        if due or run.should_stop() or enough or place["epoch"] == cfg.num_epochs:
+        stopping = run.should_stop()
+        if due or stopping or enough or place["epoch"] == cfg.num_epochs:
             save()
             saved_at = time.monotonic()
             save_seconds = saved_at - start
-        if run.should_stop():
+        if stopping:
             run.stop(place["step"])
     bar.close()
     if place["batch"]:
         save()
-    if place["best"] is None:  # max_steps ended the run inside its first epoch
+    if place["best"] is None and ranks.main:  # max_steps ended the run inside its first epoch
         write_best(model.state_dict(), place["epoch"], None)
 
 
@@ -242,18 +260,6 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[Tensor
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
-
-
-def learning_rate(step: int, cfg: BetaVAESettings) -> float:
-    """Return the rate of step 0, 1, 2...: constant, or linear warm-up and then a cosine, both counted in batches.
-
-    The published cosine was never stopped: after cosine_batches it rises again (betaVAE.py:234-235 there).
-    """
-    if cfg.lr_schedule == "constant":
-        return cfg.lr
-    if step < cfg.warmup_batches:
-        return cfg.lr * step / cfg.warmup_batches
-    return cfg.lr * 0.5 * (1 + math.cos(math.pi * (step - cfg.warmup_batches) / cfg.cosine_batches))
 
 
 @torch.no_grad()
@@ -269,54 +275,13 @@ def evaluate(model: BetaVAE, x: Tensor, cfg: BetaVAESettings) -> dict[str, float
     return sums
 
 
-def test(run: Run, part: dict[str, ExpressionTable], cfg: BetaVAESettings, device: torch.device) -> None:
-    """Measure best.pt on the test donors, beside the baselines; write metrics.json and test_genes.csv."""
-    vae, digest = TrainedVAE.open(run.folder / "best.pt", device)
-    path = run.folder / "metrics.json"
-    if path.exists() and (run.folder / "test_genes.csv").exists() and read_json(path).get("vae_digest") == digest:
-        print(f"{run.folder}: trained and measured already; metrics.json stands")
-        return
-    x = {s: vae.scale(torch.from_numpy(part[s].values)) for s in ("train", "test")}
-    mine = vae.decode_scaled(vae.encode(torch.from_numpy(part["test"].values))).cpu().numpy()
-    obs = {s: part[s].obs for s in x}
-    report, per_gene = reconstruction_report(
-        x["train"].cpu().numpy(),
-        x["test"].cpu().numpy(),
-        mine,
-        obs["train"]["tissue"].to_numpy(),
-        obs["test"]["tissue"].to_numpy(),
-        obs["test"]["donor"].to_numpy(),
-        latent_dim=cfg.latent_dim,
-        seed=cfg.seed,
-    )
-    write_gene_errors(run.folder / "test_genes.csv", vae.genes, per_gene)
-    counts = {s: {"profiles": len(p), "donors": int(p.obs["donor"].nunique())} for s, p in part.items()}
-    about = {"vae_digest": digest, "epoch": vae.state["epoch"], "seed": cfg.seed, "split_seed": cfg.split_seed}
-    units = f"z-scores of {cfg.transform} {vae.unit}, training donors' mean and sd"
-    write_json(path, about | {"n": counts, "unit": units, "validation": vae.state["validation"], "test": report})
-    for group, methods in report.items():
-        words = [
-            f"{m} {v['mse']:.3f} [{v['mse_low']:.3f}, {v['mse_high']:.3f}]"
-            for m, v in methods.items()
-            if isinstance(v, dict)
-        ]
-        print(f"test, {group} (n = {methods['profiles']} of {methods['donors']} donors), mse: {'; '.join(words)}")
-    print(f"{run.folder / 'best.pt'}: epoch {vae.state['epoch']}, digest {digest[:12]}")
-
-
-def check_settings(cfg: BetaVAESettings, path: str) -> None:
-    """Refuse settings that no step could run with. InputError names the file and the key."""
-    for key, known in CHOICES.items():
-        if getattr(cfg, key) not in known:
-            raise InputError(f"{path}: {key} {getattr(cfg, key)!r}: expected one of {', '.join(known)}")
-    for key in ("batch_size", "latent_dim", "num_epochs", "warmup_batches", "cosine_batches", "lr"):
-        if getattr(cfg, key) <= (1 if key == "batch_size" else 0):
-            raise InputError(f"{path}: {key} {getattr(cfg, key)}: a larger number was expected")
-    if not 0 <= cfg.input_dropout < 1:
-        raise InputError(f"{path}: input_dropout {cfg.input_dropout}: a share from 0 to below 1 was expected")
-    for key in ("encoder_sizes", "decoder_sizes"):
-        if not getattr(cfg, key) or min(getattr(cfg, key)) < 1:
-            raise InputError(f"{path}: {key} {getattr(cfg, key)}: at least one size of 1 or more was expected")
+def refuse_non_finite(run: Run, parts: dict[str, float], names: pd.Index, step: int, cfg: BetaVAESettings) -> None:
+    """InputError where a part of a step's loss, on the profiles `names`, is NaN or infinite: before weights change."""
+    if not all(map(math.isfinite, parts.values())):
+        raise InputError(
+            f"{run.folder}: step {step}: the loss is not finite ({parts}), on profiles {shorten(names, 3)}; "
+            f"nothing of it was saved; lower lr ({cfg.lr:g}) or check the tables"
+        )
 
 
 def check_splits(table: ExpressionTable, cfg: BetaVAESettings) -> None:

@@ -22,33 +22,35 @@ import math
 import sys
 import time
 from contextlib import nullcontext
-from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from common.checkpoint import NonFiniteError, content_digest, load_checkpoint, resolve_checkpoint
-from common.config import PRECISIONS, GANSettings, add_tile_limits, load_config, settings_dict
-from common.errors import InputError, command_parser, run_command, warn
+from common.checkpoint import NonFiniteError, load_checkpoint
+from common.config import PRECISIONS, GANSettings, add_scale, add_tile_limits, load_config, settings_dict
+from common.distributed import alone, joined, launch, under_torchrun
+from common.errors import InputError, command_parser, run_command
 from common.memory import keep_freed_memory
-from common.run import FREE_TO_CHANGE, Run, generator_for, pick_device, seed_for
+from common.run import Run, pick_device
 from datasets.cohort import Cohort, open_cohort, write_left_out
 from datasets.expression import read_cohort_tables
-from datasets.leaks import HELD_OUT, trained_by
+from datasets.leaks import HELD_OUT
 from datasets.tiles import to_uint8
-from models.augment import augmented
 from models.average import average_decay, calibrate_batch_norm, calibration_inputs, update_average
 from models.compiling import MODES, compile_networks
 from models.conditioning import CONDITIONS, CRITIC_CONDITIONS, InputRule
-from models.gan_losses import LOSSES, critic_step, generator_step, is_conditional
-from models.gan_settings import CACHES, OPTIMIZERS, check_gan_settings, resolve_gan_settings
+from models.gan_losses import LOSSES, Shown, critic_step, generator_step, is_conditional
+from models.gan_settings import CACHES, check_gan_settings, free_settings, resolve_gan_settings
+from models.gan_training import GANTraining
 from models.generate import sample_tiles
-from models.networks import GAN_TYPES, align_moments, build_critic, build_generator, generator_args
-from models.schedules import eased, rate_groups, set_rate, side_at
+from models.networks import GAN_TYPES
+from models.passes import Passes
+from models.schedules import eased, side_at
+from models.step_draws import StepDraws
 from sources.batches import Batches, place_of
+from sources.gan_record import adopt, adopt_split, cohort_digest, describe_model
 from sources.pictures import grid_of, write_png
 from sources.profiles import Profiles
 
@@ -67,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_patches", type=int, dest="max_patch_per_wsi", help="tiles used per slide")
     add_tile_limits(parser.add_argument)
     parser.add_argument("--max_steps", type=int, help="stop after so many steps in all; 0: no such limit")
-    parser.add_argument("--batch_size", type=int)
+    parser.add_argument("--batch_size", type=int, help="tiles in a step, of all processes together")
     parser.add_argument("--img_size", type=int, help="pixels; a power of two from 16")
     parser.add_argument("--condition", choices=CONDITIONS, help="how expression enters: added to noise, or beside it")
     parser.add_argument("--condition_share", type=float, help="add: a in input = sqrt(1 - a^2) noise + a c")
@@ -86,15 +88,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="of weights, batches and noise; never moves a donor (split_seed does)")
     parser.add_argument("--device", help="cpu, cuda, cuda:N, or a GPU's index with the CPU as fallback")
     parser.add_argument("--log", type=int, choices=(0, 1), default=0, help="1: log to wandb too (offline if need be)")
-    parser.add_argument("--parallel", type=int, choices=(0, 1), default=0, help="1: several processes")
+    add_scale(parser.add_argument)
     parser.add_argument("--restart", action="store_true", help="move an earlier run in the folder aside")
     return parser
 
 
 def main(args: argparse.Namespace) -> int | None:
     """Settings, profiles, tiles, run, training."""
-    if args.parallel:
-        raise InputError("--parallel 1: several processes are not supported yet; use --parallel 0")
+    if args.parallel and not under_torchrun():
+        return launch(args.parallel, [__file__, *args.words])
     cfg = load_config(GANSettings, args.config, args)
     resolve_gan_settings(cfg)
     check_gan_settings(cfg, args.config)
@@ -121,14 +123,21 @@ def main(args: argparse.Namespace) -> int | None:
         held_out = profiles.conditions(profiles.held_out("val", GRID_PROFILES))  # (8, z)
         del profiles  # the VAE is not needed any more, and large
 
-    digests = {"vae_digest": vae["digest"], "cohort_digest": cohort_digest(cohort)}
+    settings = settings_dict(cfg) | {"vae_digest": vae["digest"], "cohort_digest": cohort_digest(cohort)}
     before = GANSettings(loss_type=cfg.loss_type)  # what an older config.json does not say was so
     resolve_gan_settings(before)
-    with Run(cfg.save_dir, settings_dict(cfg) | digests, args.restart, settings_dict(before)) as run:
+    old = settings_dict(before)
+    with joined(device) as ranks, Run(cfg.save_dir, settings, args.restart, old, ranks, free_settings(cfg)) as run:
+        if cfg.batch_size < ranks.world:
+            raise InputError(
+                f"{args.config}: batch_size {cfg.batch_size}: under {ranks.world}, the processes; raise it"
+            )
         if args.log:
             run.start_wandb(settings_dict(cfg))
-        write_left_out(cohort, run.folder)
-        print(f"{run.folder}: {cfg.loss_type}, {cohort.summary()}; {device}", flush=True)
+        if ranks.main:
+            write_left_out(cohort, run.folder)
+        where = f"{device}" if ranks.world == 1 else f"{ranks.world} processes, {device.type}"
+        print(f"{run.folder}: {cfg.loss_type}, {cohort.summary()}; {where}", flush=True)
         fit(run, cohort, conditions, held_out, vae, cfg, device)
     return None
 
@@ -147,29 +156,14 @@ def fit(
     `conditions` (rows of the cohort, z) and `held_out` (profiles, z): None in a run without expression.
     """
     # Networks, their optimisers, and where an earlier call of this command left them.
-    torch.manual_seed(seed_for(cfg.seed, "weights"))
-    network = generator_args(cfg, latent_dim := 0 if conditions is None else conditions.shape[1])
-    generator, critic = build_generator(network).to(device), build_critic(cfg, latent_dim).to(device)
-    average = deepcopy(generator).requires_grad_(False)
-    adam = partial(
-        OPTIMIZERS[cfg.optimizer],
-        betas=(cfg.adam_beta1, cfg.adam_beta2),
-        weight_decay=cfg.weights_decay,
-        fused=True,
-    )
-    optimizer_g = adam(rate_groups(generator, cfg.equalised), lr=cfg.lr_generator)
-    optimizer_c = adam(rate_groups(critic, cfg.equalised), lr=cfg.lr_critic)
-    tracked = {"generator": generator, "critic": critic, "average": average}
-    tracked |= {"optimizer_g": optimizer_g, "optimizer_c": optimizer_c}
+    gan = GANTraining(cfg, 0 if conditions is None else conditions.shape[1], device)
+    generator, critic, average = gan.generator, gan.critic, gan.average
     done = 0
     losses: dict[str, torch.Tensor] = {}  # the latest of each part: not all are computed in every step
     if (saved := run.restore("gan_training")) is not None:
         done = saved["step"]
         losses = {k: torch.tensor(v, device=device) for k, v in saved["losses"].items()}
-        for name, part in tracked.items():
-            part.load_state_dict(saved[name])
-        align_moments(optimizer_g)
-        align_moments(optimizer_c)
+        gan.load(saved)
     del saved  # gigabytes at the paper's size
 
     # One unit of time: the step. An epoch is as many steps as it takes to show as many tiles as there are.
@@ -178,40 +172,55 @@ def fit(
     last = min(cfg.num_epochs * epoch_steps, cfg.max_steps or sys.maxsize)
     loss = LOSSES[cfg.loss_type]
     autocast = torch.autocast(device.type, torch.bfloat16) if cfg.precision == "bf16" else nullcontext()
-    options = ("penalty_weight", "penalty_per", "mismatched_weight", "clip")
-    options: dict[str, Any] = {key: getattr(cfg, key) for key in options} | {"autocast": autocast}
+
+    # Of each batch this rank has a share, which passes through the networks at once, or a part after another.
+    batches = Batches(cohort, conditions, cfg, device, done, last)
+    draws = StepDraws(cfg, batches.rows, device)
+    least = cfg.batch_size if cfg.penalty_per == "batch" else 1
+    passes = Passes(cfg.micro_batch, generator, critic, least=least)
+    keys = ("penalty_weight", "penalty_per", "mismatched_weight", "clip")
+    options: dict[str, Any] = {key: getattr(cfg, key) for key in keys}
+    shared = {"autocast": autocast, "share": batches.share}
     if cfg.compile and last > done:
         sides = sorted(
             {side_at(step * per_step, cfg.first_side, cfg.img_size, cfg.grow_images) for step in range(done, last)}
         )
-        why = compile_networks(generator, critic, cfg.compile, sides, cfg.batch_size, autocast)
+        rows = passes.of(cfg.batch_size)[0]
+        why = compile_networks(generator, critic, cfg.compile, sides, rows.stop - rows.start, autocast)
         print(f"{run.folder}: " + (f"not compiled: {why}" if why else f"compiled, {cfg.compile}"), flush=True)
     if done:
         print(f"{run.folder}: going on after step {done} of {last}", flush=True)
 
+    def draw(noise: torch.Tensor, shown: Shown, strength: float, *place: int) -> torch.Tensor:
+        with autocast:
+            tiles = generator(noise, shown.c, shown.keep).float()  # (n, 3, side, side)
+        return draws.augmented(tiles, strength, "fake", *place)
+
     def save_model(step: int) -> None:
         state = describe_model(cfg, cohort, vae, step / epoch_steps, step * per_step)
-        state |= {"generator_args": network, "generator": average.state_dict()}
+        state |= {"generator_args": gan.args, "generator": average.state_dict()}
         run.save(f"{run.name}.model", "gan", state)
         folder = Path(cfg.image_dir) if cfg.image_dir else run.folder / "samples"
         tiles, columns = sample_tiles(average, cfg.num_grid, cfg.seed, held_out)
         write_png(folder / f"epoch_{math.ceil(step / epoch_steps):04d}.png", grid_of(to_uint8(tiles), columns))
 
     def save(step: int, model: bool) -> None:
+        if not run.ranks.main:
+            return
         try:
-            if model:  # before last.pt, so that it is the same however often the run was cut
-                calibrate_batch_norm(average, calibration_inputs(average, cfg.seed, conditions))
-            state = {"step": step, "losses": {k: v.item() for k, v in losses.items()}}
-            run.save("last.pt", "gan_training", state | {k: v.state_dict() for k, v in tracked.items()})
-            if model:
-                save_model(step)
+            with alone():  # the other ranks do not wait for this
+                if model:  # before last.pt, so that it is the same however often the run was cut
+                    calibrate_batch_norm(average, calibration_inputs(average, cfg.seed, conditions))
+                state = {"step": step, "losses": {k: v.item() for k, v in losses.items()}}
+                run.save("last.pt", "gan_training", state | gan.state())
+                if model:
+                    save_model(step)
         except NonFiniteError as error:  # a weight that is not finite: the files on disk stay as they were
             raise InputError(f"step {step}: {error}; lower lr_generator or lr_critic, and use --restart") from None
 
     model = run.folder / f"{run.name}.model"
     if done >= last and not (model.exists() and load_checkpoint(model)[0]["images_seen"] == done * per_step):
         save(done, model=True)  # last.pt is written first: the model may be missing after a crash
-    batches = Batches(cohort, conditions, cfg, device, done, last)
     if device.type == "cpu":
         keep_freed_memory()
     saved_at = reported_at = time.monotonic()
@@ -224,29 +233,32 @@ def fit(
         images = (step - 1) * per_step
         gamma_final = cfg.gamma if cfg.gamma_final is None else cfg.gamma_final
         options["gamma"] = eased(cfg.gamma, gamma_final, images, cfg.schedule_images)
-        for optimizer, rate in ((optimizer_g, cfg.lr_generator), (optimizer_c, cfg.lr_critic)):
-            set_rate(optimizer, eased(rate, rate * cfg.lr_final, images, cfg.schedule_images))
+        options["penalise"] = cfg.penalty_every if step % cfg.penalty_every == 0 else 0
+        strength = eased(0.0, cfg.augment, images, cfg.augment_images)
+        gan.set_rates(images)
         generator.network.side = side = side_at(images, cfg.first_side, cfg.img_size, cfg.grow_images)
 
         # Update the critic.
         for turn in range(cfg.critic_steps):
             real, shown = batches.take(step, turn, side)
-            noise = generator.draw(len(real), generator_for(cfg.seed, "noise", step, turn), device)
-            epsilon = torch.rand(len(real), generator=generator_for(cfg.seed, "epsilon", step, turn)).to(device)
-            with autocast:
-                fake = generator(noise, shown.c, shown.keep).float()
-            if strength := eased(0.0, cfg.augment, images, cfg.augment_images):
-                real = augmented(real, strength, generator_for(cfg.seed, "augment real", step, turn))
-                fake = augmented(fake, strength, generator_for(cfg.seed, "augment fake", step, turn))
-            options["penalise"] = cfg.penalty_every if step % cfg.penalty_every == 0 else 0
+            real = draws.augmented(real, strength, "real", step, turn)
+            noise, epsilon = draws.noise(generator, step, turn), draws.epsilon(step, turn)
             options["signs"] = None
             if cfg.penalty_form == "difference" and options["penalise"]:
-                source = generator_for(cfg.seed, "signs", step, turn)
-                options["signs"] = torch.randint(2, (2, *real.shape), generator=source).to(device) * 2.0 - 1.0
-            losses |= critic_step(critic, optimizer_c, loss, real, fake, epsilon, shown, **options)
+                options["signs"] = draws.signs(real, step, turn)
+            for trial in passes.trials(cfg.batch_size):
+                with trial:
+                    fake = draw(noise, shown, strength, step, turn)
+                    losses |= critic_step(
+                        critic, gan.optimizer_c, loss, real, fake, epsilon, shown, **options, **shared
+                    )
 
         # Update the generator, and its moving average.
-        losses |= generator_step(critic, optimizer_g, loss, fake, shown, real, autocast=autocast)
+        for trial in passes.trials(cfg.batch_size):
+            with trial:
+                if trial.again:
+                    fake = draw(noise, shown, strength, step, turn)
+                losses |= generator_step(critic, gan.optimizer_g, loss, fake, shown, real, **shared)
         update_average(average, generator, average_decay(per_step, cfg.ema_images, step * per_step))
         bar.update()
 
@@ -256,6 +268,10 @@ def fit(
         save_now = epoch_ends or stopping or (cfg.save_every and time.monotonic() - saved_at > cfg.save_every)
         if step % cfg.log_interval == 0 or save_now or device.type == "cpu":
             refuse_non_finite(run, unchecked)
+        if passes.changed:
+            print(f"{run.folder}: step {step}: {passes.changed}", flush=True)
+            run.log(step, {"micro_batch": passes.size})
+            passes.changed = ""
         if step % cfg.log_interval == 0 or step == last:
             seconds, reported_at = time.monotonic() - reported_at, time.monotonic()
             run.log(step, {"epoch": step / epoch_steps, **losses, "seconds": seconds})
@@ -274,36 +290,6 @@ def fit(
     )
 
 
-def adopt(cfg: GANSettings, profiles: Profiles, config: str) -> None:
-    """Change `cfg` to what the VAE says: its split of the donors, and where z is added its dimension."""
-    asked = {"split_seed": profiles.split_seed}
-    if cfg.condition == "add":
-        asked["encoding_dims"] = profiles.vae.latent_dim
-    for key, value in asked.items():
-        if getattr(cfg, key) != value:
-            warn(f"{config}: {key} = {getattr(cfg, key)}, the beta-VAE {profiles.path} has {value}: that is used")
-            setattr(cfg, key, value)
-
-
-def adopt_split(cfg: GANSettings, config: str) -> None:
-    """Change `cfg.split_seed` to that of the VAE it names, if that is there: a plain GAN's held-out donors are its."""
-    try:
-        path = resolve_checkpoint(cfg.vae_checkpoint)
-    except InputError:
-        return  # a plain GAN needs no VAE
-    seed = load_checkpoint(path, "betavae")[0]["split_seed"]
-    if cfg.split_seed != seed:
-        warn(f"{config}: split_seed = {cfg.split_seed}, the beta-VAE {path} has {seed}: that is used")
-        cfg.split_seed = seed
-
-
-def cohort_digest(cohort: Cohort) -> str:
-    """Return a digest of what is trained on: the slides, the pixels and numbers of their tiles, the profiles."""
-    pixels = [store.digest for store in cohort.tiles.stores]
-    profiles = None if cohort.table is None else [cohort.table.genes, torch.from_numpy(cohort.table.values)]
-    return content_digest([cohort.slides["slide"].tolist(), pixels, cohort.tiles.tile_index.tolist(), profiles])
-
-
 def refuse_non_finite(run: Run, unchecked: list[tuple[int, torch.Tensor]]) -> None:
     """Empty `unchecked`, (step, whether its losses are finite); InputError names the first step where they are not."""
     finite = torch.stack([fine for _, fine in unchecked]).tolist()
@@ -314,28 +300,6 @@ def refuse_non_finite(run: Run, unchecked: list[tuple[int, torch.Tensor]]) -> No
                 "lr_generator or lr_critic, or use --precision fp32, and start again with --restart"
             )
     unchecked.clear()
-
-
-def describe_model(
-    cfg: GANSettings, cohort: Cohort, vae: dict[str, Any], epoch: float, images_seen: int
-) -> dict[str, Any]:
-    """Return what a GAN checkpoint says besides its weights: enough to use them, and to know whose they are."""
-    settings = {k: v for k, v in settings_dict(cfg).items() if k not in FREE_TO_CHANGE | {"num_epochs"}}
-    return {
-        "settings": settings,
-        "conditional": is_conditional(cfg.loss_type),
-        "vae_digest": vae["digest"],
-        "latent": vae["latent"],
-        "gene_coverage": vae["coverage"],
-        "tissues": sorted(cohort.slides["tissue"].astype(str).unique()),
-        "donors": int(cohort.slides["donor"].nunique()),
-        "tiles": len(cohort.tiles),
-        "img_size": cfg.img_size,
-        "mpp": cohort.tiles.mpp,
-        "epoch": epoch,
-        "images_seen": images_seen,
-        "split_seed": cfg.split_seed,
-    } | trained_by(cohort.slides["donor"], cohort.slides["slide"], *vae["trained_on"])
 
 
 if __name__ == "__main__":

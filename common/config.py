@@ -59,6 +59,7 @@ class DataSettings:
     batch_size: int = 8
     log_interval: int = 100  # steps
     save_every: int = 0  # seconds between checkpoints inside an epoch; 0: at the end of each epoch only
+    micro_batch: int = 0  # rows of a batch that pass through the networks at a time; 0: all
     optimizer: str = "Adam"
     weights_decay: float = 0.0
 
@@ -169,6 +170,25 @@ def add_tile_limits(add: Callable[..., argparse.Action]) -> None:
     add("--min_tissue", type=float, help="use tiles with this share of tissue or more, of those that were cut")
     add("--min_sharpness", type=float, help="likewise with this sharpness or more (prepare_data.py tiles)")
     add("--max_pen", type=float, help="likewise with at most this share of pixels in a pen's colour")
+
+
+def add_scale(add: Callable[..., argparse.Action]) -> None:
+    """Add the flags of training on several processes, and of a batch that is too large for a GPU."""
+    add(
+        "--parallel",
+        type=int,
+        default=0,
+        help="0: one process; 1: one for each GPU of this machine; N: so many, on CPUs too. They share each batch; "
+        "torchrun starts them as well, on several machines",
+    )
+    add(
+        "--micro_batch",
+        type=int,
+        help="rows of a batch that pass through the networks at a time, of each process; 0: all, and half as many each "
+        "time that a GPU's memory is too small (one process). The result is the same, but for batch norm, whose "
+        "statistics are then those of each pass (dcgan, beta-VAE): there a run keeps its value; the critic is then "
+        "not compiled",
+    )
 
 
 def settings_dict(settings: DataSettings) -> dict[str, Any]:

@@ -170,12 +170,13 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         _leave(ranks, failed is not None and device.type == "cuda", getattr(failed, "gone", ()))
 
 
-def sum_gradients(model: torch.nn.Module) -> None:
-    """Sum the gradients of a model's weights over the ranks, in buckets; a loss is each rank's share of the batch's."""
+def sum_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Sum the gradients of an optimiser's weights over the ranks, in buckets. Each has its share of a loss."""
     if _here.world == 1:
         return
     bucket: list[torch.Tensor] = []
-    found = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    found = [weight.grad for weight in weights if weight.grad is not None]
     for i, grad in enumerate(found):
         bucket.append(grad)
         if i + 1 == len(found) or sum(g.numel() for g in bucket) + found[i + 1].numel() > BUCKET:
@@ -194,6 +195,7 @@ class _JointSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, slope: torch.Tensor) -> torch.Tensor:
+        """The slope of all ranks' losses, of the same shape."""
         return _JointSum.apply(slope)
 
 

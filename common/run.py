@@ -6,6 +6,7 @@ import netrc
 import os
 import signal
 import time
+from collections.abc import Collection
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 import torch
 
 from common.checkpoint import load_checkpoint, save_checkpoint
+from common.distributed import ALONE, Ranks, agree, on_this_machine, under_torchrun
 from common.errors import InputError, Stopped, shorten, warn
 from common.files import read_json, remove_partials, write_json, write_text
 
@@ -36,6 +38,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 class Run:
     """One run folder. `last.pt` holds everything that changes; typing the same command again goes on from it.
 
+    Of several ranks the first alone writes; each reads last.pt, and all stop after the same step.
+
     A run may be used as a context manager: inside it SIGTERM, SIGINT and SIGUSR1 set `stop_requested`, and a second
     signal leaves at once. The loop asks `should_stop()` after each step, saves, and calls `stop()`.
     """
@@ -46,24 +50,34 @@ class Run:
         settings: dict[str, Any],
         restart: bool = False,
         defaults: dict[str, Any] | None = None,
+        ranks: Ranks = ALONE,
+        free: Collection[str] = (),
     ) -> None:
         """Create or re-open `folder`. InputError where it holds another run's settings (`restart` moves it aside).
 
-        `defaults`: what settings that an older run's config.json does not have were in effect.
+        `defaults`: what settings that an older run's config.json does not have were in effect. `free`: settings that,
+        beside FREE_TO_CHANGE, may differ in this run.
         """
         if not str(folder):
             raise InputError("no run folder: set save_dir in the config or name one with --save_dir / --model_dir")
-        self.folder = Path(folder)
+        self.folder, self.ranks, self._free = Path(folder), ranks, FREE_TO_CHANGE | set(free)
         self.stop_requested = False
         self._wandb: Any = None
         self._handlers: dict[int, Any] = {}
+        agree(f"{folder}: the settings and the data", json.dumps(settings, sort_keys=True, default=str))
+        if ranks.main:
+            self._open(settings, restart, defaults or {})
+        ranks.wait()
+
+    def _open(self, settings: dict[str, Any], restart: bool, defaults: dict[str, Any]) -> None:
+        folder = self.folder
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{folder}: is a file, a run folder was expected; choose another name")
         if restart and (self.folder / "config.json").exists():
             aside = self.folder.with_name(f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
             self.folder.rename(aside)
             warn(f"{folder}: the earlier run was moved to {aside}")
-        self._refuse_other_settings(settings, defaults or {})
+        self._refuse_other_settings(settings, defaults)
         remove_partials(self.folder)
         write_json(self.folder / "config.json", settings)
 
@@ -75,22 +89,27 @@ class Run:
     def restore(self, kind: str) -> dict[str, Any] | None:
         """Return the state in last.pt, or None in a new folder; log lines after its `step` are dropped."""
         if not (self.folder / "last.pt").exists():
-            (self.folder / "log.jsonl").unlink(missing_ok=True)
+            agree(f"{self.folder}: last.pt", "no such file")
+            if self.ranks.main:
+                (self.folder / "log.jsonl").unlink(missing_ok=True)
             return None
-        state, _ = load_checkpoint(self.folder / "last.pt", kind)
+        state, digest = load_checkpoint(self.folder / "last.pt", kind)
+        agree(f"{self.folder}: last.pt", digest)
         log = self.folder / "log.jsonl"
-        if log.exists():
+        if log.exists() and self.ranks.main:
             write_text(
                 log, "".join(f"{line}\n" for line in log.read_text().splitlines() if _step_of(line) <= state["step"])
             )
         return state
 
     def save(self, name: str, kind: str, state: dict[str, Any]) -> str:
-        """Write a checkpoint into the folder, sealed; return its digest."""
+        """Write a checkpoint into the folder, sealed; return its digest. Rank 0 only."""
         return save_checkpoint(self.folder / name, kind, state)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """Append one JSON line to log.jsonl (and to wandb where it is on)."""
+        """Append one JSON line to log.jsonl (and to wandb where it is on); other ranks than the first do nothing."""
+        if not self.ranks.main:
+            return
         plain = {k: v.item() if hasattr(v, "item") else v for k, v in values.items()}
         with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **plain}) + "\n")
@@ -99,6 +118,8 @@ class Run:
 
     def start_wandb(self, settings: dict[str, Any]) -> None:
         """Log to wandb too, as setting `flag` or the folder's name; offline, under the run folder, if not logged in."""
+        if not self.ranks.main:
+            return
         import wandb
 
         mode = os.environ.get("WANDB_MODE") or ("online" if _wandb_knows_us() else "offline")
@@ -108,11 +129,13 @@ class Run:
         )
 
     def should_stop(self) -> bool:
-        """Return True once a signal has asked the run to stop."""
+        """Return True once a signal has asked any rank to stop. All ranks ask, once after each step."""
+        self.stop_requested = self.ranks.any(self.stop_requested)
         return self.stop_requested
 
     def stop(self, step: int) -> None:
-        """Leave, after saving, with exit status 75."""
+        """Leave, after saving, with exit status 75; the other ranks not before the first has saved."""
+        self.ranks.wait()
         raise Stopped(f"{self.folder}: stopped by a signal after step {step}; everything is saved")
 
     def __enter__(self) -> "Run":
@@ -139,7 +162,7 @@ class Run:
         if not path.exists():
             return
         before = {**defaults, **read_json(path)}  # a run from before a setting was there had its default
-        changed = {k for k in set(before) | set(settings) if before.get(k) != settings.get(k)} - FREE_TO_CHANGE
+        changed = {k for k in set(before) | set(settings) if before.get(k) != settings.get(k)} - self._free
         if settings.get("num_epochs", 0) > before.get("num_epochs", 0):
             changed -= {"num_epochs"}  # it may grow
         if "cohort_digest" not in before:
@@ -166,10 +189,22 @@ def generator_for(seed: int, *place: int | str) -> torch.Generator:
 def pick_device(setting: str) -> torch.device:
     """Return the device that `setting` names.
 
-    "cpu"; "cuda" or "cuda:1": that GPU, InputError without it; "0": that GPU, or the CPU with a warning.
+    "cpu"; "cuda" or "cuda:1": that GPU, InputError without it; "0": that GPU, or the CPU with a warning. With several
+    ranks "cuda" and "0" are each process's own GPU.
     """
     if setting == "cpu":
         return torch.device("cpu")
+    if under_torchrun() and (setting == "cuda" or setting.isdigit()):
+        gpus, processes = torch.cuda.device_count(), on_this_machine()
+        if gpus >= processes:
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if gpus or setting == "cuda":
+            raise InputError(
+                f"device {setting}: {processes} processes on this machine, but {gpus} GPUs; start as many as there are "
+                "GPUs, or use --device cpu"
+            )
+    elif under_torchrun() and setting.startswith("cuda:"):
+        raise InputError(f"device {setting}: with several processes each has its own GPU; use --device cuda")
     if setting.isdigit():
         if torch.cuda.is_available() and int(setting) < torch.cuda.device_count():
             return torch.device("cuda", int(setting))

@@ -38,18 +38,22 @@ def cut_out(images: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
     return images * (far[:, 0, :, None] | far[:, 1, None, :])[:, None]
 
 
-def augmented(images: torch.Tensor, strength: float, source: torch.Generator) -> torch.Tensor:
+def augmented(
+    images: torch.Tensor, strength: float, source: torch.Generator, batch: int = 0, rows: slice = slice(None)
+) -> torch.Tensor:
     """Return images (n, c, s, s), each turned, moved, cut out, with probability `strength` of each, as `source` draws.
+
+    It draws for a `batch` of so many, of which `images` are the `rows`; 0: they are all of it.
 
     Differentiable in the images, twice. Real and generated tiles alike are shown so, that the generator is not asked
     for what the changes put in: while `strength` is under 1 they can be undone (Karras et al. 2020b, section 2.2).
     """
-    n, side = len(images), images.shape[-1]
+    n, side = batch or len(images), images.shape[-1]
     chosen = torch.rand(3, n, generator=source) < strength
     which = torch.randint(TURNS, (n,), generator=source) * chosen[0]
     reach = int(REACH * side)
     shift = torch.randint(-reach, reach + 1, (n, 2), generator=source) * chosen[1, :, None]
     centre = torch.rand(n, 2, generator=source)
-    which, shift, centre, holed = (x.to(images.device) for x in (which, shift, centre, chosen[2]))
+    which, shift, centre, holed = (x[rows].to(images.device) for x in (which, shift, centre, chosen[2]))
     images = moved(turned(images, which), shift)
     return torch.where(holed[:, None, None, None], cut_out(images, centre), images)

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.checkpoint import load_checkpoint, resolve_checkpoint
 from common.errors import InputError
 from models.cloud import Distances, TrainingCloud, nearest_cloud
 from models.expression_scaler import ExpressionScaler
+from models.joint import JointBatchNorm1d
 from models.latents import fit_gaussian, latent_summary
 
 LOGVAR_LIMIT = 20.0  # ours: exp(20) is 5e8; keeps the KL term finite through the first steps
@@ -32,7 +34,7 @@ def _blocks(sizes: list[int]) -> list[nn.Module]:
     """Linear-BatchNorm-LeakyReLU(0.01) from each size to the next; paper, STAR Methods."""
     layers: list[nn.Module] = []
     for n_in, n_out in pairwise(sizes):
-        layers += [nn.Linear(n_in, n_out), nn.BatchNorm1d(n_out), nn.LeakyReLU(0.01)]
+        layers += [nn.Linear(n_in, n_out), JointBatchNorm1d(n_out), nn.LeakyReLU(0.01)]
     return layers
 
 
@@ -59,21 +61,31 @@ class BetaVAE(nn.Module):
         decoder = _blocks([latent_dim, *decoder_sizes])
         self.decoder = nn.Sequential(*decoder, nn.Linear(decoder_sizes[-1], n_genes), outputs[decoder_output]())
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (n, genes) z-scores -> mean and log variance of the posterior, (n, z) each."""
-        h = self.encoder(x)  # (n, encoder_sizes[-1])
+    def draw(self, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return what a training step of n rows draws: noise (n, z) ~ N(0, I), and `kept` (n, genes) of the dropout.
+
+        kept: 0 where a gene is left out, else 1 / (1 - input_dropout).
+        """
+        kept = F.dropout(torch.ones(n, self.encoder[1].in_features, device=device), self.encoder[0].p)
+        return torch.randn(n, self.z_mu.out_features, device=device), kept
+
+    def encode(self, x: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (n, genes) z-scores -> mean and log variance of the posterior, (n, z) each; `kept`: see `draw`."""
+        h = self.encoder(x) if kept is None else self.encoder[1:](x * kept)  # (n, encoder_sizes[-1])
         return self.z_mu(h).float(), self.z_logvar(h).float().clamp(-LOGVAR_LIMIT, LOGVAR_LIMIT)
 
     def decode(self, z: Tensor) -> Tensor:
         """z (n, z) -> reconstruction (n, genes), z-scores."""
         return self.decoder(z).float()
 
-    def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """x (n, genes) -> reconstruction (n, genes), mu and logvar (n, z); `noise` (n, z) ~ N(0, I) may be given.
+    def forward(
+        self, x: Tensor, noise: Tensor | None = None, kept: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x (n, genes) -> reconstruction (n, genes), mu and logvar (n, z); `noise` and `kept` of `draw` may be given.
 
         All three are fp32, under autocast too, and so are the noise and the sum of it and mu.
         """
-        mu, logvar = self.encode(x)
+        mu, logvar = self.encode(x, kept)
         if noise is None:
             noise = torch.randn_like(mu)
         return self.decode(mu + noise * (0.5 * logvar).exp()), mu, logvar

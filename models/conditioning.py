@@ -17,6 +17,8 @@ import torch
 from torch import nn
 
 from common.errors import InputError
+from models.joint import batch_moments
+from models.passes import in_passes
 
 LATENT_FLOOR = (
     0.1  # a dimension with a smaller s is inactive: Burda et al. 2016, section 5.2: active where Var(mu) > 0.01
@@ -54,10 +56,11 @@ def published_infuse(noise: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
 
     With one profile in the batch z is a constant of each column and cancels. RNA-GAN src/wgan_loss.py:105-106.
     """
-    if len(noise) < 2:
-        raise InputError("standardise = batch needs two tiles or more in a batch; use standardise = train")
     x = noise + z  # (n, z)
-    return (x - x.mean(0)) / x.std(0)
+    mean, variance, n = batch_moments(x)
+    if n < 2:
+        raise InputError("standardise = batch needs two tiles or more in a batch; use standardise = train")
+    return (x - mean) / (variance * (n / (n - 1))).sqrt()
 
 
 def draw_noise(n: int, dims: int, generator: torch.Generator, kind: str = "normal") -> torch.Tensor:
@@ -116,6 +119,7 @@ class ConditionedGenerator(nn.Module):
         """`latent_dim` 0: a GAN without expression. With `condition` concat E is (latent_dim, cond_dim)."""
         super().__init__()
         self.network, self.rule = network, rule
+        self.passes = 1  # in how many parts a batch passes through the network; training sets it (models/passes.py)
         self.encoding_dims, self.noise_dims = encoding_dims, encoding_dims + network.pixel_noise
         if latent_dim and rule.how == "add" and latent_dim != encoding_dims:
             raise InputError(f"encoding_dims = {encoding_dims}: condition = add needs the VAE's {latent_dim}")
@@ -183,7 +187,7 @@ class ConditionedGenerator(nn.Module):
         """
         noise, pixels = noise[:, : self.encoding_dims], noise[:, self.encoding_dims :]
         dtype = next(self.network.parameters()).dtype
-        return self.network(self.enter(noise, c, keep, guidance).to(dtype), pixels.to(dtype))
+        return in_passes(self.network, self.passes, self.enter(noise, c, keep, guidance).to(dtype), pixels.to(dtype))
 
     def to_bf16(self) -> None:
         """Make the network's weights bf16: for drawing only. Noise and expression still meet in fp32."""
@@ -193,12 +197,14 @@ class ConditionedGenerator(nn.Module):
 class ConditionedCritic(nn.Module):
     """A critic that may see the expression: f(tile) + <P h(tile), V c> / sqrt(cond_dim). Miyato & Koyama 2018, eq. 3.
 
-    `network` has features(images) -> h, pool(h) -> (n, width), score(h) -> (n,). Without `latent_dim` there is only f.
+    `network` has trunk(images), and head of that, together features(images) -> h; pool(h) -> (n, width), score(h) ->
+    (n,). Without `latent_dim` there is only f.
     """
 
     def __init__(self, network: nn.Module, latent_dim: int = 0, cond_dim: int = 128) -> None:
         super().__init__()
         self.network, self.norm = network, network.norm
+        self.passes = 1  # as the generator's
         if latent_dim:
             self.of_tile = nn.Linear(network.width, cond_dim, bias=False)  # P
             self.of_profile = nn.Linear(latent_dim, cond_dim, bias=False)  # V
@@ -215,10 +221,21 @@ class ConditionedCritic(nn.Module):
         images: torch.Tensor,
         c: torch.Tensor | None = None,
         keep: torch.Tensor | None = None,
-        alone: bool = False,
+        alone: bool | torch.Tensor = False,
     ) -> torch.Tensor:
         """Return scores (n,) of images (n, 3, H, W) and c (n, latent_dim); f alone where `keep` is False."""
-        return self.score(self.network.features(images, alone), c, keep)
+        return self.score(self.features(images, alone), c, keep)
+
+    def features(self, images: torch.Tensor, alone: bool | torch.Tensor = False) -> torch.Tensor:
+        """Return network.features(images), in so many passes; the head sees the whole batch, or is told of it."""
+        if self.passes == 1 or isinstance(alone, torch.Tensor):
+            return self.network.features(images, alone)
+        return self.network.head(in_passes(self.network.trunk, self.passes, images), alone)
+
+    @torch.no_grad()
+    def spread(self, images: torch.Tensor) -> torch.Tensor:
+        """Return what is held fixed of a batch's images where a part of it is judged `alone`."""
+        return self.network.spread(in_passes(self.network.trunk, self.passes, images))
 
     def score(self, h: torch.Tensor, c: torch.Tensor | None = None, keep: torch.Tensor | None = None) -> torch.Tensor:
         """Return the scores (n,) of network.features(images)."""

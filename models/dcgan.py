@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from common.errors import InputError
+from models.joint import JointBatchNorm2d
 from models.resampling import Down, Up, up
 
 SLOPE = 0.2  # of LeakyReLU; Radford et al. 2016, section 3.1
@@ -79,9 +80,21 @@ class DCGANDiscriminator(nn.Module):
         self.apply(_initialise)
         self.to(memory_format=torch.channels_last)
 
-    def features(self, images: torch.Tensor, alone: bool = False) -> torch.Tensor:
-        """Return (n, width, 4, 4). `alone` is for critics in which tiles of a batch meet."""
+    def trunk(self, images: torch.Tensor) -> torch.Tensor:
+        """Return (n, width, 4, 4)."""
         return self.model(images.contiguous(memory_format=torch.channels_last))
+
+    def head(self, h: torch.Tensor, alone: bool | torch.Tensor = False) -> torch.Tensor:
+        """Return `h` as it is; `alone` is for critics in which tiles of a batch meet."""
+        return h
+
+    def spread(self, h: torch.Tensor) -> torch.Tensor:
+        """Return nothing of note: see ResidualCritic."""
+        return h.new_zeros(())
+
+    def features(self, images: torch.Tensor, alone: bool | torch.Tensor = False) -> torch.Tensor:
+        """Return (n, width, 4, 4), head(trunk(images))."""
+        return self.trunk(images)
 
     def pool(self, h: torch.Tensor) -> torch.Tensor:
         """Return what the projection sees, (n, width): the mean over the 4 x 4 places."""
@@ -138,7 +151,7 @@ def _doublings(side: int) -> int:
 
 def _block(conv: nn.Module, channels: int, norm: str = "batch") -> nn.Sequential:
     return nn.Sequential(
-        conv, *([nn.BatchNorm2d(channels)] if norm == "batch" else []), nn.LeakyReLU(SLOPE, inplace=True)
+        conv, *([JointBatchNorm2d(channels)] if norm == "batch" else []), nn.LeakyReLU(SLOPE, inplace=True)
     )
 
 

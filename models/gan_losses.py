@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common.distributed import current, joint_sum, sum_gradients
 from common.errors import InputError
+from models.passes import pieces
 
 PENALTY_PER = ("image", "batch")
 PENALTY_FORMS = ("exact", "difference")
@@ -95,11 +97,19 @@ class Shown:
     """The expression that the tiles of a batch are judged with; real and generated tile i have the same.
 
     c (n, z); keep (n,) bool: False where the generator was given none; patients (n,): whose each tile is.
+    `whole`: of the whole batch, where these n are one rank's share of it, from row `first` on.
     """
 
     c: torch.Tensor | None = None
     keep: torch.Tensor | None = None
     patients: torch.Tensor | None = None
+    whole: "Shown | None" = None
+    first: int = 0
+
+    def part(self, rows: slice) -> "Shown":
+        """Return that of some of the tiles."""
+        some = [x if x is None else x[rows] for x in (self.c, self.keep, self.patients)]
+        return Shown(*some, self.whole or self, self.first + rows.start)
 
 
 NOTHING_SHOWN = Shown()
@@ -120,26 +130,36 @@ def gradient_penalty(
     epsilon: torch.Tensor,
     per: str = "image",
     shown: Shown = NOTHING_SHOWN,
+    alone: bool | torch.Tensor = True,
 ) -> torch.Tensor:
     """Return mean (|d critic / d x| - 1)^2 between real and fake (n, 3, H, W). Gulrajani et al. 2017, eq. 3.
 
     `epsilon` (n,) in [0, 1] places x between the two. `per` "image": one norm and one epsilon each; "batch": one norm
-    and epsilon[0] for the whole batch, as published.
+    and epsilon[0] for the whole batch, of all ranks, as published. `alone`: see ResidualCritic.head.
     """
     if per not in PENALTY_PER:
         raise InputError(f"penalty_per = {per!r}: expected {' or '.join(PENALTY_PER)}")
-    mix = (epsilon[:1] if per == "batch" else epsilon).reshape(-1, 1, 1, 1)
-    x = mix * real + (1 - mix) * fake
+    x = between(real, fake, epsilon[:1] if per == "batch" else epsilon)
     if critic.norm == "none":
         slope = critic.slope(x, shown.c, shown.keep)  # (n, 3, H, W)
     else:
-        slope = _slope(critic, x, shown)
-    norm = slope.norm() if per == "batch" else slope.flatten(1).norm(dim=1)
+        slope = _slope(critic, x, shown, alone)
+    norm = joint_sum(slope.square().sum()).sqrt() if per == "batch" else slope.flatten(1).norm(dim=1)
     return (norm - 1).square().mean()
 
 
+def between(real: torch.Tensor, fake: torch.Tensor, epsilon: torch.Tensor) -> torch.Tensor:
+    """Return the images (n, 3, H, W) at `epsilon` (n,) or (1,) on the way from fake to real."""
+    mix = epsilon.reshape(-1, 1, 1, 1)
+    return mix * real + (1 - mix) * fake
+
+
 def zero_penalty(
-    critic: nn.Module, images: torch.Tensor, shown: Shown = NOTHING_SHOWN, signs: torch.Tensor | None = None
+    critic: nn.Module,
+    images: torch.Tensor,
+    shown: Shown = NOTHING_SHOWN,
+    signs: torch.Tensor | None = None,
+    alone: bool | torch.Tensor = True,
 ) -> torch.Tensor:
     """Return mean |d critic / d image|^2 / 2: R1 on real, R2 on generated tiles. Mescheder et al. 2018, eq. 9, 10.
 
@@ -147,14 +167,14 @@ def zero_penalty(
     ((critic(image + h v) - critic(image - h v)) / 2 h)^2 / 2, whose expectation over v is the above for small h.
     """
     if signs is None:
-        return _slope(critic, images, shown).square().sum((1, 2, 3)).mean() / 2
+        return _slope(critic, images, shown, alone).square().sum((1, 2, 3)).mean() / 2
     ends = [critic(images.detach() + h * signs, shown.c, shown.keep, alone=True) for h in (STEP, -STEP)]
     return ((ends[0] - ends[1]) / (2 * STEP)).square().mean() / 2
 
 
-def _slope(critic: nn.Module, images: torch.Tensor, shown: Shown) -> torch.Tensor:
+def _slope(critic: nn.Module, images: torch.Tensor, shown: Shown, alone: bool | torch.Tensor) -> torch.Tensor:
     x = images.detach().requires_grad_(True)
-    return torch.autograd.grad(critic(x, shown.c, shown.keep, alone=True).sum(), x, create_graph=True)[0]
+    return torch.autograd.grad(critic(x, shown.c, shown.keep, alone=alone).sum(), x, create_graph=True)[0]
 
 
 def mismatched_pairs(critic: nn.Module, h: torch.Tensor, shown: Shown) -> torch.Tensor:
@@ -162,11 +182,14 @@ def mismatched_pairs(critic: nn.Module, h: torch.Tensor, shown: Shown) -> torch.
 
     mean softplus(s_ij - s_ii), s_ij: the projection of tile i with profile j: the relativistic loss between a matched
     and a mismatched real pair, in which f(tile) cancels. Pairs of one patient are left out. 0 without another patient.
+    With a share of the batch, its part of the mean over all: every tile meets the profiles of the whole batch.
     """
-    s = critic.match(h, shown.c)  # (n, n)
-    others = shown.patients[:, None] != shown.patients[None, :]
-    total = (F.softplus(s - s.diagonal()[:, None]) * others).sum()
-    return total / others.sum().clamp(min=1)
+    whole = shown.whole or shown
+    s = critic.match(h, whole.c)  # (n, n), or (share, n)
+    own = s[:, shown.first : shown.first + len(s)].diagonal()
+    others = whole.patients[:, None] != whole.patients[None, :]  # (n, n)
+    mine = others[shown.first : shown.first + len(s)]
+    return (F.softplus(s - own[:, None]) * mine).sum() / others.sum().clamp(min=1)
 
 
 # ---- The two updates ----
@@ -188,6 +211,7 @@ def critic_step(
     signs: torch.Tensor | None = None,
     mismatched_weight: float = 0.0,
     clip: float = 0.01,
+    share: float = 1.0,
     autocast: torch.autocast | nullcontext = nullcontext(),  # noqa: B008 (stateless)
 ) -> dict[str, torch.Tensor]:
     """Update the critic once, on one fake batch for both loss and penalty; return the parts of its loss.
@@ -196,36 +220,48 @@ def critic_step(
     `autocast` says: their second derivative loses too much in bf16. `penalise` weights the zero-centred penalties: they
     may be left out of most steps (0) and count for all of these in one (their number); Karras et al. 2020, section 3.1.
     With `signs` (2, n, 3, H, W) they are estimated by differences along these, of real and of generated tiles.
+    `share`: how much of the batch these n tiles are; gradients and the parts returned are summed over the ranks.
     """
     critic.requires_grad_(True)
-    fake, network = fake.detach().float(), critic.network
+    optimizer.zero_grad(set_to_none=True)
+    fake = fake.detach().float()
+
+    # Penalties add their gradients first: what they hold in memory is free again before the rest begins.
+    penalty = None
+    if loss.penalty == "slope":
+
+        def slope(rows: slice, alone: bool | torch.Tensor) -> torch.Tensor:
+            tiles = real[rows], fake[rows], epsilon[rows]
+            return gradient_penalty(critic, *tiles, penalty_per, shown.part(rows), alone)
+
+        penalty = _penalise(critic, share * penalty_weight, between(real, fake, epsilon), slope)
+    elif loss.penalty == "zero" and penalise:
+        pairs = zip((real, fake), (None, None) if signs is None else signs, strict=True)
+        penalty = sum(_penalise_zero(critic, share * penalise * gamma, x, shown, v) for x, v in pairs)
+
+    # The loss.
     with autocast:
-        if critic.norm == "none":  # images do not meet: one pass for both
-            of_real, of_fake = network.features(torch.cat([real, fake])).chunk(2)
+        if critic.norm == "none" and critic.passes == 1:  # images do not meet: one pass for both
+            of_real, of_fake = critic.features(torch.cat([real, fake])).chunk(2)
         else:
-            of_real, of_fake = network.features(real), network.features(fake)
+            of_real, of_fake = critic.features(real), critic.features(fake)
         on_real = critic.score(of_real, shown.c, shown.keep).float()
         on_fake = critic.score(of_fake, shown.c, shown.keep).float()
-    parts = {"critic": loss.critic(on_real, on_fake)}
+    parts = {"critic": share * loss.critic(on_real, on_fake)}
     total = parts["critic"]
     if mismatched_weight and critic.conditional:
         parts["mismatched"] = mismatched_pairs(critic, of_real.float(), shown)
         total = total + mismatched_weight * parts["mismatched"]
-    if loss.penalty == "slope":
-        parts["penalty"] = gradient_penalty(critic, real, fake, epsilon, penalty_per, shown)
-        total = total + penalty_weight * parts["penalty"]
-    elif loss.penalty == "zero" and penalise:
-        pairs = zip((real, fake), (None, None) if signs is None else signs, strict=True)
-        parts["penalty"] = sum(zero_penalty(critic, x, shown, v) for x, v in pairs)
-        total = total + penalise * gamma * parts["penalty"]
-    optimizer.zero_grad(set_to_none=True)
     total.backward()
+    sum_gradients(optimizer)
     optimizer.step()
     if loss.clip:
         with torch.no_grad():
             for weight in critic.parameters():
                 weight.clamp_(-clip, clip)
-    return {name: value.detach() for name, value in parts.items()} | {"real_score": on_real.detach().mean()}
+    if penalty is not None:
+        parts["penalty"] = share * penalty
+    return _of_all_ranks(parts | {"real_score": share * on_real.mean()})
 
 
 def generator_step(
@@ -236,20 +272,62 @@ def generator_step(
     shown: Shown = NOTHING_SHOWN,
     real: torch.Tensor | None = None,
     *,
+    share: float = 1.0,
     autocast: torch.autocast | nullcontext = nullcontext(),  # noqa: B008 (stateless)
 ) -> dict[str, torch.Tensor]:
     """Update the generator once through `fake` (n, 3, H, W), which it made; the critic is frozen meanwhile.
 
-    `real` (n, 3, H, W): the tiles that a paired loss compares them with.
+    `real` (n, 3, H, W): the tiles that a paired loss compares them with. `share`: as for critic_step.
     """
     critic.requires_grad_(False)
     with autocast:
         scores = critic(fake, shown.c, shown.keep)
         with torch.no_grad():
             on_real = critic(real, shown.c, shown.keep).float() if loss.paired else None
-    total = loss.generator(scores.float(), on_real)
+    total = share * loss.generator(scores.float(), on_real)
     optimizer.zero_grad(set_to_none=True)
     total.backward()
+    sum_gradients(optimizer)
     optimizer.step()
     critic.requires_grad_(True)
-    return {"generator": total.detach()}
+    return _of_all_ranks({"generator": total})
+
+
+def _penalise(
+    critic: nn.Module,
+    weight: float,
+    images: torch.Tensor,
+    penalty: Callable[[slice, bool | torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """Add the gradients of `weight` times penalty(rows, alone), a mean over images, pass by pass; return the penalty.
+
+    What is differentiated twice cannot be computed again in the backward pass, as other passes are.
+    """
+    alone = critic.spread(images) if critic.passes > 1 else True
+    total = images.new_zeros(())
+    for rows in pieces(len(images), critic.passes):
+        part = penalty(rows, alone) * ((rows.stop - rows.start) / len(images))
+        (weight * part).backward()
+        total += part.detach()
+    return total
+
+
+def _penalise_zero(
+    critic: nn.Module, weight: float, images: torch.Tensor, shown: Shown, signs: torch.Tensor | None
+) -> torch.Tensor:
+    """The same for zero_penalty; along `signs` it is differentiated once, and goes in passes by itself."""
+    if signs is None:
+        return _penalise(
+            critic,
+            weight,
+            images,
+            lambda rows, alone: zero_penalty(critic, images[rows], shown.part(rows), alone=alone),
+        )
+    penalty = zero_penalty(critic, images, shown, signs)
+    (weight * penalty).backward()
+    return penalty.detach()
+
+
+def _of_all_ranks(parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the parts of a batch's loss from this rank's share of each."""
+    return dict(zip(parts, current().sum(torch.stack([x.detach() for x in parts.values()])).unbind(), strict=True))

@@ -30,6 +30,11 @@ def resolve_gan_settings(cfg: GANSettings) -> None:
             setattr(cfg, key, value)
 
 
+def free_settings(cfg: GANSettings) -> set[str]:
+    """Return settings that may differ on resume, as they change nothing there: passes, without batch norm."""
+    return {"micro_batch"} if cfg.gan_type == "residual" else set()
+
+
 def check_gan_settings(cfg: GANSettings, config: str) -> None:
     """InputError for a setting that training would only trip over later."""
     known = {
@@ -54,12 +59,21 @@ def check_gan_settings(cfg: GANSettings, config: str) -> None:
             raise InputError(f"{config}: {key} = {getattr(cfg, key)!r}: expected {', '.join(values)}")
     counts = ("num_epochs", "batch_size", "critic_steps", "step_channels", "encoding_dims", "log_interval")
     counts += ("max_patch_per_wsi", "ema_images", "num_grid", "depth", "cond_dim", "penalty_every")
-    schedules = ("augment_images", "schedule_images", "grow_images")
+    schedules = ("augment_images", "schedule_images", "grow_images", "micro_batch")
     weights = ("penalty_weight", "gamma", "mismatched_weight")
     expected: dict[str, tuple[Sequence[str], Callable[[float], bool]]] = {
         "1 or more": (counts, lambda x: x >= 1),
         "0 or more": (
-            (*weights, "n_workers", "max_steps", "save_every", "weights_decay", "cond_jitter", *schedules),
+            (
+                *weights,
+                "n_workers",
+                "max_steps",
+                "save_every",
+                "weights_decay",
+                "cond_jitter",
+                "micro_batch",
+                *schedules,
+            ),
             lambda x: 0 <= x < math.inf,
         ),
         "more than 0": (("lr_generator", "lr_critic", "clip", "lr_final"), lambda x: 0 < x < math.inf),
@@ -88,6 +102,8 @@ def check_gan_settings(cfg: GANSettings, config: str) -> None:
         raise InputError(f"{config}: lr_final and gamma_final need schedule_images, the images until they are reached")
     if cfg.standardise == "batch" and cfg.cond_dropout:
         raise InputError(f"{config}: cond_dropout = {cfg.cond_dropout} needs standardise = train: batch has no null")
+    if cfg.micro_batch and cfg.penalty_per == "batch":
+        raise InputError(f"{config}: micro_batch = {cfg.micro_batch}: penalty_per = batch needs it whole")
     InputRule.of(settings_dict(cfg))
     if cfg.mismatched_weight and cfg.critic_condition == "none":
         raise InputError(f"{config}: mismatched_weight = {cfg.mismatched_weight} needs critic_condition = projection")

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.errors import InputError
+from models.joint import batch_moments
 
 SLOPE = 0.2  # of LeakyReLU
 HALF = 0.5**0.5  # keeps the variance of a sum of two branches; Karras et al. 2020, section 4.1 (the critic there)
@@ -243,8 +244,12 @@ class ResidualCritic(nn.Module):
         for later in [*self.early_from_rgb.values(), self.from_rgb][1:]:
             nn.init.zeros_(later.weight)
 
-    def features(self, images: torch.Tensor, alone: bool = False) -> torch.Tensor:
-        """Return (n, width). They know the batch's spread; `alone` holds it fixed: a slope is one tile's own."""
+    def features(self, images: torch.Tensor, alone: bool | torch.Tensor = False) -> torch.Tensor:
+        """Return (n, width), head(trunk(images))."""
+        return self.head(self.trunk(images), alone)
+
+    def trunk(self, images: torch.Tensor) -> torch.Tensor:
+        """Return (n, c, 4, 4), up to where the tiles of a batch meet."""
         images = images.contiguous(memory_format=torch.channels_last)
         h, side = None, self.in_size
         if images.shape[-1] == side:
@@ -257,11 +262,21 @@ class ResidualCritic(nn.Module):
                     images = images if images.shape[-1] == side else F.avg_pool2d(images, 2)
                     part = self.early_from_rgb[str(side)](images)
                     h = part if h is None else h + part
-        h = F.leaky_relu(h, SLOPE)  # (n, c, 4, 4)
-        spread = h.detach() if alone else h
-        spread = (spread.var(0, unbiased=False) + 1e-8).sqrt().mean().expand(len(h), 1, SMALLEST, SMALLEST)
-        h = F.leaky_relu(self.last(torch.cat([h, spread], 1)), SLOPE)
+        return F.leaky_relu(h, SLOPE)  # (n, c, 4, 4)
+
+    def head(self, h: torch.Tensor, alone: bool | torch.Tensor = False) -> torch.Tensor:
+        """Return (n, width) of the trunk's h. They know the batch's spread.
+
+        `alone` holds it fixed, that a slope is one tile's own: at the batch's, or at a number, where `h` is a part.
+        """
+        if not isinstance(alone, torch.Tensor):
+            alone = self.spread(h.detach() if alone else h)
+        h = F.leaky_relu(self.last(torch.cat([h, alone.expand(len(h), 1, SMALLEST, SMALLEST)], 1)), SLOPE)
         return F.leaky_relu(self.flatten(h.flatten(1)), SLOPE)
+
+    def spread(self, h: torch.Tensor) -> torch.Tensor:
+        """Return the one number in which the tiles of a batch meet: how far the trunk's h differ, of all ranks."""
+        return (batch_moments(h)[1] + 1e-8).sqrt().mean()
 
     def pool(self, h: torch.Tensor) -> torch.Tensor:
         """Return what the projection sees: the features themselves."""

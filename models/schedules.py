@@ -1,10 +1,12 @@
-"""What changes with the images shown: settings, and the side of the tiles."""
+"""What changes with the images or batches shown: settings, learning rates, and the side of the tiles."""
 
 import math
 from typing import Any
 
 import torch
 from torch import nn
+
+from common.config import BetaVAESettings
 
 
 def eased(start: float, end: float, images: int, over: int) -> float:
@@ -47,3 +49,15 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of an optimiser made of rate_groups; a file of before them has no shares, and one group."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("share", 1.0)
+
+
+def learning_rate(step: int, cfg: BetaVAESettings) -> float:
+    """Return the rate of step 0, 1, 2...: constant, or linear warm-up and then a cosine, both counted in batches.
+
+    The published cosine was never stopped: after cosine_batches it rises again (betaVAE.py:234-235 there).
+    """
+    if cfg.lr_schedule == "constant":
+        return cfg.lr
+    if step < cfg.warmup_batches:
+        return cfg.lr * step / cfg.warmup_batches
+    return cfg.lr * 0.5 * (1 + math.cos(math.pi * (step - cfg.warmup_batches) / cfg.cosine_batches))

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from common.config import GANSettings
+from common.distributed import current, on_this_machine
 from common.errors import InputError
 from common.run import generator_for
 from datasets.cohort import Cohort, PatientBatches
@@ -27,6 +28,7 @@ STRIP = 512  # tiles that are read at a time on their way to the GPU
 class Batches:
     """Takes the batches of steps in order, from step `done` + 1 on; `where` says where the tiles are kept.
 
+    All that is drawn is drawn for the whole batch; of several ranks each takes its `rows`, `share` of the batch.
     `conditions` (rows of the cohort, z): what each profile brings to the generator, None in a run without expression.
     """
 
@@ -40,6 +42,8 @@ class Batches:
         last: int,
     ) -> None:
         self.cohort, self.conditions, self.cfg, self.device = cohort, conditions, cfg, device
+        self.rows = current().share(cfg.batch_size)
+        self.share = (self.rows.stop - self.rows.start) / cfg.batch_size
         self.where = place_of(cfg.cache, len(cohort.tiles), cfg.img_size, device)
         self._patients = PatientBatches(cohort.patient_of_tile, cfg.batch_size, cfg.seed)
         self._active = None if conditions is None else conditions.ne(0).any(0)  # (z,)
@@ -52,7 +56,7 @@ class Batches:
         else:
             if self.where == "ram":
                 cohort.tiles.keep()
-            feed = tile_batches(cohort.tiles, self.indices, first, stop, cfg.n_workers)
+            feed = tile_batches(cohort.tiles, self._mine, first, stop, cfg.n_workers)
             self._feed = ((indices, to_model(images).contiguous().to(device)) for indices, images in feed)
 
     def take(self, step: int, turn: int, side: int) -> tuple[torch.Tensor, Shown]:
@@ -61,11 +65,14 @@ class Batches:
         `side`: img_size, or a part of it: tiles are then averaged over squares of pixels.
         """
         indices, real = next(self._feed)
+        if self.share < 1:
+            indices = self.indices((step - 1) * self.cfg.critic_steps + turn)  # of the whole batch
         if side != self.cfg.img_size:
             real = F.avg_pool2d(real, self.cfg.img_size // side)
         if self.cfg.turns:
             source = generator_for(self.cfg.seed, "turns", step, turn)
-            real = turned(real, torch.randint(TURNS, (len(real),), generator=source).to(self.device))
+            which = torch.randint(TURNS, (self.cfg.batch_size,), generator=source)
+            real = turned(real, which[self.rows].to(self.device))
         return real, self._shown(indices, step, turn)
 
     def indices(self, batch: int) -> np.ndarray:
@@ -75,13 +82,16 @@ class Batches:
             return np.arange(batch * size, (batch + 1) * size) % n
         return self._patients.of(batch)
 
+    def _mine(self, batch: int) -> np.ndarray:
+        return self.indices(batch)[self.rows]
+
     def _pick(self, batch: int) -> tuple[np.ndarray, torch.Tensor]:
-        indices = self.indices(batch)
+        indices = self._mine(batch)
         chosen = torch.from_numpy(indices).to(self.device)
         return indices, self._levels[self._resident[chosen].permute(0, 3, 1, 2).int()].contiguous()
 
     def _shown(self, indices: np.ndarray, step: int, turn: int) -> Shown:
-        """Return the expression of a batch's tiles: jittered, and some of it left out."""
+        """Return the expression of a batch's tiles, this rank's of them: jittered, and some of it left out."""
         if self.conditions is None:
             return NOTHING_SHOWN
         cfg = self.cfg
@@ -94,7 +104,8 @@ class Batches:
             chance = torch.rand(len(c), generator=generator_for(cfg.seed, "dropout", step, turn))
             keep = (chance >= cfg.cond_dropout).to(self.device)
         patients = torch.from_numpy(self.cohort.patient_of_tile[indices]).to(self.device)
-        return Shown(c.to(self.device), keep, patients)
+        whole = Shown(c.to(self.device), keep, patients)
+        return whole if self.share == 1 else whole.part(self.rows)
 
 
 def place_of(cache: str, tiles: int, img_size: int, device: torch.device) -> str:
@@ -117,7 +128,7 @@ def place_of(cache: str, tiles: int, img_size: int, device: torch.device) -> str
         return cache
     if size <= GPU_SHARE * free:
         return "gpu"
-    return "ram" if size <= RAM_SHARE * free_memory() else "none"
+    return "ram" if size <= RAM_SHARE * free_memory() / on_this_machine() else "none"
 
 
 def free_memory() -> float:

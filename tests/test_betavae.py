@@ -48,7 +48,7 @@ def test_the_papers_network_has_303_million_parameters():
         model = BetaVAE(19198)
     assert round(sum(p.numel() for p in model.parameters()) / 1e6) == 303
     kinds = [type(layer).__name__ for layer in model.encoder][:4]
-    assert kinds == ["Dropout", "Linear", "BatchNorm1d", "LeakyReLU"]
+    assert kinds == ["Dropout", "Linear", "JointBatchNorm1d", "LeakyReLU"]
     assert model.encoder[3].negative_slope == 0.01
 
 

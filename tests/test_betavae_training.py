@@ -227,7 +227,7 @@ def test_each_row_once_per_epoch_and_never_alone(n):
         ({"encoder_sizes": []}, [], "encoder_sizes []: at least one size"),
         ({"device": "cuda:77"}, [], "a GPU was asked for"),
         ({"path_csv": ["nowhere.csv"]}, [], "nowhere.csv"),
-        ({}, ["--parallel", "1"], "several processes are not supported yet; use --parallel 0"),
+        ({"micro_batch": 1}, [], "micro_batch 1: 0, or 2 or more, were expected"),
     ],
 )
 def test_what_it_refuses(tmp_path, capsys, settings, flags, words):

@@ -111,7 +111,7 @@ def test_with_one_process_nothing_happens(monkeypatch):
         assert ranks.sum(x) is x and ranks.gather(x)[0] is x and ranks.share(5) == slice(0, 5)
         assert ranks.any(True) is True and ranks.any(False) is False
         ranks.wait()
-        sum_gradients(torch.nn.Linear(1, 1))
+        sum_gradients(torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=1))
         assert distributed.joint_sum(x) is x
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")  # torchrun --nproc_per_node=1

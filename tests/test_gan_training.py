@@ -335,7 +335,8 @@ def test_a_vae_trained_again_since_is_refused(cohort, capsys):
 @pytest.mark.parametrize(
     ("words", "changes", "said"),
     [
-        ("--parallel 1", {}, "several processes are not supported yet"),
+        ("--micro_batch -1", {}, "bad.json: micro_batch = -1: expected 0 or more"),
+        ("--micro_batch 2", {"penalty_per": "batch"}, "bad.json: micro_batch = 2: penalty_per = batch needs it whole"),
         ("--img_size 24", {}, "img_size = 24: expected a power of two"),
         ("--device cuda:7", {}, "a GPU was asked for"),
         ("--batch_size 4000", {}, "only 84 training tiles"),

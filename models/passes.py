@@ -1,0 +1,94 @@
+"""A batch in several passes, where the device's memory is too small for all of it at once (setting micro_batch).
+
+The result is the whole batch's, but for batch norm, whose statistics are then those of each pass.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from common.distributed import current
+from common.errors import InputError
+
+
+class Passes:
+    """How many rows of this rank's share of a batch pass through the networks at a time; `size` 0: all.
+
+    `changed`: what to tell the user once memory ran out and another size was chosen.
+    """
+
+    def __init__(self, size: int, *networks: nn.Module, least: int = 1) -> None:
+        """`networks` are told by their attribute `passes` in how many parts to go; `least`: the fewest rows of one."""
+        self.size, self.networks, self.least, self.changed = size, networks, least, ""
+
+    def count(self, n: int) -> int:
+        """Return in how many passes each rank takes its share of a batch of `n`: the same for all ranks."""
+        world = current().world
+        most = max(n // world // self.least, 1)
+        return min(-(-n // world // self.size), most) if self.size else 1
+
+    def of(self, n: int) -> list[slice]:
+        """Return the rows of each pass, of a batch of `n`."""
+        share = current().share(n)
+        rows = pieces(share.stop - share.start, self.count(n))
+        return [slice(share.start + part.start, share.start + part.stop) for part in rows]
+
+    def trials(self, n: int) -> Iterator["Trial"]:
+        """Yield trials of an update with a batch of `n`, each with half the rows a pass of the last.
+
+        `for trial in passes.trials(n): with trial: ...`: an update changes weights with its last act, so that one that
+        ran out of memory has changed none. InputError where a pass cannot be smaller, or other ranks would not know.
+        """
+        again = False
+        while True:
+            for network in self.networks:
+                network.passes = self.count(n)
+            yield (trial := Trial(again))
+            if not trial.out_of_memory:
+                return
+            again, rows = True, -(-n // current().world // self.count(n))
+            smaller = max(rows // 2, self.least)
+            reason = f"the GPU's memory is too small for {rows} rows in a pass"
+            if smaller == rows:
+                raise InputError(f"{reason}; use a smaller batch_size or networks (step_channels), or a larger GPU")
+            if current().world > 1:
+                raise InputError(f"{reason} of a process; type the command again with --micro_batch {smaller}")
+            self.size = smaller
+            self.changed = f"{reason}: going on with --micro_batch {smaller}; the batch is still {n}"
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+class Trial:
+    """One trial of an update; `again`: it is not the first. Ends without an error where memory runs out."""
+
+    def __init__(self, again: bool) -> None:
+        self.again, self.out_of_memory = again, False
+
+    def __enter__(self) -> "Trial":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> bool:
+        self.out_of_memory = kind is not None and issubclass(kind, torch.OutOfMemoryError)
+        return self.out_of_memory
+
+
+def pieces(n: int, count: int) -> list[slice]:
+    """Return n rows in `count` contiguous parts whose sizes differ by one at most, as torch.tensor_split's."""
+    size, more = divmod(n, count)
+    ends = [i * size + min(i, more) for i in range(count + 1)]
+    return [slice(first, end) for first, end in pairwise(ends)]
+
+
+def in_passes(network: Callable[..., torch.Tensor], count: int, *inputs: torch.Tensor | None) -> torch.Tensor:
+    """Return network(*inputs), computed `count` parts after another; in the backward pass each is computed again.
+
+    So that only one part's intermediate results are held at a time. For networks that draw nothing themselves.
+    """
+    if count == 1:
+        return network(*inputs)
+    parts = zip(*([None] * count if x is None else x.tensor_split(count) for x in inputs), strict=True)
+    return torch.cat([checkpoint(network, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
