@@ -29,6 +29,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from conditioning_tables import mean_sd, put, read, table
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -85,7 +86,7 @@ def main() -> None:
                 settings = settings_of(row, name, args)
                 key = {"set": name, "row": row, "seed": seed, "img_size": args.img_size}
                 key |= {"minutes": args.minutes, "device": args.device, "settings": bench.digest_of(settings)}
-                if any(key.items() <= line.items() for line in bench.read(results)):
+                if any(key.items() <= line.items() for line in read(results)):
                     print(f"{key} is there")
                     continue
                 run = work / "-".join(map(str, ["quality", *key.values()])).replace(" ", "_")
@@ -93,8 +94,8 @@ def main() -> None:
                 with open(results, "a") as file:
                     file.write(json.dumps(line) + "\n")
                 print(json.dumps({k: v for k, v in line.items() if k not in ("curve", "spectrum")}), flush=True)
-    draw(bench.read(results), Path(args.out))
-    plot(bench.read(results), work, Path(args.out).parent / "quality")
+    draw(read(results), Path(args.out))
+    plot(read(results), work, Path(args.out).parent / "quality")
 
 
 def prepare_lung(folder: Path, data: Path, img_size: int) -> None:
@@ -227,12 +228,12 @@ def draw(lines: list[dict[str, Any]], out: Path) -> None:
             plain.append([line["peak"]["excess"] for line in of_row])
             images = f"{np.mean([line['images'] for line in of_row]):.0f}"
             rows.append(
-                [row, ", ".join(map(str, sorted(line["seed"] for line in of_row))), images, *map(bench.mean_sd, plain)]
+                [row, ", ".join(map(str, sorted(line["seed"] for line in of_row))), images, *map(mean_sd, plain)]
             )
         floor = [f"{ours[-1][k]:.2f}" for k in ("floor_kid", "floor_fid")]
         rows.append(["real: training against held-out", "", "", *floor, "", "", "0.5", "0"])
-        found += [f"### {name}, {size} px, n = {ours[-1]['n']}", bench.table(heads, rows)]
-    bench.put(out, "quality.py", found)
+        found += [f"### {name}, {size} px, n = {ours[-1]['n']}", table(heads, rows)]
+    put(out, "quality.py", found)
 
 
 def plot(lines: list[dict[str, Any]], work: Path, out: Path) -> None:

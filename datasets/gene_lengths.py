@@ -109,6 +109,8 @@ def _exon_unions(path: str | Path) -> dict[str, float]:
     if not exons:
         raise InputError(f"{path}: no exon; a GTF with exons was expected; download the full GTF of the release")
     lengths = {gene: float(max(map(_union, places.values()))) for gene, places in exons.items()}  # X and Y: once
+    for genes in named.values():  # a symbol of both means the gene on X
+        genes -= {gene for gene in genes if gene.endswith("_PAR_Y") and gene.removesuffix("_PAR_Y") in genes}
     return {name: lengths[next(iter(genes))] for name, genes in named.items() if len(genes) == 1} | lengths
 
 

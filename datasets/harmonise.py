@@ -127,10 +127,13 @@ FORMULAS = {"quantile": quantile_normalise, "reference": match_location_and_scal
 
 
 def _counterpart(table: ExpressionTable, reference: ExpressionTable, own: str, asked: str | None) -> str:
-    """Return the reference's tissue that a profile of tissue `own` is compared with."""
+    """Return the reference's tissue that a profile of tissue `own` is compared with: that one, by name.
+
+    A table without tissues is taken for the one whose words its file's name contains.
+    """
     known = sorted(set(reference.obs["tissue"]))
     name = slug(asked) if asked else own or slug(Path(table.source).stem)
-    found = [t for t in known if t == name] or [t for t in known if t in name or name in t]
+    found = [t for t in known if t == name or (not (asked or own) and f"_{t}_" in f"_{name}_")]
     if not found and len(known) == 1 and not asked and not own:
         found = known  # the profiles' tissue is not stated, and there is nothing to choose from
     if len(found) != 1:

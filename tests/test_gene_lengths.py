@@ -42,6 +42,15 @@ def test_the_length_of_a_gene_is_the_union_of_its_exons(tmp_path):
     assert lengths.of["SFTPC"] == 250 and lengths.rule == "bases in the union of the gene's exons"
 
 
+def test_a_symbol_on_x_and_y_means_the_gene_on_x(tmp_path):
+    stem = GENES[1].split(".")[0]
+    twin = exons([GENES[0], f"{stem}.4_PAR_Y"], "chrY").replace(SYMBOLS[0], "OTHER")
+    lengths = read_gene_lengths(write(tmp_path / "g.gtf", exons() + twin))
+    assert lengths.of[SYMBOLS[1]] == lengths.of[stem] == 1000 and f"{stem}_PAR_Y" in lengths.of
+    shared = exons([GENES[0], "ENSG00000099999.1"]).replace(SYMBOLS[0], "OTHER")  # two genes of one name: neither's
+    assert SYMBOLS[1] not in read_gene_lengths(write(tmp_path / "h.gtf", exons() + shared)).of
+
+
 def test_a_table_with_a_length_column_as_featurecounts_writes_it(tmp_path):
     head = "# Program:featureCounts\nGeneid\tChr\tStart\tEnd\tStrand\tLength\ta.bam\n"
     rows = "".join(f"{g}\tchr1;chr1\t1;9\t5;12\t+;+\t{n}\t7\n" for g, n in zip(GENES, LENGTHS, strict=True))

@@ -139,6 +139,29 @@ def test_what_cannot_be_harmonised_is_refused(folder, reference):
 # ---- The command ----
 
 
+@pytest.mark.parametrize(
+    ("own", "source", "found"),
+    [
+        ("lung", "geo.csv", True),
+        ("lung_tumour", "geo.csv", False),
+        ("", "GSE1_lung_coding.csv", True),
+        ("", "GSE1_lungs.csv", False),
+        ("", "geo.csv", False),
+    ],
+)
+def test_a_profile_is_compared_with_its_own_tissue_by_name(folder, reference, own, source, found):
+    table = read_expression(folder / "geo.csv", "lung")
+    table = ExpressionTable(table.values, table.genes, table.obs.assign(tissue=own), "TPM", source)
+    liver = reference.obs["tissue"].where(np.arange(len(reference)) % 3 > 0, "liver")
+    obs = reference.obs.assign(tissue=liver)
+    two = ExpressionTable(reference.values, reference.genes, obs, "TPM", reference.source)
+    if found:
+        assert harmonise(table, two, "quantile")[1]["tissues"]["lung"]["reference_profiles"] == (liver == "lung").sum()
+    else:
+        with pytest.raises(InputError, match="has liver, lung; name the one to compare with by --reference_tissue"):
+            harmonise(table, two, "quantile")
+
+
 def prepare(folder, out, *words):
     return call(prepare_data, "expression", "--input", folder / "geo.csv", "--out", out, *words)
 
