@@ -18,6 +18,7 @@ Controls, of one sampling seed: the generator without expression, tiles without 
 Reads the checkpoint, its beta-VAE, the config's tables and tile stores.
 Writes into --out, by default conditioning/<run>/: metrics.json (each number with sd over sampling seeds, low, high,
 chance, ceiling, null_q99, p_value, n) and report.html with the pictures; prints one line that says it in words.
+With torchrun, or --parallel, several processes divide the tiles; the result is that of one.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from pathlib import Path
 
 import torch
 
-from common.config import GANSettings, add_tile_limits, load_config
+from common.config import GANSettings, add_parallel, add_tile_limits, load_config
 from common.distributed import joined, launch, under_torchrun
 from common.errors import InputError, command_parser, run_command
 from common.files import make_folder, write_json, write_text
@@ -36,6 +37,7 @@ from common.stopping import interruptible
 from common.together import together
 from figures.evaluation_page import Pictures, evaluation_page
 from models.features import Extractor, load_extractor
+from sources.division import agree_on
 from sources.evaluation import (
     REAL_TILES,
     TRAIN_TILES,
@@ -76,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--patients", type=int, default=0, help="seeded patients for retrieval, distances; default all")
     parser.add_argument("--seed", type=int, help="of noise and draws; default: the config's")
     parser.add_argument("--device", help="cpu, cuda, cuda:N, or a GPU's index with the CPU as fallback")
-    parser.add_argument("--parallel", type=int, default=0, help="1: a process for each GPU; N: so many processes")
+    add_parallel(parser.add_argument)
     parser.add_argument("--out", help="folder to write to; default conditioning/<run>")
     return parser
 
@@ -84,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int | None:
     """Open everything, judge each tissue, write both files, print the line."""
     if args.parallel and not under_torchrun():
-        return launch(args.parallel, [sys.argv[0], *args.words])
+        return launch(args.parallel, [__file__, *args.words])
     for name, least in (("tiles", 2), ("sampling_seeds", 1), ("re_pairings", 19), ("patients", 0)):
         if getattr(args, name) < least:
             raise InputError(f"--{name} {getattr(args, name)}: at least {least} was expected")
@@ -92,7 +94,7 @@ def main(args: argparse.Namespace) -> int | None:
         raise InputError(f"--guidance {args.guidance}: 0 (no expression) or more was expected; 1 is as trained")
     cfg = load_config(GANSettings, args.config, args)
     device = pick_device(cfg.device)
-    with interruptible(), joined(device) as ranks:
+    with joined(device) as ranks, interruptible():
         # Open everything.
         with together(main_first=True):
             gan = open_gan(args.checkpoint, device)
@@ -111,6 +113,8 @@ def main(args: argparse.Namespace) -> int | None:
         # Judge each tissue; the ranks divide the tiles.
         tissues, pictures = {}, {}
         for tissue, patients in held_out.items():
+            looked_at = [[p.names, [len(x) for x in p.tiles]] for p in (patients, train[tissue])]
+            agree_on(tissue, [gan.describe(), ruler.extractor.describe(), looked_at])
             job = Job(args, cfg.seed, gan, control, ruler, patients, train[tissue], shifts, tissue)
             tissues[tissue], drawn = job.run()
             pictures[tissue] = Pictures(**drawn)

@@ -17,6 +17,7 @@ twice as fast on a processor that has it (AVX512-BF16, AMX; much slower elsewher
 --matrix takes NAME=SOURCE with SOURCE = real:CONFIG[:PATIENT], RUN[:PATIENT], a folder or an .npz, and adds on its
 diagonal the distance between two disjoint halves of each real source: the floor that no generator can be expected to
 pass.
+With torchrun, or --parallel, several processes divide the tiles; the result is that of one.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common.config import PRECISIONS, add_tile_limits
+from common.config import PRECISIONS, add_parallel, add_tile_limits
 from common.distributed import joined, launch, under_torchrun
 from common.errors import InputError, command_parser, run_command, warn
 from common.files import make_folder, write_json
@@ -35,6 +36,7 @@ from common.together import together
 from metrics.frechet import small_sample_note
 from models.features import Extractor, load_extractor
 from sources.distances import MEASURES, compare, matrix_of, split_half
+from sources.division import agree_on
 from sources.draws import Draws, tiles_at_a_time
 from sources.feature_cache import FeatureCache, cache_folder
 from sources.parse import Opener, SourceSpec, parse_source
@@ -71,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--save_statistics", nargs="?", const="", metavar="FOLDER", help="write each source's NAME.npz")
     how.add_argument("--seed", type=int, default=None, help="of the draws (default: the config's, else 99)")
     how.add_argument("--device", default=None, help="cpu, cuda, or a GPU's index (default: the config's, else 0)")
-    how.add_argument("--parallel", type=int, default=0, help="1: a process for each GPU; N: so many processes")
+    add_parallel(how.add_argument)
     how.add_argument(
         "--batch_size", dest="tiles_at_a_time", type=int, help="tiles at a time (default: by the free memory)"
     )
@@ -87,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int | None:
     """Measure the two sides, or the matrix, print the table and write metrics.json."""
     if args.parallel and not under_torchrun():
-        return launch(args.parallel, [sys.argv[0], *args.words])
+        return launch(args.parallel, [__file__, *args.words])
     for name in ("sample_size", "iterations", "tiles_at_a_time"):
         least = 2 if name == "sample_size" else 1
         if getattr(args, name) is not None and getattr(args, name) < least:
@@ -97,7 +99,7 @@ def main(args: argparse.Namespace) -> int | None:
     specs = matrix_specs(args.matrix) if args.matrix else side_specs(args)
 
     opener = Opener(args, specs, args.vae_checkpoint)
-    with interruptible(), joined(opener.device) as ranks:
+    with joined(opener.device) as ranks, interruptible():
         # Open everything: what may fail does so before the first tile is drawn.
         with together(main_first=True):
             sources = opener.open_all()
@@ -108,6 +110,8 @@ def main(args: argparse.Namespace) -> int | None:
             out = check_output(args, specs) if ranks.main else None
         cache = FeatureCache(cache_folder(args.feature_cache))
         draws = open_draws(args, opener, sources, extractor, cache)
+        for name, d in draws.items():
+            agree_on(f"{name}: {d.label}", [d.source.describe(), extractor.describe(), d.n])
         warnings = [f"{d.label}: {note}" for d in draws.values() if (note := small_sample_note(d.n, extractor.dim))]
         if args.vae and not opener.conditional:
             print("--vae: no side is an RNA-GAN, ignored")

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from common.checkpoint import content_digest
-from common.config import PRECISIONS, GANSettings, add_tile_limits, load_config
+from common.config import PRECISIONS, GANSettings, add_parallel, add_tile_limits, load_config
 from common.distributed import joined, launch, under_torchrun
 from common.errors import InputError, command_parser, run_command, shorten, warn
 from common.files import read_json, sha256_of, write_json
@@ -36,6 +36,7 @@ from datasets.cohort import open_cohort
 from datasets.expression import ExpressionTable, read_cohort_tables, read_expression
 from datasets.keys import slide_key, slug
 from datasets.tiles import area_resize, read_image
+from sources.division import agree_on
 from sources.gan import GAN, GANSource, open_gan
 from sources.pictures import grid_of, write_png
 from sources.profiles import Profiles
@@ -80,18 +81,18 @@ def build_parser() -> argparse.ArgumentParser:
         help="bf16: a DCGAN draws faster on a CPU with AVX512-BF16; moves pixels by under a grey level in the mean",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:N, or a GPU's index with the CPU as fallback")
-    parser.add_argument("--parallel", type=int, default=0, help="1: a process for each GPU; N: so many processes")
+    add_parallel(parser.add_argument)
     return parser
 
 
 def main(args: argparse.Namespace) -> int | None:
     """Models, profile, tiles, pictures."""
     if args.parallel and not under_torchrun():
-        return launch(args.parallel, [sys.argv[0], *args.words])
+        return launch(args.parallel, [__file__, *args.words])
     cfg = load_config(GANSettings, args.config, args)
     check_arguments(args)
     device = pick_device(cfg.device)
-    with interruptible(), joined(device) as ranks:
+    with joined(device) as ranks, interruptible():
         # The models, the profile (a row of the table; None where none is asked for), the real tiles beside them.
         with together(main_first=True):
             gans = [open_gan(path, device, args.precision) for path in (args.checkpoint, args.checkpoint2) if path]
@@ -115,6 +116,7 @@ def main(args: argparse.Namespace) -> int | None:
 
         # The tiles: each rank makes its share.
         for source, about, folder, n in sets:
+            agree_on(source.label, [source.describe(), n, cfg.seed])
             write_tiles(source, about, folder, n, cfg.seed, args.batch)
         if not ranks.main:
             return None

@@ -3,13 +3,16 @@
 import argparse
 from pathlib import Path
 
+from common.config import add_tile_limits
 from common.errors import InputError
-from datasets.exports import export_folder, export_shards, stores_of
+from datasets.exports import export_folder, export_shards, numbers_of, stores_of
+from datasets.tile_limits import TileLimits
 from preparation.parts import Commands, add_command
 
 MANUAL = """Write the tiles of stores for other tools: as pictures, or as shards of WebDataset.
 
-Reads --tiles: a folder of tile stores, or one store.
+Reads --tiles: a folder of tile stores, or one store; of their tiles those within --min_tissue, --min_sharpness and
+--max_pen (all without).
 --format folder      <out>/<slide>/*.png and <out>/tiles.csv with the columns file, slide, x, y (pixels at level 0),
                      tissue, mpp, tile_size
 --format webdataset  <out>/shard-000000.tar, ...: --shard_size samples each, a sample being <key>.jpg (or .png) as it is
@@ -27,6 +30,7 @@ def add_to(commands: Commands) -> None:
     add("--format", choices=["folder", "webdataset"], default="folder", help="folder: PNGs (%(default)s)")
     add("--tiles", required=True, help="a folder of tile stores, or one store (.tar or .json)")
     add("--out", required=True, help="folder to write to")
+    add_tile_limits(add)
     add("--shard_size", type=int, default=10_000, help="webdataset: samples in a shard (%(default)s)")
 
 
@@ -34,13 +38,11 @@ def run(args: argparse.Namespace) -> None:
     """Write the pictures and their list, or the shards and theirs."""
     if args.shard_size < 1:
         raise InputError(f"--shard_size {args.shard_size}: at least 1 was expected")
-    stores = stores_of(args.tiles)
+    limits, stores = TileLimits.of(args), stores_of(args.tiles)
     if args.format == "folder":
-        table = export_folder(stores, args.out)
+        table = export_folder(stores, args.out, limits)
         print(f"{args.out}: {len(table)} tiles of {table['slide'].nunique()} slides; {Path(args.out) / 'tiles.csv'}")
         return
-    shards = export_shards(stores, args.out, args.shard_size)
-    count = sum(shard["samples"] for shard in shards)
-    print(
-        f"{args.out}: {count} tiles of {len(stores)} slides in {len(shards)} shards; {Path(args.out) / 'shards.json'}"
-    )
+    shards = export_shards(stores, args.out, args.shard_size, limits)
+    count, slides = sum(shard["samples"] for shard in shards), sum(map(bool, numbers_of(stores, limits)))
+    print(f"{args.out}: {count} tiles of {slides} slides in {len(shards)} shards; {Path(args.out) / 'shards.json'}")

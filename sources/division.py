@@ -5,12 +5,13 @@ processes are those of one to the bit, where the processors are of one kind and 
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from common.distributed import current
+from common.checkpoint import content_digest
+from common.distributed import agree, current
 from common.together import together
 
 T = TypeVar("T")
@@ -42,6 +43,11 @@ def gathered(parts: Sequence[np.ndarray]) -> np.ndarray:
     width, kind = torch.stack(ranks.gather(torch.tensor([own]))).amax((0, 1)).tolist()  # of those that have rows
     rows = torch.empty((0, width), dtype=KINDS[kind]) if rows is None else rows
     return torch.cat(ranks.gather(rows)).numpy()
+
+
+def agree_on(what: str, about: Any) -> None:
+    """InputError, naming a rank, where one has opened something else than rank 0: `about`, in numbers and words."""
+    agree(what, f"content {content_digest(about)[:12]}")
 
 
 def from_main(values: np.ndarray) -> np.ndarray:

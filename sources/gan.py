@@ -57,11 +57,7 @@ class GAN:
 
     def refuse_trained(self, cohort: Cohort) -> None:
         """InputError where a slide that the cohort has in a held-out split is of a donor whom the GAN has seen."""
-        slides = cohort.slides.set_index("slide")
-        if cohort.table is not None and "array_x" in cohort.table.obs:
-            slides["array_x"] = cohort.table.obs["array_x"].to_numpy()
-        where = ", ".join(dict.fromkeys(str(store.path.parent) for store in cohort.tiles.stores))
-        self.trained_on.refuse_held_out(slides, where)
+        refuse_trained(self.trained_on, cohort)
 
     def profiles(self, vae_path: str | Path | None, table: ExpressionTable) -> Profiles:
         """Return the profiles of `table` as this GAN takes them, encoded with the VAE at `vae_path`.
@@ -97,6 +93,15 @@ class GAN:
             "epoch": self.state["epoch"],
             "loss_type": self.state["settings"]["loss_type"],
         } | ({} if self.precision == "fp32" else {"precision": self.precision})
+
+
+def refuse_trained(model: TrainedOn, cohort: Cohort) -> None:
+    """InputError where a slide that the cohort has in a held-out split is of a donor whom the model has seen."""
+    slides = cohort.slides.set_index("slide")
+    if cohort.table is not None and "array_x" in cohort.table.obs:
+        slides["array_x"] = cohort.table.obs["array_x"].to_numpy()
+    where = ", ".join(dict.fromkeys(str(store.path.parent) for store in cohort.tiles.stores))
+    model.refuse_held_out(slides, where)
 
 
 def open_gan(path: str | Path, device: torch.device | str = "cpu", precision: str = "fp32") -> GAN:

@@ -18,9 +18,11 @@ from common.run import pick_device
 from datasets.cohort import open_cohort
 from datasets.expression import ExpressionTable, read_cohort_tables
 from datasets.keys import slide_key
-from sources.gan import GAN, GANSource, open_gan
+from datasets.leaks import HELD_OUT
+from sources.gan import GAN, GANSource, open_gan, refuse_trained
 from sources.real import FolderSource, RealSource
 from sources.statistics import StatisticsSource
+from sources.tile_folder import makers_of
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Opener:
 
         All tiles are brought to one size: the smallest that a generator makes or a folder holds; without any, the
         smallest `img_size` of the configs. InputError where real tiles of a held-out split are of donors whom a
-        generator or its VAE was trained on.
+        generator or its VAE was trained on, also one that made a folder's tiles, as the manifest there says.
         """
         specs = self.specs
         opened = {name: StatisticsSource(spec.path) for name, spec in specs.items() if spec.kind == "statistics"}
@@ -116,11 +118,13 @@ class Opener:
                 opened[name] = self._real(spec)
             elif spec.kind == "run":
                 opened[name] = self._run(spec)
-        if getattr(self.args, "split", "all") != "all":
-            for source in opened.values():
-                if isinstance(source, RealSource) and source.patient is None:
-                    for gan in self._gans.values():
-                        gan.refuse_trained(source.cohort)
+        held_out = [s.cohort for s in opened.values() if isinstance(s, RealSource) and s.patient is None]
+        if held_out and getattr(self.args, "split", "all") in HELD_OUT:
+            models = [gan.trained_on for gan in self._gans.values()]
+            models += [model for folder in folders.values() for model in makers_of(folder.path)]
+            for cohort in held_out:
+                for model in models:
+                    refuse_trained(model, cohort)
         return {name: opened[name] for name in specs}
 
     def _real(self, spec: SourceSpec) -> RealSource:

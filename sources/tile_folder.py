@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from common.checkpoint import load_checkpoint
 from common.distributed import current
-from common.errors import InputError, shorten
+from common.errors import InputError, shorten, warn
 from common.files import read_json, remove_partials, write_json
 from common.together import together
+from datasets.leaks import TrainedOn
+from datasets.tiles import generated_folders
 from models.generate import cut_at_chunks
 from sources.division import from_main
 from sources.gan import GANSource
@@ -108,6 +111,33 @@ def numbered_tiles(
     else:
         chosen = source.choose(n, seed)[first:stop]
         yield from (source.read(chosen[i : i + batch_size]) for i in range(0, len(chosen), batch_size))
+
+
+def makers_of(folder: str | Path) -> list[TrainedOn]:
+    """Return who trained the models that made a folder's pictures, as its manifests name them.
+
+    A warning, once, where that cannot be known: no manifest, no such checkpoint any more, or another one in its place.
+    """
+    folder = Path(folder)
+    places = generated_folders(folder)
+    doubts, found = [] if places else ["no manifest.json of generate_tissue_images.py"], {}
+    for place in places:
+        made_from = read_json(place / "manifest.json").get("made_from")
+        made_from = made_from if isinstance(made_from, dict) else {}
+        path, digest = made_from.get("checkpoint"), made_from.get("digest")
+        if made_from.get("kind") == "real" or digest in found:
+            continue
+        if not isinstance(path, str) or not Path(path).is_file():
+            doubts.append(f"its manifest.json names {path or 'no checkpoint'}, which is not there")
+            continue
+        state, now = load_checkpoint(path, "gan")
+        if now == digest:
+            found[digest] = TrainedOn(path, state)
+        else:
+            doubts.append(f"{path} is not the model any more that made it")
+    if doubts:
+        warn(f"{folder}: {shorten(dict.fromkeys(doubts), 1)}: whether held-out donors trained it cannot be checked")
+    return list(found.values())
 
 
 def _short(value: object) -> str:
