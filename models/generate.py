@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from common.distributed import alone
 from common.errors import warn
 from common.run import generator_for
 from models.conditioning import ConditionedGenerator
@@ -52,7 +53,8 @@ def generate_tiles(
             c = condition.cpu().expand(CHUNK, -1)
         c = c if c is None else c.to(device)
         noise = noise.to(device)
-        tiles = chunk_drawer(generator, noise, c, guidance)(noise, c).float().cpu()  # (CHUNK, 3, H, W)
+        with alone():  # a chunk is one process's: under the published rule its statistics are of no other's tiles
+            tiles = chunk_drawer(generator, noise, c, guidance)(noise, c).float().cpu()  # (CHUNK, 3, H, W)
         waiting.append(tiles[max(start - first, 0) : min(stop - first, CHUNK)])
         held += len(waiting[-1])
         while held >= batch_size or (first + CHUNK >= stop and held):

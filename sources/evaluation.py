@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from common.config import DataSettings, GANSettings
+from common.distributed import alone
 from common.errors import InputError, warn
 from common.run import generator_for, seed_for
 from datasets.cohort import Cohort, open_cohort
@@ -282,7 +283,7 @@ class Generated:
         noise = torch.cat([self.generator.draw(1, generator_for(seed, "tile", k)) for k in range(noises)])
         at_once = 1 if self.generator.rule.standardise == "batch" else max(1, BATCH // noises)  # published: one profile
         tiles = []
-        with torch.inference_mode():
+        with torch.inference_mode(), alone():
             for some in c.split(at_once):
                 inputs = noise.repeat(len(some), 1), some.repeat_interleave(noises, 0)
                 tiles.append(self.generator(*(x.to(self.device) for x in inputs), guidance=self.guidance).float().cpu())
