@@ -1,6 +1,6 @@
 # make demo   the whole pipeline on the built-in cohort, ending in demo/report.html
 # make test   the whole test suite        make lint   ruff, lint and format
-# make soak   the faults, many times over: 50 times kill -9
+# make soak   the faults, many times over: 50 times kill -9; 200 visitors of the quiz
 # Each sets up .venv by itself. PYTHON=python3.12 make demo picks another interpreter for it.
 
 SHELL := /bin/bash
@@ -16,6 +16,7 @@ SEED := 99
 demo: .venv/.done
 	@$(MAKE) --no-print-directory -j2 demo/.done/report
 	@printf '\nThe demo is finished: %s\n' "$$PWD/demo/report.html"
+	@printf 'Can you tell its tiles from real ones? %s\n' "$(PY) serve_quiz.py serve --quiz demo/quiz"
 
 test: .venv/.done-dev
 	$(PY) -m pytest -n 2 --dist loadfile
@@ -42,6 +43,7 @@ clean-demo:
 
 .venv/.done-dev: .venv/.done requirements-dev.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-dev.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps torchgan
 	touch $@
 
 # --- the demo: one stage per stamp in demo/.done; a finished stage is not run again, an interrupted one goes on ---
@@ -125,7 +127,12 @@ demo/.done/classifier: demo/.done/generate_lung demo/.done/generate_brain
 	$(PY) wsi_model.py $(toy) --csv_path real_toy_example.csv --shuffle_labels --out demo/classifier/real_shuffled
 	$(end)
 
-demo/.done/report: demo/.done/conditioning_lung demo/.done/conditioning_brain demo/.done/shifts demo/.done/samples demo/.done/generate_lung demo/.done/generate_brain demo/.done/fid demo/.done/classifier
+demo/.done/quiz: demo/.done/generate_lung demo/.done/generate_brain
+	$(call begin,Quiz: which tiles are real?)
+	$(PY) serve_quiz.py build --seed $(SEED) --split test --out demo/quiz --real demo/tiles/lung demo/tiles/brain --synthetic $(foreach t,lung brain,demo/generated/rna-gan_$(t)/held_out demo/generated/rna-gan_$(t)/$(basename $(patient_$(t)))/second)
+	$(end)
+
+demo/.done/report: demo/.done/conditioning_lung demo/.done/conditioning_brain demo/.done/shifts demo/.done/samples demo/.done/generate_lung demo/.done/generate_brain demo/.done/fid demo/.done/classifier demo/.done/quiz
 	$(call begin,Report)
 	$(PY) paper_figures.py report --demo demo --seed $(SEED)
 	$(end)

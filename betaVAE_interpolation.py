@@ -27,7 +27,7 @@ import pandas as pd
 import torch
 
 from common.checkpoint import resolve_checkpoint
-from common.config import BetaVAESettings, load_config
+from common.config import BetaVAESettings, add_fit_scaler, load_config
 from common.errors import InputError, command_parser, did_you_mean, run_command, shorten, warn
 from common.files import atomic_path, write_json
 from common.run import pick_device
@@ -37,6 +37,7 @@ from datasets.leaks import TrainedOn
 from datasets.sample_sheets import read_sexes
 from metrics.profiles import GroupClassifier, wilson
 from models.betavae import TrainedVAE
+from sources.vae import Fit, open_vae, origin_of
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -52,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--phenotypes", help="subject phenotypes file, for --type sex")
     parser.add_argument("--alphas", type=float, nargs="+", default=ALPHAS, help="steps along the shift")
     parser.add_argument("--vae_checkpoint", help="the trained model; default: the config's save_dir")
+    add_fit_scaler(parser.add_argument)
     parser.add_argument("--out", help="folder of the results; default: <save_dir>/shifts, for sexes shifts/sex")
     parser.add_argument("--format", choices=("h5ad", "csv"), default="h5ad", help="of the decoded profiles")
     parser.add_argument("--seed", type=int, help="accepted for the paper's command lines; nothing here is random")
@@ -67,7 +69,7 @@ def main(args: argparse.Namespace) -> int | None:
     if args.parallel:
         raise InputError("--parallel 1: several processes are not supported yet; use --parallel 0")
     cfg = load_config(BetaVAESettings, args.config, args)
-    vae, digest = TrainedVAE.open(args.vae_checkpoint or cfg.save_dir, pick_device(cfg.device))
+    vae, digest = open_vae(args.vae_checkpoint or cfg.save_dir, pick_device(cfg.device), Fit.of(cfg))
     cfg.split_seed = vae.split_seed  # the model's donors stay the training donors
     table = read_cohort_tables(cfg)
     TrainedOn(resolve_checkpoint(args.vae_checkpoint or cfg.save_dir), vae.state).refuse_held_out(
@@ -136,6 +138,7 @@ def main(args: argparse.Namespace) -> int | None:
     with atomic_path(out / "calls.csv") as partial:
         pd.DataFrame(calls).to_csv(partial, index=False, float_format="%.6g")
     about = {"vae_digest": digest, "split_seed": vae.split_seed, "type": args.type, "tissue": args.tissue}
+    about |= origin_of(vae)
     write_json(out / "metrics.json", about | {"pairs": summary})
     print(f"{out}: {len(pairs)} shifts")
     return None

@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from common.archives import read_npz
 from common.checkpoint import resolve_checkpoint
-from common.config import BetaVAESettings, load_config
+from common.config import BetaVAESettings, add_fit_scaler, load_config
 from common.errors import InputError, command_parser, did_you_mean, run_command, shorten
 from common.files import write_json
 from common.run import generator_for, pick_device
@@ -41,6 +41,7 @@ from datasets.leaks import TrainedOn
 from metrics.profiles import compare_profiles
 from models.betavae import TrainedVAE
 from models.latents import draw_gaussian
+from sources.vae import Fit, open_vae, origin_of
 
 HELD_OUT = "test"  # validation donors chose the epoch and gave --noise its size: they are not held out
 SOURCES = ("posterior", "prior", "shift")
@@ -58,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--noise", type=float, default=1.0, help="share of the unexplained sd to add; 0: none")
     parser.add_argument("--no_check", action="store_true", help="do not read the tables, do not compare")
     parser.add_argument("--vae_checkpoint", help="the trained model; default: the config's save_dir")
+    add_fit_scaler(parser.add_argument)
     parser.add_argument("--out", help="the table to write; default: <save_dir>/samples.h5ad")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--log", type=int, choices=(0, 1), default=0, help="nothing to log: see the metrics file")
@@ -80,7 +82,7 @@ def main(args: argparse.Namespace) -> int | None:
     out = Path(args.out or Path(cfg.save_dir) / "samples.h5ad")
     if out.suffix not in (".h5ad", ".csv"):
         raise InputError(f"--out {out}: a name ending in .h5ad or .csv was expected")
-    vae, digest = TrainedVAE.open(args.vae_checkpoint or cfg.save_dir, pick_device(cfg.device))
+    vae, digest = open_vae(args.vae_checkpoint or cfg.save_dir, pick_device(cfg.device), Fit.of(cfg))
     cfg.split_seed = vae.split_seed
     shift = read_shift(args.shift, digest) if args.shift else None
 
@@ -101,7 +103,11 @@ def main(args: argparse.Namespace) -> int | None:
 
     # Compare with real profiles.
     about = {"vae_digest": digest, "seed": cfg.seed, "n": args.num_samples, "source": source, "noise": args.noise}
-    about |= {"tissue": args.tissue, "shift": args.shift, "alpha": args.alpha if shift is not None else None}
+    about |= origin_of(vae) | {
+        "tissue": args.tissue,
+        "shift": args.shift,
+        "alpha": args.alpha if shift is not None else None,
+    }
     if not args.no_check:
         other = vae.scale(vae.scaler.inverse(expected + (0.0 if args.noise else noise)))
         name = "without_noise" if args.noise else "with_noise"
@@ -153,8 +159,7 @@ def read_shift(path: str, digest: str) -> dict[str, Any]:
     Gaussian; mean_from - mean_all for sexes. InputError where the file is not one of those, or is of another model.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {key: file[key] for key in file.files}
+        found = read_npz(path)
         if str(found["vae_digest"]) != digest:
             raise InputError(
                 f"{path}: is of model {str(found['vae_digest'])[:12]}, this one is {digest[:12]}; "

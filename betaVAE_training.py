@@ -12,16 +12,18 @@ Writes into the run folder, the config's save_dir:
     last.pt         everything that changes; typing the same command again goes on from it, exactly
     best.pt         the model of the best validation epoch (best_by), with gene order, scaler and latent statistics
     metrics.json    errors on test donors, all and per tissue, beside tissue mean and PCA; test_genes.csv: per gene
-last.pt is written at the end of an epoch, but no more often than costs a tenth of the time, and every save_every
-seconds where that is set. SIGTERM, SIGINT and SIGUSR1 end the run after the current step, saved, with status 75.
+    previous.pt     the last.pt before it: where the disk damages last.pt, the run goes on from there
+last.pt is written at the end of an epoch and every save_every seconds where that is set, but no more often than costs a
+twentieth of the time. SIGTERM, SIGINT and SIGUSR1 end the run after the current step, saved, with status 75. Where a
+loss or weight is not finite, the run goes back to last.pt and leaves that batch out; the third time it ends.
 """
 
 import argparse
 import math
 import sys
-import time
+from copy import deepcopy
+from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -29,9 +31,10 @@ from tqdm import tqdm
 from common.checkpoint import NonFiniteError
 from common.config import PRECISIONS, BetaVAESettings, add_scale, load_config, settings_dict
 from common.distributed import joined, launch, sum_gradients, under_torchrun
-from common.errors import InputError, command_parser, run_command, shorten
+from common.errors import InputError, command_parser, run_command
 from common.memory import keep_freed_memory
 from common.run import FREE_TO_CHANGE, Run, generator_for, pick_device, seed_for
+from common.skips import Skips
 from datasets.expression import ExpressionTable, read_cohort_tables
 from datasets.fingerprint import differences, fingerprints
 from datasets.leaks import trained_by
@@ -44,7 +47,6 @@ from sources.vae_report import measure_best
 
 PARTS = ("total", "reconstruction", "kl")
 FEWEST_DONORS = {"train": 2, "val": 1, "test": 1}
-SAVE_SHARE = 0.1  # of the time, at most, goes into saving at epochs' ends
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -117,6 +119,24 @@ def fit(
     place = {"step": 0, "epoch": 0, "batch": 0, "sums": dict.fromkeys(PARTS, 0.0), "best": None}
     best_weights: dict[str, Tensor] | None = None  # of an epoch whose best.pt is not yet written
     data = fingerprints(table)
+    steps_in_epoch = len(epoch_batches(len(train), cfg.batch_size, cfg.seed, 0))
+    beginning = deepcopy({"optimizer": optimizer.state_dict()} | place)  # the weights are drawn again
+
+    def batch_of(step: int) -> Tensor:
+        epoch, number = divmod(step - 1, steps_in_epoch)
+        return epoch_batches(len(train), cfg.batch_size, cfg.seed, epoch)[number]
+
+    def take_up(state: dict[str, Any] | None) -> None:
+        nonlocal best_weights
+        if state is None:
+            torch.manual_seed(seed_for(cfg.seed, "weights"))
+            state = beginning | {"model": BetaVAE(**model_args).state_dict()}
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        place.update(deepcopy({key: state[key] for key in place}))
+        best_weights = None
+
+    skips = Skips(run.folder, lambda step: [str(name) for name in part["train"].obs.index[batch_of(step).numpy()]])
     saved = run.restore("betavae_training")
     if saved is not None:
         check_data(saved, data, table, run)
@@ -125,24 +145,35 @@ def fit(
                 f"{run.folder}: best.pt, of epoch {saved['best']['epoch']}, is gone and last.pt does not hold it; put "
                 "it back, or train again with --restart, which moves the old run aside"
             )
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        place = {key: saved[key] for key in place}
+        take_up(saved)
+        skips.load(saved)
         print(f"{run.folder}: going on after step {place['step']}, epoch {place['epoch']} of {cfg.num_epochs}")
     del saved  # gigabytes at the paper's size
 
-    def save() -> None:
+    def state() -> dict[str, Any]:
+        networks = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        return networks | {"data": data} | place | skips.state()
+
+    def save() -> bool:
+        """Save; return False where a weight is not finite: the files on disk stay as they were."""
         nonlocal best_weights
-        if not run.ranks.main:
-            return
+        bad = False
         try:
-            if best_weights is not None:
-                write_best(best_weights, place["best"]["epoch"], place["best"])
-                best_weights = None
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "data": data}
-            run.save("last.pt", "betavae_training", state | place)
-        except NonFiniteError as error:  # a weight that is not finite: the files on disk stay as they were
-            raise InputError(f"step {place['step']}: {error}; lower lr ({cfg.lr:g}) or check the tables") from None
+            if ranks.main:
+                with run.saving():
+                    if best_weights is not None:
+                        write_best(best_weights, place["best"]["epoch"], place["best"])
+                        best_weights = None
+                    run.save("last.pt", "betavae_training", state())
+        except NonFiniteError:
+            bad = True
+        return not ranks.any(bad)
+
+    def go_back(step: int, what: str) -> None:
+        skips.blame(step, what, f"lower lr ({cfg.lr:g}) or check the tables")
+        take_up(run.restore("betavae_training"))
+        bar.n = place["step"]
+        bar.refresh()
 
     def write_best(weights: dict[str, Tensor], epoch: int, validation: dict[str, float] | None) -> None:
         state = {
@@ -162,22 +193,22 @@ def fit(
         run.save("best.pt", "betavae", finished_state(state, values["train"], tissues, values["val"], device))
 
     ranks, passes = run.ranks, Passes(cfg.micro_batch, least=2)
-    saved_at, save_seconds = time.monotonic(), 0.0
-    steps_in_epoch = len(epoch_batches(len(train), cfg.batch_size, cfg.seed, 0))
     bar = tqdm(total=cfg.num_epochs * steps_in_epoch, initial=place["step"], unit="step", disable=None)
     enough = bool(cfg.max_steps) and place["step"] >= cfg.max_steps
+    run.hold_signals()  # until the last step is saved
     while place["epoch"] < cfg.num_epochs and not enough:
         # One epoch over the training donors.
         model.train()
-        stopping = False
+        stopping, bad = False, None
         for batch in epoch_batches(len(train), cfg.batch_size, cfg.seed, place["epoch"])[place["batch"] :]:
             torch.manual_seed(seed_for(cfg.seed, "step", place["step"]))  # dropout and noise depend on the step alone
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(place["step"], cfg)
+            number, finite, parts = place["step"] + 1, True, dict.fromkeys(PARTS, 0.0)
             noise, kept = model.draw(len(batch), device)  # for all of it; of several ranks each takes its rows
 
             # Update the weights, through a part of the batch after another where memory is small.
-            for trial in passes.trials(len(batch)):
+            for trial in passes.trials(len(batch)) if number not in skips else ():
                 with trial:
                     optimizer.zero_grad(set_to_none=True)
                     sums = torch.zeros(len(PARTS), device=device)
@@ -192,8 +223,10 @@ def fit(
                             sums += share * torch.stack([losses[name].detach() for name in PARTS])
                     sum_gradients(optimizer)
                     parts = dict(zip(PARTS, ranks.sum(sums).tolist(), strict=True))
-                    refuse_non_finite(run, parts, part["train"].obs.index[batch.numpy()], place["step"] + 1, cfg)
-                    optimizer.step()
+                    if finite := all(map(math.isfinite, parts.values())):
+                        optimizer.step()
+            if bad := skips.first_bad({number: finite}, number, state):
+                break
 
             # Count, report, leave where a signal or max_steps says so.
             place["step"] += 1
@@ -201,21 +234,26 @@ def fit(
             for name in PARTS:
                 place["sums"][name] += parts[name] * len(batch) / len(train)
             bar.update()
-            if cfg.log_interval and place["step"] % cfg.log_interval == 0:
-                run.log(place["step"], {f"batch_{k}": v for k, v in parts.items()})
+            if number in skips:
+                run.log(number, {"skipped": skips[number]})
+            elif cfg.log_interval and number % cfg.log_interval == 0:
+                run.log(number, {f"batch_{k}": v for k, v in parts.items()})
             if passes.changed:
                 print(f"{run.folder}: step {place['step']}: {passes.changed}", flush=True)
                 run.log(place["step"], {"micro_batch": passes.size})
                 passes.changed = ""
-            enough, stopping = bool(cfg.max_steps) and place["step"] >= cfg.max_steps, run.should_stop()
-            if stopping or enough:
+            enough = bool(cfg.max_steps) and place["step"] >= cfg.max_steps
+            stopping, due = run.after_step(every=cfg.save_every)
+            if (stopping or enough or due) and not save():
+                bad = number
+            if stopping or enough or bad:
                 break
-            if cfg.save_every and time.monotonic() - saved_at >= cfg.save_every:
-                save()
-                saved_at = time.monotonic()
         optimizer.zero_grad(set_to_none=True)
+        if bad:
+            go_back(bad, "the loss is not finite" if not finite else "a weight is not finite")
+            enough = False
+            continue
         if stopping:
-            save()
             run.stop(place["step"])
         if place["batch"] < steps_in_epoch:
             break  # max_steps, within an epoch
@@ -223,30 +261,29 @@ def fit(
         # Validate, keep the best, report, save.
         validation = evaluate(model, val, cfg)
         if not all(map(math.isfinite, validation.values())):
-            raise InputError(
-                f"{run.folder}: step {place['step']}: the validation loss is not finite ({validation}); nothing of it "
-                f"was saved; lower lr ({cfg.lr:g}) or check the tables"
-            )
+            go_back(place["step"], "the validation loss is not finite")
+            enough = False
+            continue
         if place["best"] is None or validation[cfg.best_by] < place["best"][cfg.best_by]:
             place["best"] = {"epoch": place["epoch"] + 1, **validation}
             if ranks.main:
                 best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
-        report = {f"train_{k}": v for k, v in place["sums"].items()} | {f"val_{k}": v for k, v in validation.items()}
+        epoch_steps = range(place["step"] - steps_in_epoch + 1, place["step"] + 1)
+        seen = 1 - sum(len(skips[step]) for step in epoch_steps if step in skips) / len(train)
+        report = {f"train_{k}": v / (seen or 1) for k, v in place["sums"].items()}
+        report |= {f"val_{k}": v for k, v in validation.items()}
         place |= {"epoch": place["epoch"] + 1, "batch": 0, "sums": dict.fromkeys(PARTS, 0.0)}
         run.log(place["step"], {"epoch": place["epoch"], **report, "lr": optimizer.param_groups[0]["lr"]})
         bar.set_postfix_str(f"train {report['train_total']:.4f} val {report['val_total']:.4f}", refresh=False)
-        start = time.monotonic()
-        due = start - saved_at >= save_seconds * (1 / SAVE_SHARE - 1)
-        stopping = run.should_stop()
-        if due or stopping or enough or place["epoch"] == cfg.num_epochs:
-            save()
-            saved_at = time.monotonic()
-            save_seconds = saved_at - start
-        if stopping:
+        stopping, due = run.after_step(epoch_ends=True, every=cfg.save_every)
+        if (due or stopping or enough or place["epoch"] == cfg.num_epochs) and not save():
+            go_back(place["step"], "a weight is not finite")
+            enough = False
+            continue
+        if stopping and not enough and place["epoch"] < cfg.num_epochs:
             run.stop(place["step"])
     bar.close()
-    if place["batch"]:
-        save()
+    run.release_signals()
     if place["best"] is None and ranks.main:  # max_steps ended the run inside its first epoch
         write_best(model.state_dict(), place["epoch"], None)
 
@@ -273,15 +310,6 @@ def evaluate(model: BetaVAE, x: Tensor, cfg: BetaVAESettings) -> dict[str, float
         for name in PARTS:
             sums[name] += losses[name].item() * len(rows) / len(x)
     return sums
-
-
-def refuse_non_finite(run: Run, parts: dict[str, float], names: pd.Index, step: int, cfg: BetaVAESettings) -> None:
-    """InputError where a part of a step's loss, on the profiles `names`, is NaN or infinite: before weights change."""
-    if not all(map(math.isfinite, parts.values())):
-        raise InputError(
-            f"{run.folder}: step {step}: the loss is not finite ({parts}), on profiles {shorten(names, 3)}; "
-            f"nothing of it was saved; lower lr ({cfg.lr:g}) or check the tables"
-        )
 
 
 def check_splits(table: ExpressionTable, cfg: BetaVAESettings) -> None:

@@ -28,12 +28,11 @@ from pathlib import Path
 
 import torch
 
-from common.config import GANSettings, add_parallel, add_tile_limits, load_config
+from common.config import GANSettings, add_fit_scaler, add_parallel, add_tile_limits, load_config
 from common.distributed import joined, launch, under_torchrun
 from common.errors import InputError, command_parser, run_command
 from common.files import make_folder, write_json, write_text
 from common.run import pick_device
-from common.stopping import interruptible
 from common.together import together
 from figures.evaluation_page import Pictures, evaluation_page
 from models.features import Extractor, load_extractor
@@ -57,9 +56,14 @@ from sources.readers import read_shift
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = command_parser(__doc__)
-    parser.add_argument("--checkpoint", required=True, help="an RNA-GAN: its .model file or run folder")
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        help="an RNA-GAN: .model file (ours, or the published code's), run folder, export",
+    )
     parser.add_argument("--config", required=True, help="JSON settings: where the tables and real tiles are")
     parser.add_argument("--vae_checkpoint", help="the RNA-GAN's beta-VAE; default: the one that its settings name")
+    add_fit_scaler(parser.add_argument)
     parser.add_argument("--split", choices=("test", "val"), default="test", help="whose donors (default test)")
     parser.add_argument("--tiles", type=int, default=64, help="generated tiles per patient and seed (default 64)")
     add_tile_limits(parser.add_argument)
@@ -94,7 +98,7 @@ def main(args: argparse.Namespace) -> int | None:
         raise InputError(f"--guidance {args.guidance}: 0 (no expression) or more was expected; 1 is as trained")
     cfg = load_config(GANSettings, args.config, args)
     device = pick_device(cfg.device)
-    with joined(device) as ranks, interruptible():
+    with joined(device) as ranks:
         # Open everything.
         with together(main_first=True):
             gan = open_gan(args.checkpoint, device)

@@ -27,11 +27,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common.config import PRECISIONS, add_parallel, add_tile_limits
+from common.config import PRECISIONS, add_fit_scaler, add_parallel, add_tile_limits
 from common.distributed import joined, launch, under_torchrun
 from common.errors import InputError, command_parser, run_command, warn
 from common.files import make_folder, write_json
-from common.stopping import interruptible
 from common.together import together
 from metrics.frechet import small_sample_note
 from models.features import Extractor, load_extractor
@@ -55,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     sides.add_argument("--patient2", help="slide (or sample, or donor) of the second patient")
     sides.add_argument("--vae", action="store_true", help="accepted for the published command lines; the file decides")
     sides.add_argument("--vae_checkpoint", help="the VAE that encodes profiles; default: the one that the run names")
+    add_fit_scaler(sides.add_argument)
     sides.add_argument("--matrix", nargs="+", metavar="NAME=SOURCE", help="all pairs of these sources in one table")
     add_tile_limits(sides.add_argument)
     how = parser.add_argument_group("how")
@@ -99,7 +99,7 @@ def main(args: argparse.Namespace) -> int | None:
     specs = matrix_specs(args.matrix) if args.matrix else side_specs(args)
 
     opener = Opener(args, specs, args.vae_checkpoint)
-    with joined(opener.device) as ranks, interruptible():
+    with joined(opener.device) as ranks:
         # Open everything: what may fail does so before the first tile is drawn.
         with together(main_first=True):
             sources = opener.open_all()

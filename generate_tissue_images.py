@@ -25,12 +25,11 @@ import numpy as np
 import torch
 
 from common.checkpoint import content_digest
-from common.config import PRECISIONS, GANSettings, add_parallel, add_tile_limits, load_config
+from common.config import PRECISIONS, GANSettings, add_fit_scaler, add_parallel, add_tile_limits, load_config
 from common.distributed import joined, launch, under_torchrun
 from common.errors import InputError, command_parser, run_command, shorten, warn
 from common.files import read_json, sha256_of, write_json
 from common.run import generator_for, pick_device
-from common.stopping import interruptible
 from common.together import together
 from datasets.cohort import open_cohort
 from datasets.expression import ExpressionTable, read_cohort_tables, read_expression
@@ -43,6 +42,7 @@ from sources.profiles import Profiles
 from sources.readers import read_shift
 from sources.real import RealSource
 from sources.tile_folder import TileFolder, write_tiles
+from sources.vae import NOTHING, Fit
 
 GRID_TILES, GRID_COLUMNS = 64, 8
 SWEPT = 6  # noises in sweep.png
@@ -52,7 +52,9 @@ COMPARED = 16  # tiles of each of the three in comparison.png, 4 x 4
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = command_parser(__doc__)
-    parser.add_argument("--checkpoint", required=True, help="a GAN: its .model file or run folder")
+    parser.add_argument(
+        "--checkpoint", required=True, help="a GAN: .model file (ours, or the published code's), run folder, export"
+    )
     parser.add_argument("--checkpoint2", help="another GAN, shown beside the first and the real tiles of --patient1")
     parser.add_argument("--config", required=True, help="JSON settings: where the tables and real tiles are")
     parser.add_argument("--sample_size", type=int, default=64, help="tiles to make (default 64)")
@@ -60,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--vae", action="store_true", help="noted only: the checkpoint says whether it takes expression"
     )
     parser.add_argument("--vae_checkpoint", help="the RNA-GAN's beta-VAE; default: the one that its settings name")
+    add_fit_scaler(parser.add_argument)
     parser.add_argument("--patient1", help="a sample or slide of the table, with or without .svs")
     parser.add_argument("--rna_data", help="a table to take the profile from, .csv or .h5ad, instead of the config's")
     add_tile_limits(parser.add_argument)
@@ -92,10 +95,11 @@ def main(args: argparse.Namespace) -> int | None:
     cfg = load_config(GANSettings, args.config, args)
     check_arguments(args)
     device = pick_device(cfg.device)
-    with joined(device) as ranks, interruptible():
+    with joined(device) as ranks:
         # The models, the profile (a row of the table; None where none is asked for), the real tiles beside them.
         with together(main_first=True):
-            gans = [open_gan(path, device, args.precision) for path in (args.checkpoint, args.checkpoint2) if path]
+            names = [path for path in (args.checkpoint, args.checkpoint2) if path]
+            gans = [open_gan(path, device, args.precision, args.vae) for path in names]
             table, profile = table_and_profile(args, cfg, gans)
             patient = args.patient1 or profile
             asked = patient if gans[0].conditional or args.checkpoint2 else None  # the name that the user typed
@@ -108,10 +112,10 @@ def main(args: argparse.Namespace) -> int | None:
                     sets.append((real, {"patient": patient}, TileFolder(out / "real"), n))
             profiles = shift = None
             if args.sweep:
-                profiles = gans[0].profiles(args.vae_checkpoint, table)
+                profiles = gans[0].profiles(args.vae_checkpoint, table, Fit.of(cfg))
                 shift = read_shift(args.sweep, profiles)
             for gan, folder in zip(gans, (out, out / "second"), strict=False):
-                source, about = source_for(gan, args.vae_checkpoint, table, profile, args.guidance)
+                source, about = source_for(gan, args.vae_checkpoint, table, profile, args.guidance, Fit.of(cfg))
                 sets.append((source, about, TileFolder(folder), args.sample_size))
 
         # The tiles: each rank makes its share.
@@ -188,12 +192,17 @@ def pick_profile(table: ExpressionTable, patient: str | None, random: bool, seed
 
 
 def source_for(
-    gan: GAN, vae_path: str | None, table: ExpressionTable | None, profile: str | None, guidance: float = 1.0
+    gan: GAN,
+    vae_path: str | None,
+    table: ExpressionTable | None,
+    profile: str | None,
+    guidance: float = 1.0,
+    fit: Fit = NOTHING,
 ) -> tuple[GANSource, dict[str, Any]]:
     """Return a GAN's tiles and what the manifest says of the profile behind them."""
     if not gan.conditional:
         return GANSource(gan), {"profile": None}
-    profiles = gan.profiles(vae_path, table)
+    profiles = gan.profiles(vae_path, table, fit)
     about = {"table": table.source, "gene_coverage": profiles.coverage, "condition_share": gan.generator.rule.share}
     about |= {"guidance": guidance}
     if profile is None:

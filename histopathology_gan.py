@@ -9,7 +9,11 @@ Reads the config's tile folders and tables; a loss that ends in `vae` also reads
 Writes into the run folder (--model_dir): config.json, log.jsonl, <run>.model (the averaged generator: enough to make
 tiles) and last.pt (everything, to go on); and a grid of tiles from fixed noise after each epoch into --image_dir. The
 rows of an RNA-GAN's grid are held-out profiles (validation donors), the columns the same noise.
-Typing the same command again goes on where the run stopped; on the CPU the result is the same to the bit.
+Typing the same command again goes on where the run stopped; on the CPU the result is the same to the bit. last.pt is
+written at the end of an epoch and every save_every seconds, but no more often than costs a twentieth of the time; the
+one before it stays as previous.pt, in case the disk damages it. SIGTERM, SIGINT and SIGUSR1 end the run after the
+current step, saved, with status 75. Where a loss or weight is not finite, the run goes back to last.pt and leaves that
+batch out; the third time it ends.
 Each step is one or more updates of the critic, then one of the generator through the last fake batch.
 
 Which loss: rpganvae with --gan_type residual makes tiles that match the patient: its critic sees the expression.
@@ -29,11 +33,20 @@ import torch
 from tqdm import tqdm
 
 from common.checkpoint import NonFiniteError, load_checkpoint
-from common.config import PRECISIONS, GANSettings, add_scale, add_tile_limits, load_config, settings_dict
+from common.config import (
+    PRECISIONS,
+    GANSettings,
+    add_fit_scaler,
+    add_scale,
+    add_tile_limits,
+    load_config,
+    settings_dict,
+)
 from common.distributed import alone, joined, launch, under_torchrun
 from common.errors import InputError, command_parser, run_command
 from common.memory import keep_freed_memory
 from common.run import Run, pick_device
+from common.skips import Skips
 from datasets.cohort import Cohort, open_cohort, write_left_out
 from datasets.expression import read_cohort_tables
 from datasets.leaks import HELD_OUT
@@ -53,6 +66,7 @@ from sources.batches import Batches, place_of
 from sources.gan_record import adopt, adopt_split, cohort_digest, describe_model
 from sources.pictures import grid_of, write_png
 from sources.profiles import Profiles
+from sources.vae import Fit
 
 GRID_PROFILES = 8  # held-out profiles in an RNA-GAN's grid
 
@@ -79,6 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--critic_condition", choices=CRITIC_CONDITIONS, help="projection: the critic sees expression")
     parser.add_argument("--mismatched_weight", type=float, help="of real tiles with another patient's expression")
     parser.add_argument("--vae_checkpoint", help="the beta-VAE of an RNA-GAN: a file or its run folder")
+    add_fit_scaler(parser.add_argument)
     parser.add_argument("--precision", choices=PRECISIONS, help="bf16: autocast; penalties stay fp32")
     parser.add_argument(
         "--compile", nargs="?", const="default", choices=MODES, help="torch.compile; reduce-overhead: with CUDA graphs"
@@ -106,7 +121,8 @@ def main(args: argparse.Namespace) -> int | None:
     vae: dict[str, Any] = {"digest": None, "latent": None, "coverage": None, "trained_on": []}
     conditions = held_out = None
     if is_conditional(cfg.loss_type):
-        profiles = Profiles(cfg.vae_checkpoint, read_cohort_tables(cfg), device, InputRule.of(settings_dict(cfg)))
+        rule, table = InputRule.of(settings_dict(cfg)), read_cohort_tables(cfg)
+        profiles = Profiles(cfg.vae_checkpoint, table, device, rule, Fit.of(cfg))
         adopt(cfg, profiles, args.config)
         vae = {"digest": profiles.vae_digest, "latent": {"mean": profiles.mean, "std": profiles.std}}
         vae["coverage"], vae["trained_on"] = profiles.coverage, profiles.trained_on
@@ -156,14 +172,16 @@ def fit(
     `conditions` (rows of the cohort, z) and `held_out` (profiles, z): None in a run without expression.
     """
     # Networks, their optimisers, and where an earlier call of this command left them.
-    gan = GANTraining(cfg, 0 if conditions is None else conditions.shape[1], device)
+    gan = GANTraining(cfg, latent_dim := 0 if conditions is None else conditions.shape[1], device)
     generator, critic, average = gan.generator, gan.critic, gan.average
     done = 0
     losses: dict[str, torch.Tensor] = {}  # the latest of each part: not all are computed in every step
+    skips = Skips(run.folder, lambda step: batches.named(step))
     if (saved := run.restore("gan_training")) is not None:
         done = saved["step"]
         losses = {k: torch.tensor(v, device=device) for k, v in saved["losses"].items()}
         gan.load(saved)
+        skips.load(saved)
     del saved  # gigabytes at the paper's size
 
     # One unit of time: the step. An epoch is as many steps as it takes to show as many tiles as there are.
@@ -200,33 +218,62 @@ def fit(
         state = describe_model(cfg, cohort, vae, step / epoch_steps, step * per_step)
         state |= {"generator_args": gan.args, "generator": average.state_dict()}
         run.save(f"{run.name}.model", "gan", state)
-        folder = Path(cfg.image_dir) if cfg.image_dir else run.folder / "samples"
-        tiles, columns = sample_tiles(average, cfg.num_grid, cfg.seed, held_out)
-        write_png(folder / f"epoch_{math.ceil(step / epoch_steps):04d}.png", grid_of(to_uint8(tiles), columns))
 
-    def save(step: int, model: bool) -> None:
+    def draw_grid(step: int) -> None:
         if not run.ranks.main:
             return
+        folder = Path(cfg.image_dir) if cfg.image_dir else run.folder / "samples"
+        with alone():
+            tiles, columns = sample_tiles(average, cfg.num_grid, cfg.seed, held_out)
+        write_png(folder / f"epoch_{math.ceil(step / epoch_steps):04d}.png", grid_of(to_uint8(tiles), columns))
+
+    def save(step: int, model: bool) -> bool:
+        """Save; return False where a weight is not finite: the files on disk stay as they were."""
+        bad = False
         try:
-            with alone():  # the other ranks do not wait for this
-                if model:  # before last.pt, so that it is the same however often the run was cut
-                    calibrate_batch_norm(average, calibration_inputs(average, cfg.seed, conditions))
-                state = {"step": step, "losses": {k: v.item() for k, v in losses.items()}}
-                run.save("last.pt", "gan_training", state | gan.state())
-                if model:
-                    save_model(step)
-        except NonFiniteError as error:  # a weight that is not finite: the files on disk stay as they were
-            raise InputError(f"step {step}: {error}; lower lr_generator or lr_critic, and use --restart") from None
+            if run.ranks.main:
+                with run.saving():
+                    state = {"step": step, "losses": {k: v.item() for k, v in losses.items()}}
+                    run.save("last.pt", "gan_training", state | gan.state() | skips.state())
+                    if model:
+                        save_model(step)
+        except NonFiniteError:
+            bad = True
+        return not run.ranks.any(bad)
+
+    def calibrate() -> None:  # before last.pt, so that it is the same however often the run was cut
+        if run.ranks.main:
+            with alone():  # the other ranks take no part in this
+                calibrate_batch_norm(average, calibration_inputs(average, cfg.seed, conditions))
+
+    def go_back(step: int, what: str) -> int:
+        remedy = "lower lr_generator or lr_critic, use --precision fp32, or check the tiles; then --restart"
+        skips.blame(step, what, remedy)
+        state = run.restore("gan_training") or {"step": 0, "losses": {}} | GANTraining(cfg, latent_dim, device).state()
+        gan.load(state)
+        losses.clear()
+        losses.update({k: torch.tensor(v, device=device) for k, v in state["losses"].items()})
+        unchecked.clear()
+        batches.go_to(state["step"])
+        bar.n = state["step"]
+        bar.refresh()
+        return state["step"]
 
     model = run.folder / f"{run.name}.model"
-    if done >= last and not (model.exists() and load_checkpoint(model)[0]["images_seen"] == done * per_step):
-        save(done, model=True)  # last.pt is written first: the model may be missing after a crash
+    if done >= last and not is_model_of(model, done * per_step):  # last.pt is written first: a crash may be between
+        calibrate()
+        save(done, model=True)
+        draw_grid(done)
     if device.type == "cpu":
         keep_freed_memory()
-    saved_at = reported_at = time.monotonic()
-    unchecked: list[tuple[int, torch.Tensor]] = []
+    reported_at = time.monotonic()
+    unchecked: dict[int, torch.Tensor] = {}  # step: whether its losses are finite
     bar = tqdm(initial=done, total=max(last, done), unit="step", desc=run.name, mininterval=1, disable=None)
-    for step in range(done + 1, last + 1):
+    run.hold_signals()  # until the last step is saved
+    step = done
+    while step < last:
+        step += 1
+
         # What the images shown so far ask for.
         if cfg.compile == "reduce-overhead":
             torch.compiler.cudagraph_mark_step_begin()
@@ -241,6 +288,8 @@ def fit(
         # Update the critic.
         for turn in range(cfg.critic_steps):
             real, shown = batches.take(step, turn, side)
+            if step in skips:
+                continue
             real = draws.augmented(real, strength, "real", step, turn)
             noise, epsilon = draws.noise(generator, step, turn), draws.epsilon(step, turn)
             options["signs"] = None
@@ -254,33 +303,44 @@ def fit(
                     )
 
         # Update the generator, and its moving average.
-        for trial in passes.trials(cfg.batch_size):
+        for trial in passes.trials(cfg.batch_size) if step not in skips else ():
             with trial:
                 if trial.again:
                     fake = draw(noise, shown, strength, step, turn)
                 losses |= generator_step(critic, gan.optimizer_g, loss, fake, shown, real, **shared)
-        update_average(average, generator, average_decay(per_step, cfg.ema_images, step * per_step))
+        if step in skips:
+            run.log(step, {"skipped": skips[step]})
+        else:
+            update_average(average, generator, average_decay(per_step, cfg.ema_images, step * per_step))
+            unchecked[step] = torch.stack(list(losses.values())).isfinite().all()
         bar.update()
 
         # Report. Losses are looked at in bulk, so that a GPU is not stopped at every step.
-        unchecked.append((step, torch.stack(list(losses.values())).isfinite().all()))
-        epoch_ends, stopping = step % epoch_steps == 0 or step == last, run.should_stop()
-        save_now = epoch_ends or stopping or (cfg.save_every and time.monotonic() - saved_at > cfg.save_every)
-        if step % cfg.log_interval == 0 or save_now or device.type == "cpu":
-            refuse_non_finite(run, unchecked)
+        epoch_ends = step % epoch_steps == 0 or step == last
+        stopping, due = run.after_step(epoch_ends, cfg.save_every)
+        save_now = due or stopping or step == last
+        if step % cfg.log_interval == 0 or epoch_ends or save_now or device.type == "cpu":
+            if bad := skips.first_bad({k: bool(v) for k, v in unchecked.items()}, step, gan.state):
+                step = go_back(bad, "a loss or weight is NaN or infinite")
+                continue
+            unchecked.clear()
         if passes.changed:
             print(f"{run.folder}: step {step}: {passes.changed}", flush=True)
             run.log(step, {"micro_batch": passes.size})
             passes.changed = ""
-        if step % cfg.log_interval == 0 or step == last:
+        if losses and (step % cfg.log_interval == 0 or step == last):
             seconds, reported_at = time.monotonic() - reported_at, time.monotonic()
             run.log(step, {"epoch": step / epoch_steps, **losses, "seconds": seconds})
             bar.set_postfix({name: f"{value.item():.3g}" for name, value in losses.items()}, refresh=False)
 
         # Save: at the end of an epoch, or of this call, also the model and a grid of tiles.
-        if save_now:
-            save(step, model=epoch_ends or stopping)
-            saved_at = time.monotonic()
+        if epoch_ends or stopping:
+            calibrate()
+        if save_now and not save(step, model=epoch_ends or stopping):
+            step = go_back(step, "a weight is NaN or infinite")
+            continue
+        if epoch_ends or stopping:
+            draw_grid(step)
         if stopping and step < last:
             run.stop(step)
     bar.close()
@@ -290,16 +350,12 @@ def fit(
     )
 
 
-def refuse_non_finite(run: Run, unchecked: list[tuple[int, torch.Tensor]]) -> None:
-    """Empty `unchecked`, (step, whether its losses are finite); InputError names the first step where they are not."""
-    finite = torch.stack([fine for _, fine in unchecked]).tolist()
-    for (step, _), good in zip(unchecked, finite, strict=True):
-        if not good:
-            raise InputError(
-                f"{run.folder}: the loss is NaN or infinite at step {step}; nothing of it was saved. Lower "
-                "lr_generator or lr_critic, or use --precision fp32, and start again with --restart"
-            )
-    unchecked.clear()
+def is_model_of(path: Path, images_seen: int) -> bool:
+    """Return whether a whole model of after so many images is there."""
+    try:
+        return load_checkpoint(path, "gan")[0]["images_seen"] == images_seen
+    except InputError:
+        return False
 
 
 if __name__ == "__main__":

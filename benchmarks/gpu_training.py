@@ -76,12 +76,12 @@ class WatchedRun(Run):
         """Leave no file."""
         return ""
 
-    def should_stop(self) -> bool:
+    def after_step(self, epoch_ends: bool = False, every: float = 0) -> tuple[bool, bool]:
         """Called once a step, before anything is saved; Enough once the watch has seen all."""
         self.watch.step()
         if self.watch.seen == steps_of(self.watch.bench.sizes):
             raise Enough
-        return False
+        return False, False
 
 
 class Enough(Exception):

@@ -4,35 +4,78 @@ A checkpoint is one file, {"kind": ..., "digest": ..., "state": {...}}. The dige
 `state` (names, dtypes, shapes, bytes), so it names the model itself: a GAN stores its VAE's, a metric its generator's.
 """
 
+import errno
 import hashlib
 import math
+import os
 import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from common.errors import InputError, did_you_mean
+from common.archives import read_torch, refuse_unusual
+from common.errors import NO_SPACE, InputError, did_you_mean
+from common.exported import WEIGHTS, read_exported
 from common.files import atomic_path
 
 SUFFIXES = (".model", ".pt")  # a run may be named by its folder with one of these appended
+PROBE = 1 << 20  # bytes that are written to learn why torch could write no more
 
 
 class NonFiniteError(ValueError):
     """A weight is NaN or infinite."""
 
 
-def save_checkpoint(path: str | Path, kind: str, state: dict[str, Any]) -> str:
-    """Write `state` to `path`, whole or not at all, and return its digest. NonFiniteError on a bad weight."""
+class DamagedCheckpoint(InputError):
+    """The file is cut short, or its content is not what was written."""
+
+
+def save_checkpoint(path: str | Path, kind: str, state: dict[str, Any], previous: str | Path | None = None) -> str:
+    """Write `state` to `path`, whole or not at all, and return its digest. NonFiniteError on a bad weight.
+
+    It is read back from the disk before it takes the old file's place, which stays as `previous` where that is named.
+    OSError where the disk is full, with the bytes that are needed, or where what was read back differs.
+    """
     digest = content_digest(state)
-    if name := _first_non_finite(state):
+    if name := first_non_finite(state):
         raise NonFiniteError(f"{path}: {name} holds NaN or infinity; not saved")
-    with atomic_path(path) as partial:
-        try:
-            torch.save({"kind": kind, "digest": digest, "state": state}, partial)
-        except RuntimeError as error:  # torch hides a full disk behind its own error
-            raise OSError(28, "no space left on the disk", str(path)) from error
+    try:
+        with atomic_path(path, previous) as partial:
+            _write({"kind": kind, "digest": digest, "state": state}, partial)
+            _read_back(partial)
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            error.needed = bytes_of(state)
+        raise
     return digest
+
+
+def _write(content: dict[str, Any], path: Path) -> None:
+    try:
+        torch.save(content, path)
+    except RuntimeError:  # torch hides why it could not write: try ourselves
+        with open(path, "ab") as file:
+            file.write(bytes(PROBE))
+            file.flush()
+            os.fsync(file.fileno())
+        raise
+
+
+def _read_back(path: Path) -> None:
+    """OSError where the file at `path`, read from the disk and not from memory, is not what was written to it."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                whole = archive.testzip() is None  # the CRC32 of each record
+        except zipfile.BadZipFile:
+            whole = False
+    if not whole:
+        raise OSError(errno.EIO, "what was read back differs from what was written: check the disk", str(path))
 
 
 def load_checkpoint(path: str | Path, kind: str | None = None) -> tuple[dict[str, Any], str]:
@@ -45,9 +88,16 @@ def load_checkpoint(path: str | Path, kind: str | None = None) -> tuple[dict[str
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint; train it first, or check the path")
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if path.name == WEIGHTS:
+            refuse_unusual(saved := read_exported(path), str(path))
+        else:
+            saved = read_torch(path)
+    except PermissionError:
+        raise
+    except InputError as error:
+        raise DamagedCheckpoint(str(error)) from None
     except Exception as error:  # a damaged zip, a foreign pickle and a text file all fail in their own ways
-        raise InputError(
+        raise DamagedCheckpoint(
             f"{path}: not a readable checkpoint, or cut short ({type(error).__name__}); copy or train it again"
         ) from None
     if not isinstance(saved, dict) or set(saved) != {"kind", "digest", "state"}:
@@ -56,7 +106,9 @@ def load_checkpoint(path: str | Path, kind: str | None = None) -> tuple[dict[str
             "command writes, or its run folder"
         )
     if content_digest(saved["state"]) != saved["digest"]:
-        raise InputError(f"{path}: content differs from its digest: the file was altered or damaged; copy it again")
+        raise DamagedCheckpoint(
+            f"{path}: content differs from its digest: the file was altered or damaged; copy it again"
+        )
     if kind is not None and saved["kind"] != kind:
         raise InputError(
             f"{path}: holds a {saved['kind']} checkpoint, a {kind} checkpoint was expected; check the path"
@@ -67,7 +119,8 @@ def load_checkpoint(path: str | Path, kind: str | None = None) -> tuple[dict[str
 def resolve_checkpoint(path: str | Path) -> Path:
     """Return the checkpoint file that `path` names: a file, a run folder, or a run folder with .model or .pt appended.
 
-    In a run folder `<run>.model` is taken, else `best.pt`. InputError names what is there instead.
+    In a run folder `<run>.model` is taken, else `best.pt`, in an exported one model.safetensors. InputError names what
+    is there instead.
     """
     path = Path(path)
     if path.is_file():
@@ -75,7 +128,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
     folders = [path] + [path.with_suffix("") for suffix in SUFFIXES if path.suffix == suffix]
     for folder in folders:
         if folder.is_dir():
-            for name in (f"{folder.name}.model", "best.pt"):
+            for name in (f"{folder.name}.model", "best.pt", WEIGHTS):
                 if (folder / name).is_file():
                     return folder / name
             raise InputError(f"{folder}: the run has no {folder.name}.model or best.pt yet; finish its training first")
@@ -112,13 +165,24 @@ def _feed(digest: Any, value: Any) -> None:
         raise TypeError(f"a checkpoint holds tensors, numbers, strings, lists and dicts only, not {type(value)}")
 
 
-def _first_non_finite(value: Any, name: str = "state") -> str | None:
+def bytes_of(value: Any) -> int:
+    """Return about how many bytes the tensors in a nested value take on disk."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size() + 512  # a record of the archive begins at a multiple of 64
+    if isinstance(value, dict | list | tuple):
+        return sum(bytes_of(v) for v in (value.values() if isinstance(value, dict) else value))
+    return 0
+
+
+def first_non_finite(value: Any, name: str = "state") -> str | None:
+    """Return the name of the first number or tensor in a nested value that is not finite, None where all are."""
     if isinstance(value, torch.Tensor) and value.is_floating_point():
-        return None if bool(torch.isfinite(value).all()) else name
+        ends = torch.stack(torch.aminmax(value)) if value.numel() else value  # NaN is both least and largest
+        return None if bool(torch.isfinite(ends).all()) else name
     if isinstance(value, dict):
-        found = (_first_non_finite(v, f"{name}.{k}") for k, v in value.items())
+        found = (first_non_finite(v, f"{name}.{k}") for k, v in value.items())
     elif isinstance(value, list | tuple):
-        found = (_first_non_finite(v, f"{name}[{i}]") for i, v in enumerate(value))
+        found = (first_non_finite(v, f"{name}[{i}]") for i, v in enumerate(value))
     else:
         return name if isinstance(value, float) and not math.isfinite(value) else None
     return next((f for f in found if f), None)

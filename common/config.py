@@ -48,10 +48,12 @@ class DataSettings:
     rna_features: int = 0  # expected number of genes; 0: whatever the tables hold
     min_gene_coverage: float = 0.8  # refuse a table with fewer of the expected genes than this share
     missing_genes: str = "mean"  # mean: 0 after scaling; zero: 0 before scaling (published)
+    fit_scaler: list[str] = field(default_factory=list)  # tables that give a published beta-VAE genes and scaler
     split_seed: int = 99
     seed: int = 99
     device: str = "0"  # a GPU's index (falls back to the CPU with a warning), "cuda" (insists) or "cpu"
     n_workers: int = 0
+    read_timeout: int = 300  # seconds after which a tile that cannot be read is tried once more, and then given up
     flag: str = ""  # the run's name in wandb (--log 1); empty: its folder's
     save_dir: str = ""  # the run folder
     num_epochs: int = 1
@@ -194,6 +196,12 @@ def add_scale(add: Callable[..., argparse.Action]) -> None:
         "statistics are then those of each pass (dcgan, beta-VAE): there a run keeps its value; the critic is then "
         "not compiled",
     )
+
+
+def add_fit_scaler(add: Callable[..., argparse.Action]) -> None:
+    """Add the flag that gives the published code's beta-VAE, which is weights only, its genes and scaler."""
+    words = "for the published code's beta-VAE, which is weights only: tables that it was trained with, for the order "
+    add("--fit_scaler", nargs="+", metavar="TABLE", help=words + "of genes, scaler and latent statistics")
 
 
 def settings_dict(settings: DataSettings) -> dict[str, Any]:

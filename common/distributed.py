@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -208,7 +209,10 @@ def agree(what: str, value: str | float) -> None:
     """InputError, naming a rank, where not all ranks have the same `value` as rank 0."""
     codes = [p.tolist() for p in _here.gather(torch.tensor(list(str(value).encode()), dtype=torch.uint8))]
     if differ := [rank for rank, code in enumerate(codes) if code != codes[0]]:
-        here, there = (bytes(codes[k]).decode()[:60] for k in (0, differ[0]))
+        pairs = [bytes(codes[k]).decode(errors="replace") for k in (0, differ[0])]
+        same = (x == y for x, y in zip(*pairs, strict=False))
+        first = max(sum(takewhile(bool, same)) - 30, 0)
+        here, there = (text[first : first + 60] for text in pairs)
         raise InputError(
             f"{what}: rank 0 has {here}, rank {differ[0]} has {there}; all machines must see the same files and have "
             "the same versions"
@@ -258,7 +262,7 @@ def _has_ended(pid: int) -> bool:
 
 def _may_speak(rank: int, error: BaseException) -> bool:
     """Return whether this rank tells the user of the error: the first does, or rank 0 of what all have agreed on."""
-    if isinstance(error, Stopped) and not isinstance(error, LostRank):
+    if type(error) is Stopped:
         return rank == 0
     if isinstance(error, Elsewhere):
         return False

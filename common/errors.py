@@ -10,12 +10,17 @@ import errno
 import io
 import os
 import re
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
-EXIT_DONE, EXIT_FAULT, EXIT_BAD_INPUT, EXIT_SOME_FAILED, EXIT_STOPPED = 0, 1, 2, 3, 75
+from common.stopping import EXIT_STOPPED, Interrupted, remove_unfinished, signals_handled
+
+EXIT_DONE, EXIT_FAULT, EXIT_BAD_INPUT, EXIT_SOME_FAILED = 0, 1, 2, 3
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class InputError(Exception):
@@ -80,21 +85,24 @@ def run_command(
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Parse `argv`, call `main`, turn every error into one line on stderr; return the exit status."""
+    """Parse `argv`, call `main`, turn every error and signal into one line on stderr; return the exit status."""
     args = parser.parse_args(argv)
     args.words = list(sys.argv[1:] if argv is None else argv)  # what was typed, for those who start it again
     if another_rank():
         _print_nothing()
-    try:
-        return main(args) or EXIT_DONE
-    except (Exception, KeyboardInterrupt) as error:
-        message, status = _explain(error)
-        if args.debug:
-            traceback.print_exc()
-        if getattr(error, "told", another_rank() and os.environ.get("LOCAL_RANK", "0") != "0"):
-            return status  # common.distributed: another rank tells the user
-    rank = f"rank {os.environ['RANK']}: " if another_rank() else ""
-    print(f"{parser.prog}: error: {rank}{' '.join(message.split())}", file=sys.stderr, flush=True)
+    with signals_handled():
+        try:
+            return main(args) or EXIT_DONE
+        except (Exception, KeyboardInterrupt) as error:
+            message, status = _explain(error)
+            if args.debug:
+                traceback.print_exc()
+            # common.distributed: another rank tells the user
+            told = getattr(error, "told", another_rank() and os.environ.get("LOCAL_RANK", "0") != "0")
+        remove_unfinished()
+        if not told:
+            rank = f"rank {os.environ['RANK']}: " if another_rank() else ""
+            print(f"{parser.prog}: error: {rank}{' '.join(message.split())}", file=sys.stderr, flush=True)
     return status
 
 
@@ -127,6 +135,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
         return str(error), error.status
     if isinstance(error, Stopped):
         return f"{error}; type the same command again to go on", EXIT_STOPPED
+    if isinstance(error, Interrupted):
+        return f"stopped by {error}; type the same command again to go on", EXIT_STOPPED
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; type the same command again to go on", EXIT_STOPPED
     if isinstance(error, OSError):
@@ -138,8 +148,9 @@ def _explain(error: BaseException) -> tuple[str, int]:
 def explain_os_error(error: OSError) -> str:
     """Return what an OSError means to a user: the file, what is wrong with it and the remedy."""
     where = error.filename2 or error.filename or "a file"  # a rename names its target second
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"{where}: no space left on the disk (or quota reached); free some space and type the same command again"
+    if error.errno in NO_SPACE:
+        room = _room(error, Path(where).absolute().parent)
+        return f"{where}: no space left on the disk (or quota reached){room} and type the same command again"
     if isinstance(error, FileNotFoundError):
         return f"{where}: no such file or folder; check the path (relative paths start at {os.getcwd()})"
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
@@ -149,6 +160,24 @@ def explain_os_error(error: OSError) -> str:
     if isinstance(error, NotADirectoryError | FileExistsError):
         return f"{where}: a folder was expected, a file stands in its place; choose another path, or move the file"
     return f"{where}: {error.strerror or error}; a file that can be read and written was expected; check path and disk"
+
+
+def _room(error: OSError, folder: Path) -> str:
+    """Return how many bytes are needed (where whoever wrote says so) and free, and what to do about it."""
+    needed = f"{error.needed:,} bytes are needed, " if hasattr(error, "needed") else ""
+    while not folder.exists():
+        folder = folder.parent
+    if error.errno == errno.EFBIG:
+        import resource  # not on Windows, nor is this limit
+
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        allowed = f"a file may have {limit:,} bytes" if limit >= 0 else "the file system takes no file so large"
+        return f": {needed}{allowed} (ulimit -f); raise the limit"
+    try:
+        free = f"{shutil.disk_usage(folder).free:,} bytes are free in {folder}"
+    except OSError:
+        free = f"too few are free in {folder}"
+    return f": {needed}{free}; free some space there"
 
 
 def warn(message: str) -> None:

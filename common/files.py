@@ -11,31 +11,40 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
+from common.stopping import being_written, held_back, written
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, previous: str | Path | None = None) -> Iterator[Path]:
     """Yield a path beside `path` to write to; on success fsync it and rename it to `path`, on any error remove it.
 
-    A reader sees the old file or the new one, never half of one; a full disk leaves the old one as it was. An OSError
-    of the writing, which by itself names no file or the one beside, names `path`.
+    A reader sees the old file or the new one, never half of one; a full disk leaves the old one as it was. `previous`:
+    where the old file is kept; at every moment one of the two names is there. A signal in the midst leaves nothing
+    half-written, and waits while files are renamed. An OSError of the writing, which by itself names no file or the
+    one beside, names `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    being_written(partial)
     try:
         yield partial
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
-        os.replace(partial, path)
-        _fsync_folder(path.parent)
+        with held_back():
+            if previous is not None and path.exists():
+                _give_second_name(path, Path(previous))
+            os.replace(partial, path)
+            _fsync_folder(path.parent)
     except OSError as error:
         if error.filename2 is None and str(error.filename) in ("None", str(partial)):
             error.strerror = error.strerror or str(error)  # numpy's and Pillow's have a text only
             error.filename = str(path)
         raise
     finally:
-        partial.unlink(missing_ok=True)
+        with held_back():
+            partial.unlink(missing_ok=True)
+            written(partial)
 
 
 def make_folder(path: str | Path) -> Path:
@@ -87,6 +96,9 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path}: not a text file ({error.reason} at byte {error.start}), JSON expected") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: line {error.lineno}, column {error.colno}: {error.msg}; mend the JSON") from None
+    except (RecursionError, ValueError) as error:  # a number of thousands of digits
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:80]
+        raise InputError(f"{path}: {reason}; mend the JSON") from None
 
 
 def sha256_of(path: str | Path) -> str:
@@ -104,6 +116,19 @@ def is_running(process: int) -> bool:
     except (PermissionError, OverflowError):  # someone else's
         pass
     return True
+
+
+def _give_second_name(path: Path, name: Path) -> None:
+    """Make `name` the file at `path` too, in place of what it was; where files cannot be linked it is moved there."""
+    link = path.with_name(f".{name.name}.{os.getpid()}.partial")
+    try:
+        link.unlink(missing_ok=True)
+        os.link(path, link)
+        os.replace(link, name)
+    except OSError:  # a file system without hard links
+        os.replace(path, name)
+    finally:
+        link.unlink(missing_ok=True)  # still there where `name` was this file already
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -1,29 +1,31 @@
 """A run folder: settings, log, checkpoints; the device; seeds; and a clean stop when a signal asks for one."""
 
+import errno
 import hashlib
 import json
 import netrc
 import os
-import signal
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
 import torch
 
-from common.checkpoint import load_checkpoint, save_checkpoint
+from common.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint
 from common.distributed import ALONE, Ranks, agree, on_this_machine, under_torchrun
 from common.errors import InputError, Stopped, shorten, warn
 from common.files import read_json, remove_partials, write_json, write_text
+from common.stopping import Interrupted, hold_signals, release_signals, signals_handled, stop_requested
 
 # Settings that may differ when a run is resumed: they do not change what a step computes.
 FREE_TO_CHANGE = {
     "max_steps",
     "device",
     "n_workers",
+    "read_timeout",
     "log_interval",
     "save_every",
     "cache",
@@ -32,16 +34,17 @@ FREE_TO_CHANGE = {
     "image_dir",
     "save_dir",
 }
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+LAST, PREVIOUS = "last.pt", "previous.pt"
+SAVE_SHARE = 0.05  # of the time, at most, goes into saving
 
 
 class Run:
     """One run folder. `last.pt` holds everything that changes; typing the same command again goes on from it.
 
-    Of several ranks the first alone writes; each reads last.pt, and all stop after the same step.
-
-    A run may be used as a context manager: inside it SIGTERM, SIGINT and SIGUSR1 set `stop_requested`, and a second
-    signal leaves at once. The loop asks `should_stop()` after each step, saves, and calls `stop()`.
+    `previous.pt` is the last.pt before it, in case the disk damages last.pt. A run is used as a context manager: inside
+    it SIGTERM, SIGINT and SIGUSR1 end the run at once, with status 75, except between `hold_signals()` and
+    `release_signals()`: there the loop asks `after_step()` after each step, saves, and calls `stop()`. A second signal
+    leaves at once. Of several ranks the first alone writes; each reads last.pt, and all stop after the same step.
     """
 
     def __init__(
@@ -61,9 +64,10 @@ class Run:
         if not str(folder):
             raise InputError("no run folder: set save_dir in the config or name one with --save_dir / --model_dir")
         self.folder, self.ranks, self._free = Path(folder), ranks, FREE_TO_CHANGE | set(free)
-        self.stop_requested = False
         self._wandb: Any = None
-        self._handlers: dict[int, Any] = {}
+        self._inside, self._holds = ExitStack(), False
+        self._last_is_whole = False  # last.pt was written or read, and checked, by this process
+        self._saved_at, self._save_seconds, self._told = time.monotonic(), 0.0, False
         agree(f"{folder}: the settings and the data", json.dumps(settings, sort_keys=True, default=str))
         if ranks.main:
             self._open(settings, restart, defaults or {})
@@ -87,24 +91,92 @@ class Run:
         return self.folder.resolve().name
 
     def restore(self, kind: str) -> dict[str, Any] | None:
-        """Return the state in last.pt, or None in a new folder; log lines after its `step` are dropped."""
-        if not (self.folder / "last.pt").exists():
-            agree(f"{self.folder}: last.pt", "no such file")
-            if self.ranks.main:
-                (self.folder / "log.jsonl").unlink(missing_ok=True)
-            return None
-        state, digest = load_checkpoint(self.folder / "last.pt", kind)
-        agree(f"{self.folder}: last.pt", digest)
+        """Return the state in last.pt, or None in a new folder; log lines after its `step` are dropped.
+
+        Where last.pt is damaged or gone, that in previous.pt, with a warning; InputError where that is no better.
+        """
+        state = self._newest(kind)
         log = self.folder / "log.jsonl"
-        if log.exists() and self.ranks.main:
-            write_text(
-                log, "".join(f"{line}\n" for line in log.read_text().splitlines() if _step_of(line) <= state["step"])
-            )
+        if state is None and self.ranks.main:
+            log.unlink(missing_ok=True)
+        elif log.exists() and self.ranks.main:
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+            write_text(log, "".join(f"{line}\n" for line in lines if _step_of(line) <= state["step"]))
+        self._saved_at = time.monotonic()
+        return state
+
+    def _newest(self, kind: str) -> dict[str, Any] | None:
+        last, previous = self.folder / LAST, self.folder / PREVIOUS
+        if not last.exists() and not previous.exists():
+            agree(f"{last}", "no such file")
+            return None
+        try:
+            if not last.exists():
+                raise DamagedCheckpoint(f"{last}: gone, though {PREVIOUS} is there")
+            state, digest = load_checkpoint(last, kind)
+            self._last_is_whole = True
+        except DamagedCheckpoint as error:
+            if not previous.exists():
+                raise
+            try:
+                state, digest = load_checkpoint(previous, kind)
+            except InputError as second:
+                raise InputError(f"{error}; nor can the one before it be used: {second}") from None
+            warn(f"{error}. Going on from {previous}, after step {state['step']}; the next save replaces {LAST}")
+        agree(f"{last}", digest)
         return state
 
     def save(self, name: str, kind: str, state: dict[str, Any]) -> str:
-        """Write a checkpoint into the folder, sealed; return its digest. Rank 0 only."""
-        return save_checkpoint(self.folder / name, kind, state)
+        """Write a checkpoint into the folder, sealed; return its digest. The last.pt before stays as previous.pt.
+
+        Where the disk has no room for a third file while it is written, previous.pt makes room. Rank 0 only.
+        """
+        if name != LAST:
+            return save_checkpoint(self.folder / name, kind, state)
+        previous = self.folder / PREVIOUS
+        try:
+            digest = save_checkpoint(self.folder / LAST, kind, state, previous if self._last_is_whole else None)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not (self._last_is_whole and previous.exists()):
+                raise
+            previous.unlink()
+            warn(f"{error.filename}: no space for a third checkpoint while it is written; {previous} made room")
+            digest = save_checkpoint(self.folder / LAST, kind, state, previous)
+        self._last_is_whole = True
+        return digest
+
+    def after_step(self, epoch_ends: bool = False, every: float = 0) -> tuple[bool, bool]:
+        """Return whether to stop, a signal having asked any rank to, and whether to save. All ranks ask, once a step.
+
+        It is time to save when an epoch ends, or when `every` seconds (0: no such limit) went by since the last save;
+        but not yet where saving again would take more than SAVE_SHARE of the time. Where that puts off what `every`
+        asks for, it is said once. `saving()` measures what a save takes.
+        """
+        stopping, due = stop_requested(), self.ranks.main and self._save_is_due(epoch_ends, every)
+        if self.ranks.world == 1:
+            return stopping, due
+        told = self.ranks.sum(torch.tensor([int(stopping), int(due)])).tolist()
+        return bool(told[0]), bool(told[1])
+
+    def _save_is_due(self, epoch_ends: bool, every: float) -> bool:
+        waited = time.monotonic() - self._saved_at
+        asked = bool(every) and waited >= every
+        least = self._save_seconds * (1 / SAVE_SHARE - 1)
+        if asked and waited < least and not self._told:
+            self._told = True
+            warn(
+                f"{self.folder}: a save takes {self._save_seconds:.1f} s: the next one comes after {least:.0f} s, not "
+                f"after save_every = {every:g}, so that saving takes {SAVE_SHARE:.0%} of the time at most"
+            )
+        return (asked or epoch_ends) and waited >= least
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Count the block's time as that of a save."""
+        start = time.monotonic()
+        yield
+        self._saved_at = time.monotonic()
+        self._save_seconds = self._saved_at - start
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Append one JSON line to log.jsonl (and to wandb where it is on); other ranks than the first do nothing."""
@@ -128,10 +200,17 @@ class Run:
             project="rna-gan", name=name, config=settings, dir=str(self.folder), mode=mode, resume="allow"
         )
 
-    def should_stop(self) -> bool:
-        """Return True once a signal has asked any rank to stop. All ranks ask, once after each step."""
-        self.stop_requested = self.ranks.any(self.stop_requested)
-        return self.stop_requested
+    def hold_signals(self) -> None:
+        """From here on a first signal is only what `after_step()` tells, until `release_signals()` or the run's end."""
+        if not self._holds:
+            self._holds = True
+            hold_signals()
+
+    def release_signals(self) -> None:
+        """From here on a signal ends the run at once; one that came meanwhile does so here. Everything is saved."""
+        if self._holds:
+            self._holds = False
+            release_signals()
 
     def stop(self, step: int) -> None:
         """Leave, after saving, with exit status 75; the other ranks not before the first has saved."""
@@ -139,23 +218,15 @@ class Run:
         raise Stopped(f"{self.folder}: stopped by a signal after step {step}; everything is saved")
 
     def __enter__(self) -> "Run":
-        try:
-            self._handlers = {s: signal.signal(s, self._on_signal) for s in SIGNALS}
-        except ValueError:  # not the main thread: signals stay with whoever has it
-            self._handlers = {}
+        self._inside.enter_context(signals_handled())
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
         if self._wandb is not None:
             self._wandb.finish()
-
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if self.stop_requested:
-            os._exit(75)
-        self.stop_requested = True
-        warn(f"{signal.Signals(number).name}: finishing this step, then saving; a second signal leaves at once")
+        with suppress(Interrupted):  # the run is over, well or not: there is nothing left to stop
+            self.release_signals()
+        self._inside.close()
 
     def _refuse_other_settings(self, settings: dict[str, Any], defaults: dict[str, Any]) -> None:
         path = self.folder / "config.json"
@@ -232,5 +303,5 @@ def _wandb_knows_us() -> bool:
 def _step_of(line: str) -> int:
     try:
         return int(json.loads(line).get("step", 0))
-    except ValueError:  # a line cut short by a kill
+    except (ValueError, TypeError, AttributeError, RecursionError):  # a line cut short by a kill, or no line of ours
         return 1 << 62

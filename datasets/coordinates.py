@@ -13,6 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from common.archives import refuse_false_hdf5
 from common.errors import InputError, shorten
 
 SIZE = ("level0_width", "level0_height")
@@ -33,6 +34,7 @@ def read_coordinates(path: str | Path, downsamples: Sequence[float] = (1.0,)) ->
     """Read the coordinates of one slide, whose pyramid has these `downsamples`. InputError says what cannot be."""
     path = Path(path)
     try:
+        refuse_false_hdf5(path)
         with h5py.File(path) as file:
             if "coords" not in file:
                 old = "it holds pictures of tiles (imgs) without their places; " if "imgs" in file else ""

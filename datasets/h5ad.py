@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from common.archives import refuse_false_hdf5
 from common.errors import InputError
 from common.files import atomic_path
 
@@ -21,9 +22,12 @@ def open_h5ad(path: str | Path) -> "AnnData":
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; a table was expected")
     try:
+        refuse_false_hdf5(path)
         return anndata.read_h5ad(path)
-    except (OSError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0][:100]
+    except InputError:
+        raise
+    except Exception as error:  # anndata says each kind of a file that is HDF5 and no AnnData
+        reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
         raise InputError(f"{path}: not a readable h5ad file ({reason}); download or make it again") from None
 
 

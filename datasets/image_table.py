@@ -128,7 +128,7 @@ def _find_pictures(table: Path, names: list[str], folder: Path) -> tuple[list[Pa
         try:
             with Image.open(found, formats=("JPEG", "PNG")) as image:
                 sides.append(min(image.size))
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise InputError(
                 f"{table}: row {row}: {found} is not a readable JPEG or PNG ({str(error)[:60]}); make it again"
             ) from None

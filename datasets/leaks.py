@@ -49,8 +49,9 @@ class TrainedOn:
             warn(f"{path}: no such checkpoint any more: whether held-out donors trained it cannot be looked up")
             return None
         from common.checkpoint import load_checkpoint  # torch takes seconds to import
+        from common.torch_files import is_foreign
 
-        return cls(path, load_checkpoint(path)[0])
+        return cls(path, {} if is_foreign(path) else load_checkpoint(path)[0])  # a published file does not say
 
     def has_donor(self, donor: object) -> bool:
         """Return whether the donor is known to have trained the model."""
@@ -79,8 +80,8 @@ class TrainedOn:
         if self.donors is None:
             _tell_once(
                 self.path.resolve(),
-                f"{self.path}: does not say which donors it was trained on (an older file): that held-out ones are new "
-                "to it rests on the table; train it again to have this checked",
+                f"{self.path}: does not say which donors it was trained on (an older file, or a published one): that "
+                "held-out ones are new to it rests on the table; train it again to have this checked",
             )
         elif shared := [donor for donor in donors[spots].unique() if self.has_donor(donor)]:
             _tell_once(

@@ -17,6 +17,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from common.errors import InputError
+from common.memory import free_memory
 from datasets.layout import PEEK_LINES, Layout, find_orientation, find_words, peek_text, set_notes_apart
 from datasets.reference_csv import BLOCK_BYTES
 from datasets.text import bad_value, find_bad_field, open_bytes
@@ -260,6 +261,9 @@ def _peek_parquet(path: Path) -> tuple[Layout, list[list[str]]]:
         raise InputError(
             f"{path}: not a readable parquet file ({str(error).splitlines()[0][:100]}); make it again"
         ) from None
+    size = 4 * file.metadata.num_rows * file.metadata.num_columns
+    if size > free_memory():  # a few bytes can stand for any number of equal values
+        raise InputError(f"{path}: {size:,} bytes of numbers, more than this machine has free; make it smaller")
     kinds = [field.type for field in file.schema_arrow]
     layout = Layout("parquet", list(file.schema_arrow.names), [], [], 0, "")
     layout.data = [i for i, kind in enumerate(kinds) if pa.types.is_integer(kind) or pa.types.is_floating(kind)]

@@ -110,7 +110,7 @@ def _generated_groups(folder: Path, labels: Sequence[str]) -> Iterator[TileGroup
         raise InputError(f"{folder}: no such folder of generated tiles; make it with generate_tissue_images.py")
     for place in generated_folders(folder) or [folder]:
         about, donors = _read_manifest(place / "manifest.json")
-        files, label = read_image_folder(place), _label_of(place, about, labels)
+        files, label = read_image_folder(place), label_of(place, about, labels)
         groups: dict[str, list[Path]] = {}
         for path in files:
             groups.setdefault(donors.get(path.name) or _donor(about) or place.resolve().name, []).append(path)
@@ -138,7 +138,7 @@ def _maker(about: dict) -> str:
     return about["checkpoint"] if isinstance(about.get("checkpoint"), str) else ""
 
 
-def _label_of(place: Path, about: dict, labels: Sequence[str]) -> str:
+def label_of(place: Path, about: dict, labels: Sequence[str]) -> str:
     """Return the class of generated tiles: the manifest's tissue, else the nearest folder name with a class in it."""
     for key in ("label", "tissue"):
         if isinstance(about.get(key), str) and slug(about[key]) in labels:

@@ -21,9 +21,12 @@ def read_polygons(path: str | Path) -> list[Polygon]:
     Takes a FeatureCollection, a list of features, one feature, or a bare geometry. InputError where it is not JSON
     (line and column), a ring is not one, or there is no polygon.
     """
-    polygons = [
-        p for number, shape in enumerate(_geometries(read_json(path), path)) for p in _parts(shape, number, path)
-    ]
+    try:
+        polygons = [
+            p for number, shape in enumerate(_geometries(read_json(path), path)) for p in _parts(shape, number, path)
+        ]
+    except RecursionError:
+        raise InputError(f"{path}: geometries nested too deeply; export the tissue's outlines again") from None
     if not polygons:
         raise InputError(
             f"{path}: no Polygon or MultiPolygon in it; export the tissue's outlines as GeoJSON, in pixels at level 0"

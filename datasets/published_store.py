@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from common.errors import InputError, warn
+from common.restricted_pickle import load_plain
 from datasets.keys import slide_key
-from datasets.restricted_pickle import load_plain
 from datasets.tiles import Tile, TileStore, write_store
 from datasets.workers import interrupts_held_back, start_worker
 

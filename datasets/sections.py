@@ -17,6 +17,7 @@ from PIL import Image
 from scipy import sparse
 
 from common.errors import InputError, shorten
+from common.memory import free_memory
 from datasets.matrices import read_matrix
 from datasets.slides import Slide, UnreadableRegion, check_mpp
 from datasets.text import guess_delimiter, open_text, split_line
@@ -112,6 +113,11 @@ def open_picture(path: Path) -> Iterator[Picture]:
         except (OSError, SyntaxError, ValueError) as error:
             raise _unreadable(path, error) from None
         with image:
+            if (size := 4 * image.width * image.height) > free_memory():
+                raise InputError(
+                    f"{path}: {image.width} x {image.height} pixels need {size:,} bytes, more than this machine has "
+                    "free; export the image with fewer, or as a pyramid"
+                )
             if image.mode not in ("RGB", "RGBA", "L", "P", "CMYK", "YCbCr"):
                 raise InputError(f"{path}: pixels of kind {image.mode}, 8-bit colour was expected; convert the image")
             yield Picture(path, image)

@@ -107,11 +107,10 @@ class DirectTiles:
         if len(data) < length or data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9":
             raise NotDirect("a tile is cut short")
         try:
-            tile = jpeg8_decode(data, tables=this.tables, colorspace=this.colours, outcolorspace="RGB")
-        except Jpeg8Error as error:
+            tile = np.empty((*this.tile, 3), np.uint8)  # a picture of another size is refused before it is decoded
+            jpeg8_decode(data, tables=this.tables, colorspace=this.colours, outcolorspace="RGB", out=tile)
+        except (Jpeg8Error, ValueError) as error:
             raise NotDirect(f"a tile cannot be decoded ({error})") from None
-        if tile.shape != (*this.tile, 3):
-            raise NotDirect(f"a tile is {tile.shape}, not {this.tile}")
         return tile
 
     def _compare(self, handle: Any) -> None:

@@ -51,7 +51,7 @@ def load_cache(path: str | Path) -> Parsed | None:
             return None
         words = pd.DataFrame(dict(header["words"]), dtype=object)
         genes = header["genes"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     if not same:
         _write(path, before, header["sha256"], (values, genes, words))

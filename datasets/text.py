@@ -20,6 +20,33 @@ MISSING = ("", "na", "n/a", "#n/a", "nan", "null", "none")
 REMEDY = "mend the file, or make it again with `prepare_data.py expression`"
 _GROUPED = re.compile(r"[1-9]\d{0,2}(,\d{3})+(\.\d+)?")  # 1,234: thousands set apart, or a decimal comma
 csv.field_size_limit(1 << 24)
+LONGEST_LINE = 1 << 28  # bytes; a table of 17,000 samples has lines of some hundred thousand
+
+
+class _Gunzipped(gzip.GzipFile):
+    """A gzip file whose lines have an end: a small one may hold a line of any length, which a reader would wait for."""
+
+    _since_end = 0  # bytes since the last end of a line
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Return up to `size` bytes."""
+        return self._checked(super().read(size))
+
+    def read1(self, size: int = -1) -> bytes:
+        """Return up to `size` bytes, of one reading."""
+        return self._checked(super().read1(size))
+
+    def readline(self, size: int | None = -1) -> bytes:
+        """Return the next line."""
+        limited = LONGEST_LINE + 1 if size is None or size < 0 else size
+        return self._checked(super().readline(limited))
+
+    def _checked(self, data: bytes) -> bytes:
+        end = data.rfind(b"\n") + 1
+        self._since_end = len(data) - end if end else self._since_end + len(data)
+        if self._since_end > LONGEST_LINE:
+            raise gzip.BadGzipFile(f"a line of more than {LONGEST_LINE:,} bytes")
+        return data
 
 
 @contextmanager
@@ -39,7 +66,7 @@ def open_bytes(path: str | Path) -> Iterator[BinaryIO]:
         size = path.stat().st_size
         try:
             with tqdm.wrapattr(raw, "read", total=size, desc=path.name, delay=3, leave=False, disable=None) as seen:
-                yield gzip.GzipFile(fileobj=seen) if magic == b"\x1f\x8b" else seen
+                yield _Gunzipped(fileobj=seen) if magic == b"\x1f\x8b" else seen
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise InputError(f"{path}: the gzip file is cut off or damaged ({error}); download it again") from None
 

@@ -200,14 +200,31 @@ class TileStore:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise InputError(f"{self.json_path}: not a tile store (format {FORMAT!r} expected); {REMEDY}")
         seal = content.pop("seal", None)
-        if seal != _seal(content):
+        try:
+            whole = seal == _seal(content)
+        except RecursionError:
+            whole = False
+        if not whole:
             raise InputError(f"{self.json_path}: altered or damaged since it was written; {REMEDY}")
+        try:
+            self._take(content)
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}"[:80]
+            raise InputError(f"{self.json_path}: describes no tiles ({reason}); {REMEDY}") from None
+        if not self.path.exists():
+            raise InputError(f"{self.path}: missing, though {self.json_path.name} describes it; {REMEDY}")
+        if (found := self.path.stat().st_size) != content["tar_bytes"]:
+            raise InputError(f"{self.path}: {found} bytes, {content['tar_bytes']} expected: cut short; {REMEDY}")
+
+    def _take(self, content: dict[str, Any]) -> None:
         self.slide: str = content["slide"]
         self.mpp: float = content["mpp"]
         self.tile_size: int = content["tile_size"]
         self.extra: dict[str, Any] = content["extra"]
         self.digest: str = content["tar_sha256"]
         rows = content["tiles"]
+        if any(len(row) < len(content["columns"]) for row in rows):
+            raise ValueError("a tile without all its columns")
         places = [(-1, -1) if row[0] is None else row[:2] for row in rows]
         self.coords = np.array(places, np.int64).reshape(-1, 2)  # (n, 2) x, y at level 0
         self.tissue = np.array([row[2] for row in rows], np.float32)  # (n,)
@@ -216,10 +233,11 @@ class TileStore:
             name: np.array([row[i] for row in rows], np.float32) for i, name in enumerate(further, len(COLUMNS))
         }
         self._spans = np.array([row[3:6] for row in rows], np.int64).reshape(-1, 3)  # offset, length, CRC32
-        if not self.path.exists():
-            raise InputError(f"{self.path}: missing, though {self.json_path.name} describes it; {REMEDY}")
-        if (found := self.path.stat().st_size) != content["tar_bytes"]:
-            raise InputError(f"{self.path}: {found} bytes, {content['tar_bytes']} expected: cut short; {REMEDY}")
+        offset, length = self._spans[:, 0], self._spans[:, 1]
+        if len(rows) and (min(offset.min(), length.min()) < 0 or (length > content["tar_bytes"] - offset).any()):
+            raise ValueError("a tile outside of the tar")
+        if not (isinstance(self.slide, str) and 0 < self.mpp < 1e6 and 0 < self.tile_size < 1 << 16):
+            raise ValueError(f"slide {self.slide!r}, mpp {self.mpp!r}, tile_size {self.tile_size!r}")
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -239,7 +257,7 @@ class TileStore:
 
     def read(self, index: int) -> np.ndarray:
         """Return tile `index` as uint8 RGB (tile_size, tile_size, 3)."""
-        return _decode(self.read_bytes(index), f"{self.path}: tile {index}")
+        return _decode(self.read_bytes(index), f"{self.path}: tile {index}", self.tile_size)
 
     def verify(self) -> None:
         """Read the whole tar; InputError where its SHA-256 or a tile's CRC32 differs, or a tile is no picture."""
@@ -328,9 +346,11 @@ def read_image(path: str | Path, img_size: int | None = None) -> np.ndarray:
     return area_resize(image[top : top + side, left : left + side], img_size)
 
 
-def _decode(data: bytes, name: str) -> np.ndarray:
+def _decode(data: bytes, name: str, side: int | None = None) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            if side is not None and image.size != (side, side):
+                raise InputError(f"{name}: a picture of {image.size} pixels, {side} x {side} expected; {REMEDY}")
             return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "it is neither" if isinstance(error, UnidentifiedImageError) else str(error)[:80]

@@ -63,6 +63,14 @@ class TileSet:
                 self._cached[index] = True
         return out
 
+    def place_of(self, index: int) -> str:
+        """Return in words where tile `index` is: its slide's file, and its number there."""
+        return f"{self.stores[self.slide_index[index]].path}: tile {self.tile_index[index]}"
+
+    def named(self, indices: Iterable[int]) -> list[str]:
+        """Return "<slide> tile <number>" of each tile."""
+        return [f"{self.stores[self.slide_index[i]].slide} tile {self.tile_index[i]}" for i in indices]
+
     def of_slide(self, slide: str) -> np.ndarray:
         """Return the indices of one slide's tiles, empty where the set has none of it."""
         wanted = [i for i, store in enumerate(self.stores) if store.slide == slide]

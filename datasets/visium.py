@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from common.archives import refuse_false_hdf5
 from common.errors import InputError, shorten
 from common.files import read_json
 from datasets.sections import Section
@@ -69,16 +70,17 @@ def check_spot_diameter(section: Section, mpp: float) -> None:
 def read_feature_matrix(path: Path) -> tuple[sparse.csr_matrix, list[str], list[str], dict[str, str]]:
     """Return (counts (barcodes, genes), barcodes, feature ids, id -> symbol) of a filtered_feature_bc_matrix.h5."""
     try:
+        refuse_false_hdf5(path)
         with h5py.File(path) as file:
             group = file["matrix"]
             shape = tuple(int(n) for n in group["shape"][:])  # (features, barcodes)
             parts = [group[part][:] for part in ("data", "indices", "indptr")]
             barcodes, ids, symbols = (_words(group[part]) for part in ("barcodes", "features/id", "features/name"))
             kinds = _words(group["features/feature_type"]) if "feature_type" in group["features"] else None
-        counts = sparse.csc_matrix(tuple(parts), shape=shape).T.tocsr()
-        counts.check_format()
         if shape != (len(ids), len(barcodes)) or len(symbols) != len(ids):
             raise ValueError(f"shape {shape}, {len(ids)} features and {len(barcodes)} barcodes")
+        counts = sparse.csc_matrix(tuple(parts), shape=shape).T.tocsr()
+        counts.check_format()
     except (OSError, KeyError, ValueError, TypeError, IndexError) as error:
         reason = " ".join(str(error).split())[:100]
         raise InputError(f"{path}: not a readable feature-barcode matrix ({reason}); {REMEDY}") from None

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common.archives import read_torch
 from common.checkpoint import content_digest
 from common.errors import InputError
 from common.files import sha256_of
@@ -207,7 +208,9 @@ def _network_of_file(path: str) -> tuple[str, nn.Module, int]:
         known = ", ".join(BACKBONES)
         raise InputError(f"--backbone {path}: no such file; expected {known} or a file with a torchvision state dict")
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = read_torch(path, other_forms=True)
+    except InputError:
+        raise
     except Exception as error:  # a damaged zip, a foreign pickle and a text file all fail in their own ways
         reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
         raise InputError(

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from common.archives import read_torch
 from common.config import PRECISIONS
 from common.errors import InputError, did_you_mean, warn
 from common.files import sha256_of
@@ -164,7 +165,9 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     if not Path(path).is_file():
         raise InputError(f"{path}: no such weights file; check the path")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_torch(path, other_forms=True)
+    except InputError:
+        raise
     except Exception as error:  # a damaged zip, a foreign pickle and a text file all fail in their own ways
         raise InputError(
             f"{path}: not a readable weights file, or cut short ({type(error).__name__}); a PyTorch state dict was "

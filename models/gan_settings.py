@@ -58,7 +58,7 @@ def check_gan_settings(cfg: GANSettings, config: str) -> None:
         if getattr(cfg, key) not in values:
             raise InputError(f"{config}: {key} = {getattr(cfg, key)!r}: expected {', '.join(values)}")
     counts = ("num_epochs", "batch_size", "critic_steps", "step_channels", "encoding_dims", "log_interval")
-    counts += ("max_patch_per_wsi", "ema_images", "num_grid", "depth", "cond_dim", "penalty_every")
+    counts += ("read_timeout", "max_patch_per_wsi", "ema_images", "num_grid", "depth", "cond_dim", "penalty_every")
     schedules = ("augment_images", "schedule_images", "grow_images", "micro_batch")
     weights = ("penalty_weight", "gamma", "mismatched_weight")
     expected: dict[str, tuple[Sequence[str], Callable[[float], bool]]] = {

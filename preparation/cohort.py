@@ -87,8 +87,11 @@ def settings_of(args: argparse.Namespace) -> DataSettings:
 def read_models(path: str) -> tuple[list[str] | None, list[TrainedOn], int]:
     """Return the genes of a beta-VAE, or of a GAN's (None: it has none), who trained them, and their split_seed."""
     from common.checkpoint import load_checkpoint, resolve_checkpoint
+    from common.torch_files import is_foreign
 
     path = resolve_checkpoint(path)
+    if is_foreign(path):
+        raise InputError(f"{path}: a published file, which tells neither genes nor donors; leave --checkpoint out")
     state, _ = load_checkpoint(path)
     if "split_seed" not in state:
         raise InputError(f"{path}: a beta-VAE's best.pt or a GAN's .model was expected; name one, or its run folder")

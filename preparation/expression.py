@@ -2,6 +2,7 @@
 
 import argparse
 
+from common.config import DataSettings, add_fit_scaler
 from common.errors import InputError
 from common.files import write_json
 from datasets.coverage import Expected, coverage_of, describe_coverage
@@ -57,6 +58,7 @@ def add_to(commands: Commands) -> None:
     add("--tissue", nargs="+", default=[], help='keep samples of these sites or organs: Lung, "Brain - Cortex"')
     add_genes(add)
     add("--checkpoint", help="a beta-VAE, file or run folder: its genes, in its order, instead of --genes")
+    add_fit_scaler(add)
     add(
         "--min_coverage", type=float, help="refuse fewer of the wanted genes than this share; default: the checkpoint's"
     )
@@ -80,9 +82,10 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"--min_coverage {args.min_coverage:g}: a share from 0 to 1 was expected")
     vae = None
     if args.checkpoint:
-        from models.betavae import TrainedVAE  # torch takes seconds to import
+        from sources.vae import Fit, open_vae, origin_of  # torch takes seconds to import
 
-        vae, digest = TrainedVAE.open(args.checkpoint)
+        seed = DataSettings.split_seed if args.split_seed is None else args.split_seed
+        vae, digest = open_vae(args.checkpoint, fit=Fit(tuple(args.fit_scaler or ()), seed))
         if args.genes:
             raise InputError(f"--genes {args.genes}: --checkpoint names the genes; leave one of them out")
         flags["genes"] = GeneList(vae.genes)
@@ -120,7 +123,7 @@ def run(args: argparse.Namespace) -> None:
         report["coverage"] = coverage_of(expected, table, least, made.before if made is not None else None)
     if vae is not None:
         refuse_other_unit(args.input, table.unit, vae.unit)
-        report["checkpoint"] = {"path": args.checkpoint, "digest": digest, "unit": vae.unit}
+        report["checkpoint"] = {"path": args.checkpoint, "digest": digest, "unit": vae.unit} | origin_of(vae)
         lines.append(describe_coverage(report["coverage"]))
         picture = out.with_name(f"{out.stem}.harmonise.png")
         lines += report_distances(report, vae, args.checkpoint, table, made, picture)

@@ -3,9 +3,7 @@
 Batch b of a run is the same wherever its tiles lie: read when needed, ahead by threads, kept in memory, or on the GPU.
 """
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,9 +12,10 @@ import torch.nn.functional as F
 from common.config import GANSettings
 from common.distributed import current, on_this_machine
 from common.errors import InputError
+from common.memory import free_memory
 from common.run import generator_for
 from datasets.cohort import Cohort, PatientBatches
-from datasets.feed import tile_batches
+from datasets.feed import PATIENCE, tile_batches
 from datasets.tiles import to_model
 from models.augment import TURNS, turned
 from models.gan_losses import NOTHING_SHOWN, Shown
@@ -47,17 +46,31 @@ class Batches:
         self.where = place_of(cfg.cache, len(cohort.tiles), cfg.img_size, device)
         self._patients = PatientBatches(cohort.patient_of_tile, cfg.batch_size, cfg.seed)
         self._active = None if conditions is None else conditions.ne(0).any(0)  # (z,)
-        first, stop = done * cfg.critic_steps, last * cfg.critic_steps
-        if self.where == "gpu" and stop > first:
-            self._resident = resident(cohort, device, cfg.n_workers)
+        self._last, self._read = last, iter(())
+        if self.where == "gpu" and last > done:
+            self._resident = resident(cohort, device, cfg.n_workers, cfg.read_timeout)
             levels = torch.arange(256).float().div_(127.5).sub_(1.0)  # as to_model; a GPU rounds the division otherwise
             self._levels = levels.to(device)
+        elif self.where == "ram":
+            cohort.tiles.keep()
+        self.go_to(done)
+
+    def go_to(self, done: int) -> None:
+        """Let the next batch be the first of step `done` + 1."""
+        first, stop = done * self.cfg.critic_steps, self._last * self.cfg.critic_steps
+        if self.where == "gpu":
             self._feed: Iterator[tuple[np.ndarray, torch.Tensor]] = map(self._pick, range(first, stop))
-        else:
-            if self.where == "ram":
-                cohort.tiles.keep()
-            feed = tile_batches(cohort.tiles, self._mine, first, stop, cfg.n_workers)
-            self._feed = ((indices, to_model(images).contiguous().to(device)) for indices, images in feed)
+            return
+        if hasattr(self._read, "close"):
+            self._read.close()  # its threads end
+        workers, patience = self.cfg.n_workers, self.cfg.read_timeout
+        self._read = tile_batches(self.cohort.tiles, self._mine, first, stop, workers, patience)
+        self._feed = ((indices, to_model(images).contiguous().to(self.device)) for indices, images in self._read)
+
+    def named(self, step: int) -> list[str]:
+        """Return in words which tiles the batches of a step hold: slides, and the tiles' numbers there."""
+        numbers = range((step - 1) * self.cfg.critic_steps, step * self.cfg.critic_steps)
+        return self.cohort.tiles.named(np.concatenate([self.indices(batch) for batch in numbers]))
 
     def take(self, step: int, turn: int, side: int) -> tuple[torch.Tensor, Shown]:
         """Return the next batch: real tiles (n, 3, side, side) in [-1, 1] and what they are judged with, on the device.
@@ -131,44 +144,11 @@ def place_of(cache: str, tiles: int, img_size: int, device: torch.device) -> str
     return "ram" if size <= RAM_SHARE * free_memory() / on_this_machine() else "none"
 
 
-def free_memory() -> float:
-    """Return the bytes of memory that are free, or hold files that can be dropped: the machine's, or what a container
-    or a Slurm job (its control group) still has, where that is less (Linux)."""
-    machine = next(
-        (float(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable")),
-        float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
-    )
-    return min([machine, *_left_to_group()])
-
-
-def _left_to_group() -> Iterator[float]:
-    """Yield what each control group of this process, and each above it, may still take; versions 1 and 2."""
-    for line in _lines("/proc/self/cgroup"):
-        _, kinds, place = line.split(":", 2)
-        if kinds not in ("", "memory"):
-            continue
-        root, limit, used = ("/sys/fs/cgroup", "memory.max", "memory.current")
-        if kinds:
-            root, limit, used = (f"{root}/memory", "memory.limit_in_bytes", "memory.usage_in_bytes")
-        folder = Path(root + place)
-        for group in (folder, *folder.parents):
-            numbers = [_lines(group / name) for name in (limit, used)]
-            if all(number and number[0].isdigit() for number in numbers):
-                yield float(numbers[0][0]) - float(numbers[1][0])
-
-
-def _lines(path: str | Path) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
-
-
-def resident(cohort: Cohort, device: torch.device, workers: int = 0) -> torch.Tensor:
+def resident(cohort: Cohort, device: torch.device, workers: int = 0, patience: float = PATIENCE) -> torch.Tensor:
     """Return all tiles as uint8 (N, H, W, 3) on `device`; they pass through memory a strip at a time."""
     tiles, n = cohort.tiles, len(cohort.tiles)
     whole = torch.empty((n, tiles.img_size, tiles.img_size, 3), dtype=torch.uint8, device=device)
     strips = np.array_split(np.arange(n), max(1, -(-n // STRIP)))
-    for indices, images in tile_batches(tiles, lambda k: strips[k], 0, len(strips), workers):
+    for indices, images in tile_batches(tiles, lambda k: strips[k], 0, len(strips), workers, patience):
         whole[int(indices[0]) : int(indices[-1]) + 1] = torch.from_numpy(images).to(device)
     return whole

@@ -15,13 +15,13 @@ from tqdm import tqdm
 
 from common.distributed import current, on_this_machine
 from common.errors import InputError
+from common.memory import free_memory
 from common.run import seed_for
 from common.together import together
 from datasets.feed import tile_batches
 from datasets.tiles import area_resize
 from models.features import Extractor, check_images
 from models.generate import CHUNK
-from sources.batches import free_memory
 from sources.division import divided, from_main
 from sources.feature_cache import FeatureCache, Rows
 from sources.real import NumberedSource

@@ -22,6 +22,7 @@ from models.generate import generate_tiles
 from sources.division import divided
 from sources.gan import GAN
 from sources.profiles import Profiles
+from sources.vae import Fit
 
 LEAST = 5  # held-out patients; with fewer, 1 in 24 or more of all pairings is the true one
 LEAST_TILES = 4  # real tiles of a patient, where most have them: each half has a spread then
@@ -87,7 +88,7 @@ def open_patients(
     the one the GAN was trained under, the pixels those of its tiles. InputError where a table or tiles are missing, or
     where a held-out donor trained the GAN or its VAE.
     """
-    seen = gan.state["split_seed"]
+    seen = cfg.split_seed if gan.state["split_seed"] is None else gan.state["split_seed"]  # None: a published GAN
     if cfg.split_seed != seen:
         warn(f"split_seed = {cfg.split_seed} in the config; {gan.run} was trained under {seen}: that is used")
     theirs = {"split_seed": seen, "img_size": gan.state["img_size"]}
@@ -95,7 +96,7 @@ def open_patients(
         keys = ("seed", "max_patch_per_wsi", "min_tissue", "min_sharpness", "max_pen")
         theirs |= {key: gan.state["settings"].get(key, getattr(DataSettings, key)) for key in keys}
     cohort = open_cohort(replace(cfg, **theirs), (split,))
-    profiles = gan.profiles(vae_path, cohort.table)
+    profiles = gan.profiles(vae_path, cohort.table, Fit.of(replace(cfg, split_seed=seen)))
     if split != "train":
         profiles.refuse_trained(split, range(len(cohort.table)))
     c = profiles.conditions()

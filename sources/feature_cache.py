@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from common.archives import read_npz
+from common.errors import InputError
 from common.files import atomic_path, remove_partials
 
 FORMAT = "rna-gan features 3"  # raise the number when a model draws other tiles, or equal tiles give other features
@@ -49,13 +51,13 @@ class FeatureCache:
             return {}
         path, description = self._place(of)
         try:
-            with np.load(path, allow_pickle=False) as file:  # the zip's CRC32s are checked
-                known, numbers, features = str(file["of"]), file["numbers"], file["features"]
+            file = read_npz(path)  # the zip's CRC32s are checked
+            known, numbers, features = str(file["of"]), file["numbers"], file["features"]
             if known != description or numbers.shape != (len(features),) or features.shape[1:] != (dim,):
                 return {}
             if numbers.dtype != np.int64 or features.dtype != np.float32:
                 return {}
-        except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error):
+        except (InputError, OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error):
             return {}
         with contextlib.suppress(OSError):  # a cache that may only be read
             os.utime(path)  # used now

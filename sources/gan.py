@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.checkpoint import load_checkpoint, resolve_checkpoint
+from common.checkpoint import content_digest, load_checkpoint, resolve_checkpoint
 from common.config import PRECISIONS
 from common.errors import InputError, warn
 from common.run import seed_for
@@ -18,10 +18,15 @@ from datasets.cohort import Cohort
 from datasets.expression import ExpressionTable
 from datasets.leaks import TrainedOn
 from datasets.tiles import to_uint8
+from models.betavae import TrainedVAE
 from models.conditioning import ConditionedGenerator
 from models.generate import generate_tiles, whole_chunks
 from models.networks import build_generator
+from models.published import open_published, weights_mark
 from sources.profiles import Profiles
+from sources.vae import NOTHING, Fit
+
+EXPORTED_VAE = "betavae"  # folder beside an exported RNA-GAN with its VAE
 
 
 @dataclass
@@ -34,6 +39,7 @@ class GAN:
     state: dict[str, Any]
     device: torch.device
     precision: str = "fp32"
+    vae_origin: dict[str, Any] | None = None  # of a published beta-VAE that `profiles` opened: how its scaler was made
 
     @property
     def conditional(self) -> bool:
@@ -42,12 +48,12 @@ class GAN:
 
     @property
     def run(self) -> str:
-        """The run's name: its checkpoint's stem."""
-        return self.path.stem
+        """The run's name: its checkpoint's stem, or the folder that it was exported to."""
+        return self.path.parent.resolve().name if self.path.suffix == ".safetensors" else self.path.stem
 
     @property
     def tissues(self) -> list[str]:
-        """What it was trained on."""
+        """What it was trained on; empty where its file, a published one, does not say."""
         return list(self.state["tissues"])
 
     @cached_property
@@ -59,24 +65,48 @@ class GAN:
         """InputError where a slide that the cohort has in a held-out split is of a donor whom the GAN has seen."""
         refuse_trained(self.trained_on, cohort)
 
-    def profiles(self, vae_path: str | Path | None, table: ExpressionTable) -> Profiles:
+    def profiles(self, vae_path: str | Path | None, table: ExpressionTable, fit: Fit = NOTHING) -> Profiles:
         """Return the profiles of `table` as this GAN takes them, encoded with the VAE at `vae_path`.
 
-        None: the VAE that the run's settings name. InputError where it is not the one the GAN was trained with.
+        None: the VAE beside an exported GAN, else the one that the run's settings name. `fit`: what a published VAE
+        gets its scaler from; what the run's settings say of it, and their split, goes before. InputError where the VAE
+        is not the one the GAN was trained with.
         """
-        vae_path = vae_path or self.state["settings"]["vae_checkpoint"]
-        profiles = Profiles(vae_path, table, self.device, self.generator.rule)
-        if profiles.vae_digest != self.state["vae_digest"]:
-            raise InputError(
-                f"{vae_path}: is another VAE ({profiles.vae_digest[:12]}) than the one {self.path} was trained with "
-                f"({self.state['vae_digest'][:12]}); name that one with --vae_checkpoint, or train the GAN again"
-            )
+        vae_path = vae_path or self.own_vae()
+        if self.state["split_seed"] is not None:
+            fit = replace(fit, split_seed=self.state["split_seed"])
+        fit = replace(fit, tables=fit.tables or tuple(self.state["settings"].get("fit_scaler", ())))
+        profiles = Profiles(vae_path, table, self.device, self.generator.rule, fit)
+        self.refuse_other_vae(profiles.vae, profiles.vae_digest, vae_path)
+        self.vae_origin = profiles.vae.state.get("published")
         profiles.trained_on.append(self.trained_on)
         return profiles
 
+    def refuse_other_vae(self, vae: TrainedVAE, digest: str, vae_path: str | Path) -> None:
+        """InputError where the VAE, opened from `vae_path`, is not the one the GAN was trained with."""
+        found, expected = digest, self.state["vae_digest"]
+        if "vae_mark" in self.state:  # a published GAN, which has its VAE's weights in it
+            found, expected = weights_mark(vae.state["model"]), self.state["vae_mark"]
+        if found != expected and not ("vae_mark" in self.state and expected is None):
+            raise InputError(
+                f"{vae_path}: is another VAE ({found[:12]}) than the one {self.path} was trained with "
+                f"({expected[:12]}); name that one with --vae_checkpoint"
+                + (", or none: the GAN's file holds it" if "vae_mark" in self.state else ", or train the GAN again")
+            )
+
+    def own_vae(self) -> str | Path:
+        """Return where the GAN's VAE is, by its settings or beside it. InputError where a published file tells none."""
+        if self.path.suffix == ".safetensors" and (beside := self.path.parent / EXPORTED_VAE).is_dir():
+            return beside
+        if path := self.state["settings"]["vae_checkpoint"]:
+            return path
+        if self.state.get("vae_mark"):
+            return self.path  # a published RNA-GAN's file has it in it
+        raise InputError(f"{self.path}: does not name its beta-VAE's file; name it with --vae_checkpoint")
+
     def warn_of_tissue(self, profile: str, tissue: str) -> None:
         """Tell the user where a profile's tissue (a slug, or a table's stem) is none of the GAN's; it is allowed."""
-        if tissue and not any(own in tissue or tissue in own for own in self.tissues):
+        if tissue and self.tissues and not any(own in tissue or tissue in own for own in self.tissues):
             warn(f"{profile} is of {tissue}, {self.run} was trained on {', '.join(self.tissues)}: going on")
 
     def describe(self) -> dict[str, Any]:
@@ -92,7 +122,10 @@ class GAN:
             "mpp": self.state["mpp"],
             "epoch": self.state["epoch"],
             "loss_type": self.state["settings"]["loss_type"],
-        } | ({} if self.precision == "fp32" else {"precision": self.precision})
+            **({} if self.precision == "fp32" else {"precision": self.precision}),
+            **({"published": self.state["published"]} if "published" in self.state else {}),
+            **({"vae_published": self.vae_origin} if self.vae_origin else {}),
+        }
 
 
 def refuse_trained(model: TrainedOn, cohort: Cohort) -> None:
@@ -104,17 +137,25 @@ def refuse_trained(model: TrainedOn, cohort: Cohort) -> None:
     model.refuse_held_out(slides, where)
 
 
-def open_gan(path: str | Path, device: torch.device | str = "cpu", precision: str = "fp32") -> GAN:
-    """Open a GAN: a .model file, a run folder, or the folder with .model appended.
+def open_gan(
+    path: str | Path, device: torch.device | str = "cpu", precision: str = "fp32", expression: bool = False
+) -> GAN:
+    """Open a GAN: a .model file, a run folder, or the folder with .model appended; ours, or the published code's.
 
-    The checkpoint's architecture is used, whatever a config says. `precision` "bf16" draws with bf16 weights, which
+    The checkpoint's architecture is used, whatever a config says. `expression`: what a published file is that does not
+    say itself whether it takes any (models/published.py). `precision` "bf16" draws with bf16 weights, which
     moves pixels a little: in trained GANs of 64 px by 0.2 to 0.4 grey levels in the mean, at most 8. InputError where
     the file cannot be read, is another kind of checkpoint, or its weights do not fit its architecture.
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision = {precision!r}: expected {' or '.join(PRECISIONS)}")
     path = resolve_checkpoint(path)
-    state, digest = load_checkpoint(path, "gan")
+    if published := open_published(path):
+        state = published.of_kind("gan", "name it with --vae_checkpoint").gan(expression)
+        digest = content_digest(state)
+        warn(about_published(path, state))
+    else:
+        state, digest = load_checkpoint(path, "gan")
     try:
         with torch.device("meta"):
             generator = build_generator(state["generator_args"])
@@ -128,6 +169,18 @@ def open_gan(path: str | Path, device: torch.device | str = "cpu", precision: st
     if precision == "bf16":
         generator.to_bf16()
     return GAN(path, digest, generator, state, torch.device(device), precision)
+
+
+def about_published(path: Path, state: dict[str, Any]) -> str:
+    """Return what a user must know of a published GAN."""
+    evidence = state["published"]["loss_objects"]
+    said = f"loss objects: {', '.join(evidence)}" if evidence else "no loss objects: with --vae an RNA-GAN, else not"
+    if not state["conditional"]:
+        return f"{path}: a GAN of the published code, without expression ({said})"
+    return (
+        f"{path}: an RNA-GAN of the published code ({said}). Its rule standardises noise + z over the tiles drawn "
+        "together: of one profile z cancels exactly, so these tiles cannot depend on the profile (README: What differs)"
+    )
 
 
 class GANSource:
@@ -152,7 +205,7 @@ class GANSource:
         self.conditions = conditions if gan.conditional else None
         self.names = list(names or []) if gan.conditional else []
         tissues = "+".join(gan.tissues)
-        plain = f"RNA-GAN {tissues}" if gan.conditional else f"GAN {tissues}"
+        plain = f"{'RNA-GAN' if gan.conditional else 'GAN'} {tissues or gan.run}"
         self.label = label or plain + (f", {self.names[0]}" if len(self.names) == 1 else "")
 
     def count(self) -> None:

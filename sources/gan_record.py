@@ -11,6 +11,7 @@ from common.run import FREE_TO_CHANGE
 from datasets.cohort import Cohort
 from datasets.leaks import trained_by
 from models.gan_losses import is_conditional
+from models.published import open_published
 from sources.profiles import Profiles
 
 
@@ -31,6 +32,8 @@ def adopt_split(cfg: GANSettings, config: str) -> None:
         path = resolve_checkpoint(cfg.vae_checkpoint)
     except InputError:
         return  # a plain GAN needs no VAE
+    if open_published(path):
+        return  # and a published one says nothing of donors
     seed = load_checkpoint(path, "betavae")[0]["split_seed"]
     if cfg.split_seed != seed:
         warn(f"{config}: split_seed = {cfg.split_seed}, the beta-VAE {path} has {seed}: that is used")

@@ -23,6 +23,7 @@ from sources.gan import GAN, GANSource, open_gan, refuse_trained
 from sources.real import FolderSource, RealSource
 from sources.statistics import StatisticsSource
 from sources.tile_folder import makers_of
+from sources.vae import Fit
 
 
 @dataclass(frozen=True)
@@ -132,13 +133,13 @@ class Opener:
         wanted = getattr(self.args, "split", "all")
         splits = None if wanted == "all" or spec.patient else (wanted,)
         if splits and self._gans:
-            seeds = {gan.state["split_seed"] for gan in self._gans.values()}
+            seeds = {gan.state["split_seed"] for gan in self._gans.values()} - {None}  # published: none of its own
             if len(seeds) > 1:
                 raise InputError(
                     f"--split {wanted}: the GANs were trained under split_seed {shorten(sorted(seeds))}: a "
                     "donor held out for one is not for the other; compare them one by one"
                 )
-            settings = replace(settings, split_seed=seeds.pop())
+            settings = replace(settings, split_seed=seeds.pop()) if seeds else settings
         cohort = open_cohort(settings, splits, need_expression=False)
         if cohort.left_out:
             warn(f"{spec.path}: {cohort.summary()}")
@@ -146,7 +147,7 @@ class Opener:
 
     def _gan(self, path: str) -> GAN:
         if path not in self._gans:
-            self._gans[path] = open_gan(path, self.device)
+            self._gans[path] = open_gan(path, self.device, expression=getattr(self.args, "vae", False))
         return self._gans[path]
 
     def _run(self, spec: SourceSpec) -> GANSource:
@@ -157,7 +158,7 @@ class Opener:
         guidance = getattr(self.args, "guidance", 1.0)
         settings = self.settings(spec.config) if spec.config else self._trained_with(gan)
         table = self._table(spec.config or spec.path, settings)
-        profiles = gan.profiles(self.vae_checkpoint, table)  # None: the VAE that the run names
+        profiles = gan.profiles(self.vae_checkpoint, table, Fit.of(settings))  # None: the VAE that the run names
         if spec.patient is None:
             names = profiles.held_out()
             label = f"RNA-GAN {gan.run} ({len(names)} held-out profiles)"

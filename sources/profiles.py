@@ -11,9 +11,9 @@ from common.checkpoint import resolve_checkpoint
 from common.errors import InputError, shorten, warn
 from datasets.expression import ExpressionTable, splits_of
 from datasets.leaks import HELD_OUT, TrainedOn
-from models.betavae import TrainedVAE
 from models.cloud import Distances
 from models.conditioning import LATENT_FLOOR, InputRule
+from sources.vae import NOTHING, Fit, open_vae
 
 MANY, SOME_ARE_FAR = 20, 0.1  # profiles; share of them that is told of: one in a hundred is far by definition; ours
 
@@ -27,14 +27,15 @@ class Profiles:
         table: ExpressionTable,
         device: torch.device | str = "cpu",
         rule: InputRule = InputRule(),  # noqa: B008 (frozen)
+        fit: Fit = NOTHING,
     ) -> None:
-        """Open the VAE and align `table` with its genes.
+        """Open the VAE and align `table` with its genes. `fit`: what a published VAE gets its scaler from.
 
         InputError: no such VAE, too few of its genes in the table, counts for a VAE of another unit, a column
         assigned_split with other words than splits.
         """
         self.path = resolve_checkpoint(vae_path)
-        self.vae, self.vae_digest = TrainedVAE.open(self.path, device)
+        self.vae, self.vae_digest = open_vae(self.path, device, fit)
         self.trained_on = [TrainedOn(self.path, self.vae.state)]  # and a GAN that the profiles are for
         self.table, self.rule = table, rule
         self.split_seed = self.vae.split_seed

@@ -1,11 +1,14 @@
 """What expression says of tiles, and tiles of expression: components, ridges, directions, shifts."""
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
+from common.archives import read_npz
 from common.errors import InputError
 from metrics.comparison import Measured
 from metrics.morphology import MEASURES
@@ -126,9 +129,9 @@ def read_shift(path: str | Path, profiles: Profiles) -> torch.Tensor:
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; make shifts with betaVAE_interpolation.py")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            shift, digest = np.asarray(file["shift"], np.float32), str(file["vae_digest"])
-    except (KeyError, ValueError, OSError) as error:
+        file = read_npz(path)
+        shift, digest = np.asarray(file["shift"], np.float32), str(file["vae_digest"])
+    except (KeyError, ValueError, OSError, EOFError, TypeError, BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: not a shift of betaVAE_interpolation.py ({error}); an .npz was expected") from None
     if shift.shape != profiles.mean.shape:
         raise InputError(

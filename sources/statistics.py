@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from common.archives import read_npz
 from common.errors import InputError
 from common.files import atomic_path
 from metrics.frechet import statistics_of
@@ -26,8 +27,7 @@ class StatisticsSource:
                 f"{path}: no such statistics file; write it with fid.py --save_statistics, or check the path"
             )
         try:
-            with np.load(self.path, allow_pickle=False) as file:
-                values = {name: file[name] for name in file.files}
+            values = read_npz(self.path)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(
                 f"{path}: not a readable .npz ({str(error)[:80]}); write it again with --save_statistics"

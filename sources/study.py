@@ -25,6 +25,7 @@ from datasets.tiles import to_uint8
 from models.betavae import TrainedVAE
 from models.generate import generate_tiles
 from sources.gan import GAN, open_gan
+from sources.vae import Fit, open_vae
 
 
 @dataclass
@@ -83,7 +84,7 @@ class Study:
     @cached_property
     def vae(self) -> tuple[TrainedVAE, str]:
         """The trained beta-VAE and its digest."""
-        return TrainedVAE.open(self.vae_settings.save_dir, self.device)
+        return open_vae(self.vae_settings.save_dir, self.device, Fit.of(self.vae_settings))
 
     def as_split(self, settings: DataSettings) -> DataSettings:
         """Return `settings` with the split seed that the VAE was trained with; unchanged where there is no VAE yet."""
@@ -134,7 +135,7 @@ class Study:
         found = {}
         seeds = {self.as_split(settings).split_seed for _, settings in self.gan_settings}
         for gan in self.runs.values():
-            if (seed := gan.state["split_seed"]) not in seeds:
+            if (seed := gan.state["split_seed"]) is not None and seed not in seeds:
                 raise InputError(
                     f"{gan.path}: trained under split_seed {seed}, the donors here are split by "
                     f"{', '.join(map(str, sorted(seeds)))}: its training donors would count as held out; "

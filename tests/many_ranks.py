@@ -1,6 +1,9 @@
-"""Several processes for the tests: a script's ranks, on this machine, over gloo."""
+"""Several processes for the tests: a script's ranks, or commands one after another, on this machine, over gloo."""
 
+import importlib
+import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -10,23 +13,28 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def start(words, world, folder, **environment):
-    """Start `python words` as ranks 0 .. world - 1 in `folder`; return the processes, their stdout and stderr piped."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    """Start `python words` as ranks 0 .. world - 1 in `folder`, or each in its own of several.
+
+    Return the processes, their stdout and stderr piped.
+    """
+    folders = folder if isinstance(folder, list) else [folder] * world
+    shared = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     shared |= {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": 1, "RANK_TIMEOUT": 60} | environment
     started = []
     for k in range(world):
-        mine = {name: str(value) for name, value in {**shared, "RANK": k, "LOCAL_RANK": k}.items()}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(
-            subprocess.Popen([sys.executable, *map(str, words)], env={**os.environ, **mine}, cwd=folder, **pipes)
-        )
+        started += start_alone(words, folders[k], **shared, RANK=k, LOCAL_RANK=k)
     return started
 
 
-def finish(started, seconds=120):
+def start_alone(words, folder, **environment):
+    """Start `python words` in `folder`; return the one process, its stdout and stderr piped."""
+    environment = {name: str(value) for name, value in ({"OMP_NUM_THREADS": 1} | environment).items()}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    words = [sys.executable, *map(str, words)]
+    return [subprocess.Popen(words, env={**os.environ, **environment}, cwd=folder, **pipes)]
+
+
+def finish(started, seconds=300):
     """Return (exit statuses, what each printed, what each said on stderr) once all have ended."""
     try:
         said = [process.communicate(timeout=seconds) for process in started]
@@ -39,3 +47,30 @@ def finish(started, seconds=120):
 def run(words, world, folder, **environment):
     """Start, and wait for, `python words` as so many ranks; see `finish`."""
     return finish(start(words, world, folder, **environment))
+
+
+def run_lines(lines, world, folder):
+    """Run command lines ("x.py --flag ...") one after another in the same ranks, which import torch once; see `run`.
+
+    What is printed ends with a line of the lines' exit statuses.
+    """
+    plan = json.dumps([[line, free_port()] for line in lines])
+    return run([__file__, plan], world, folder)
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+if __name__ == "__main__":
+    from common.errors import run_command
+
+    statuses, out = [], sys.stdout
+    for line, port in json.loads(sys.argv[1]):
+        os.environ["MASTER_PORT"] = str(port)
+        name, *words = shlex.split(line)
+        module = importlib.import_module(name.removesuffix(".py"))
+        statuses.append(run_command(module.main, module.build_parser(), words))
+    print(statuses, file=out)

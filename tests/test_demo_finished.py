@@ -11,6 +11,7 @@ from datasets.keys import slide_key
 from datasets.tiles import open_stores
 from datasets.tileset import TileSet
 from metrics.morphology import morphology
+from quiz.deck import Deck
 
 DEMO = Path(__file__).parents[1] / "demo"
 pytestmark = pytest.mark.skipif(
@@ -42,6 +43,12 @@ def test_the_distances_are_of_200_tiles_in_two_draws():
 def test_the_page_is_whole():
     html = (DEMO / "report.html").read_text()
     assert 'class="missing"' not in html and "http://" not in html.replace("http://www.w3.org", "")
+
+
+def test_the_quiz_is_of_both_tissues_and_models_half_real():
+    deck = Deck(DEMO / "quiz")
+    assert len(deck.cards) == 200 and sum(card.real for card in deck.cards.values()) == 100
+    assert (deck.tissues, deck.models, deck.side, deck.um) == (["brain", "lung"], ["gan", "rna-gan"], 64, 64.0)
 
 
 @pytest.mark.parametrize("tissue", ["lung", "brain"])

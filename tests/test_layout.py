@@ -19,9 +19,10 @@ MAY_IMPORT = {
     "sources": {"common", "models", "datasets", "metrics"},
     "figures": {"common", "models", "datasets", "metrics"},
     "preparation": {"common", "models", "datasets", "metrics", "sources", "figures"},
+    "quiz": {"common", "models", "datasets", "metrics"},
 }
 LATE = {"openslide", "matplotlib", "wandb", "umap", "dask", "fastapi", "lmdb", "lz4"}  # imported where used
-RESTRICTED = ROOT / "datasets" / "restricted_pickle.py"  # the one reader of pickles, which executes nothing of them
+RESTRICTED = ROOT / "common" / "restricted_pickle.py"  # the one reader of pickles, which executes nothing of them
 UNPICKLES = {"pickle", "_pickle", "pickletools", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
 

@@ -50,6 +50,8 @@ def test_the_second_run_runs_nothing_and_names_the_report(folder):
     assert status == 0, said
     assert calls[0] == "prepare_data.py demo" and calls[-1] == "paper_figures.py report"
     assert sum(call.startswith("histopathology_gan.py") for call in calls) == 4
+    assert sum(call == "serve_quiz.py build" for call in calls) == 1
+    assert said.rstrip().endswith(".venv/bin/python serve_quiz.py serve --quiz demo/quiz")
     again = make_demo(folder)
     assert again[0] == 0 and again[2] == [] and "demo/report.html" in again[1]
 

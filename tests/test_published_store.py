@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import datasets.published_store as published_store
 import prepare_data
 from common.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_SOME_FAILED, InputError, run_command
-from datasets.restricted_pickle import load_plain
+from common.restricted_pickle import load_plain
 from datasets.tiles import TileStore, open_stores
 from datasets.tileset import TileLimits
 

@@ -1,0 +1,270 @@
+"""Models for others: safetensors and a model card, read back the same; and what the card does not say."""
+
+import json
+import shutil
+from pathlib import Path
+
+import gan_toy
+import numpy as np
+import published_files as published
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import fid
+import generate_tissue_images
+import histopathology_gan
+import prepare_data
+from common.checkpoint import load_checkpoint, save_checkpoint
+from common.errors import InputError
+from common.exported import read_exported, write_exported
+from datasets.tiles import read_image, read_image_folder
+from models.dcgan import DCGANGenerator
+from sources.export import export_model
+from sources.gan import open_gan
+from sources.vae import Fit, open_vae
+
+PATIENT = "GTEX-D03-0625.svs"
+FIT = Fit(("data/lung.csv", "data/brain.csv"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The toy cohort with a GAN and an RNA-GAN of the lung, trained for a moment."""
+    torch.set_num_threads(1)
+    folder = gan_toy.make_cohort(tmp_path_factory.mktemp("cohort"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, loss in (("gan_lung", "wgan"), ("rna-gan_lung", "wgangpvae")):
+            words = f"--config lung.json --model_dir checkpoints/{name} --loss_type {loss} --max_steps 2"
+            assert gan_toy.run(histopathology_gan, words) == 0
+    return folder
+
+
+@pytest.fixture
+def cohort(made, tmp_path, monkeypatch):
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def export(words):
+    return gan_toy.run(prepare_data, f"export {words}")
+
+
+def tiles_of(checkpoint, out, more=f"--patient1 {PATIENT}"):
+    words = f"--checkpoint {checkpoint} --config lung.json --sample_size 8 --out {out} {more}"
+    assert gan_toy.run(generate_tissue_images, words) == 0
+    return np.stack([read_image(path) for path in read_image_folder(out)])
+
+
+def read(path):
+    return json.loads(Path(path).read_text())
+
+
+# ---- The round trip ----
+
+
+def test_an_rna_gan_comes_back_the_same_with_its_vae_and_nothing_else_at_hand(cohort, capsys):
+    before = tiles_of("checkpoints/rna-gan_lung", "before")
+    assert export("--format safetensors --checkpoint checkpoints/rna-gan_lung --out out/rna-gan") == 0
+    assert "out/rna-gan/betavae/model.safetensors: with config.json and README.md; read back" in capsys.readouterr().out
+    assert sorted(p.name for p in Path("out/rna-gan").iterdir()) == [
+        "README.md",
+        "betavae",
+        "config.json",
+        "model.safetensors",
+    ]
+    own, same = open_gan("checkpoints/rna-gan_lung"), open_gan("out/rna-gan")
+    assert same.digest == own.digest and same.run == "rna-gan" and same.trained_on.donors == own.trained_on.donors
+    vae_digest = load_checkpoint("checkpoints/betavae_tissues/best.pt")[1]
+    assert open_vae("out/rna-gan/betavae")[1] == vae_digest == own.state["vae_digest"]
+    shutil.rmtree("checkpoints")
+    assert np.array_equal(tiles_of("out/rna-gan", "after"), before)
+    about = read("after/manifest.json")["made_from"]
+    assert about["digest"] == own.digest and about["split"] == "test"
+    words = "--checkpoint out/rna-gan --config lung.json --patient1 " + PATIENT
+    words += " --sample_size 6 --iterations 1 --extractor_side tiles --device cpu --out f"
+    assert gan_toy.run(fid, words) == 0
+
+
+def test_a_vae_and_a_plain_gan_come_back_the_same(cohort):
+    before = tiles_of("checkpoints/gan_lung", "before", "")
+    assert export("--checkpoint checkpoints/gan_lung.model --out out/gan") == 0
+    assert np.array_equal(tiles_of("out/gan", "after", ""), before)
+    assert not Path("out/gan/betavae").exists()
+    assert export("--checkpoint checkpoints/betavae_tissues.pt --out out/vae") == 0
+    state, digest = load_checkpoint("checkpoints/betavae_tissues/best.pt", "betavae")
+    again, same = load_checkpoint("out/vae/model.safetensors", "betavae")
+    assert same == digest and again["genes"] == state["genes"] and set(again) == set(state)
+    weights = load_file("out/vae/model.safetensors")
+    assert torch.equal(weights["model/z_mu.weight"], state["model"]["z_mu.weight"])
+
+
+def test_published_files_come_out_with_what_was_made_for_them(cohort):
+    vae = published.save_vae(cohort / "vae.pt")
+    published.save_gan(
+        cohort / "rna-gan.model", published.trained(DCGANGenerator(gan_toy.LATENT, gan_toy.SIDE, 4), 2), vae
+    )
+    fitted = "--vae_checkpoint vae.pt --fit_scaler data/lung.csv data/brain.csv"
+    before = tiles_of("rna-gan.model", "before", f"--patient1 {PATIENT} {fitted}")
+    assert export(f"--checkpoint rna-gan.model {fitted} --out out/rna-gan") == 0
+    Path("vae.pt").rename("elsewhere.pt")
+    Path("rna-gan.model").rename("elsewhere.model")
+    assert np.array_equal(tiles_of("out/rna-gan", "after"), before)
+    digest = open_vae("elsewhere.pt", fit=FIT)[1]
+    assert open_vae("out/rna-gan/betavae")[1] == digest  # no --fit_scaler is needed any more, and the GAN knows it
+    assert open_gan("out/rna-gan").digest == open_gan("elsewhere.model").digest
+    card = Path("out/rna-gan/README.md").read_text()
+    assert "of one profile tiles cannot depend on it" in card and "who trained it: not known" in card
+    assert '"fit_scaler": ["lung.csv", "brain.csv"]' in Path("out/rna-gan/betavae/README.md").read_text()
+    words = "--checkpoint elsewhere.model --vae_checkpoint checkpoints/betavae_tissues --out out/no"
+    assert export(words) == 2 and not Path("out/no").exists()
+
+
+def test_without_its_vae_an_rna_gan_is_exported_with_a_warning(cohort, capsys):
+    shutil.rmtree("checkpoints/betavae_tissues")
+    assert export("--checkpoint checkpoints/rna-gan_lung --out out/alone") == 0
+    assert "out/alone: without the beta-VAE, name it with --vae_checkpoint: " in capsys.readouterr().err
+    assert not Path("out/alone/betavae").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test_any_state_of_a_checkpoint_comes_back_to_the_bit(tmp_path, dtype):
+    base = torch.arange(24).reshape(4, 6).to(dtype)
+    images = base.reshape(1, 4, 2, 3).contiguous(memory_format=torch.channels_last)
+    state = {"a": base, "view": base[1:3], "turned": base.t(), "images": images, "none": None, "number": 0.1, "n": 7}
+    state |= {
+        "deep": {"er": {"x": base + 1, "words": ["a", "b"]}, "empty": {}},
+        "flag": True,
+        "text": "é",
+        "0": (1, 2.5),
+    }
+    digest = save_checkpoint(tmp_path / "a.pt", "gan", state)
+    path = write_exported(tmp_path / "out", "gan", digest, state, "card")
+    found, same = load_checkpoint(path, "gan")
+    assert same == digest and found["number"] == 0.1 and found["deep"]["er"]["words"] == ["a", "b"]
+    assert torch.equal(found["turned"], base.t()) and found["deep"]["empty"] == {}
+
+
+# ---- The card ----
+
+
+def test_the_card_says_what_is_known_and_names_no_donor(cohort):
+    digest = open_gan("checkpoints/rna-gan_lung").digest
+    vae = load_checkpoint("checkpoints/betavae_tissues/best.pt")[0]
+    spread = {"mean": 12.5, "sd": 0.25, "low": 12, "high": 13}
+    pair = {"a": "A", "b": "B", "n_a": 600, "n_b": 580, "draws": [{}, {}], "fid": spread, "kid": None}
+    sources = {"A": {"label": "RNA-GAN lung", "digest": digest}, "B": {"label": "real", "digest": None}}
+    found = {
+        "fid/a_vs_b": {"extractor": {"name": "inception", "digest": "0123456789"}, "sources": sources, "pairs": [pair]},
+        "fid/another": {"sources": {"A": {"label": "x", "digest": "other"}}, "pairs": [pair | {"b": "A"}]},
+        "conditioning/rna": {"gan": {"digest": digest}, "split": "test", "summary": "tiles follow the expression"},
+        "conditioning/no": {"gan": {"digest": "other"}, "split": "test", "summary": "not this one"},
+        "fid/broken": [1],
+    }
+    for folder, values in found.items():
+        Path(folder).mkdir(parents=True)
+        Path(folder, "metrics.json").write_text(json.dumps(values))
+    export_model("checkpoints/rna-gan_lung", "out")
+    card = Path("out/README.md").read_text()
+    assert card.startswith("---\nlicense: other\n") and "## Licence\n\nNot stated; whoever publishes" in card
+    assert (
+        digest in card
+        and vae_digest(cohort) in card
+        and read("checkpoints/rna-gan_lung/config.json")["cohort_digest"] in card
+    )
+    assert "RNA-GAN lung against real, n = 600 and 580, 2 draws, inception (01234567): FID 12.5 (sd 0.25)" in card
+    assert card.count("RNA-GAN lung against real") == 1  # found from the run and from here, named once
+    assert "does it follow the expression? Split test: tiles follow the expression" in card
+    assert "not this one" not in card and "other" not in card.split("## Measured")[1].split("## Settings")[0]
+    assert "28 training donors" not in card and f"{len(vae['trained_donors'])} training donors" in card
+    assert "by a hash of split_seed 99" in card and '"loss_type": "wgangpvae"' in card
+    assert "generate_tissue_images.py --checkpoint THIS_FOLDER" in card
+    for text in (card, Path("out/betavae/README.md").read_text()):
+        assert "GTEX" not in text and str(cohort) not in text and not any(d in text for d in vae["trained_donors"])
+    assert "data/lung.csv" not in card and '"lung.csv"' in card  # settings without folders
+
+
+def vae_digest(cohort):
+    return load_checkpoint(cohort / "checkpoints/betavae_tissues/best.pt")[1]
+
+
+def test_the_card_of_a_vae_has_its_run_s_errors(cohort):
+    digest = vae_digest(cohort)
+    errors = {
+        "model": {"mse": 0.43, "mse_low": 0.4, "mse_high": 0.5},
+        "tissue mean": {"mse": 0.76},
+        "profiles": 9,
+        "donors": 8,
+    }
+    metrics = {"vae_digest": digest, "units": "z-scores", "test": {"lung": errors}}
+    Path("checkpoints/betavae_tissues/metrics.json").write_text(json.dumps(metrics))
+    export_model("checkpoints/betavae_tissues", "out")
+    card = Path("out/README.md").read_text()
+    assert (
+        "held-out donors, lung (n = 9 of 8 donors), mean squared error in z-scores: model 0.430; tissue mean 0.760"
+        in card
+    )
+    assert "60 genes in TPM" in card and "lung (n = 14)" in card
+
+
+# ---- What is refused ----
+
+
+def test_damage_is_named(cohort, capsys):
+    export_model("checkpoints/gan_lung", "out")
+    whole, config = Path("out/model.safetensors").read_bytes(), read("out/config.json")
+
+    def refused(message):
+        with pytest.raises(InputError, match=message):
+            open_gan("out")
+
+    Path("out/model.safetensors").write_bytes(whole[:-100])
+    refused(r"out/model.safetensors: not readable, or cut short.*export it again")
+    Path("out/model.safetensors").write_bytes(b"\xff" * 8 + whole[8:])  # a header of 16 exabytes
+    refused("not readable, or cut short")
+    Path("out/model.safetensors").write_bytes(whole[:-4] + b"\0\0\x80\x3f")
+    refused("content differs from its digest")
+    Path("out/model.safetensors").write_bytes(whole)
+    for changed, message in (
+        (config | {"format": "x"}, "not of an exported model"),
+        (config | {"state": 3}, "not of an exported model"),
+        (config | {"kind": "betavae"}, "holds a betavae checkpoint"),
+        (config | {"state": config["state"] | {"generator": 1}}, "has no place in config.json"),
+        (config | {"state": config["state"] | {"mpp": 0.25}}, "content differs from its digest"),
+    ):
+        Path("out/config.json").write_text(json.dumps(changed))
+        refused(message)
+    Path("out/config.json").write_text("{")
+    refused("config.json: line 1")
+    Path("out/config.json").unlink()
+    refused("config.json: no such file")
+
+
+def test_what_cannot_be_exported_is_said(cohort, capsys):
+    for words, message in (
+        (
+            "--checkpoint checkpoints/gan_lung/last.pt --out a",
+            "a GAN's <run>.model or a beta-VAE's best.pt was expected",
+        ),
+        ("--checkpoint checkpoints/gan_lung --out data", "data: there already; name a folder that is new or empty"),
+        ("--checkpoint checkpoints/gan_lung --tiles tiles/lung --out a", "takes --checkpoint, and no --tiles"),
+        (
+            "--format folder --checkpoint checkpoints/gan_lung --out a",
+            "--format folder takes --tiles, and no --checkpoint",
+        ),
+        ("--format safetensors --out a", "--format safetensors takes --checkpoint"),
+        ("--checkpoint nowhere --out a", "nowhere: no such checkpoint or run folder"),
+    ):
+        assert export(words) == 2 and message in capsys.readouterr().err
+        assert not Path("a").exists()
+    with pytest.raises(InputError, match="a/b: a name with / in it cannot be exported"):
+        write_exported("b", "gan", "", {"a/b": torch.ones(1)}, "")
+
+
+def test_tensors_of_another_file_are_not_taken(tmp_path):
+    path = write_exported(tmp_path / "out", "gan", "", {"a": torch.ones(2)}, "")
+    save_file({"b/c": torch.ones(1)}, path)
+    with pytest.raises(InputError, match=r"b/c has no place in config.json"):
+        read_exported(path)

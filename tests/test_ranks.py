@@ -1,0 +1,198 @@
+"""Training by several ranks is training by one: the same losses, one log, one checkpoint, one stop."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import gan_toy
+import many_ranks
+import pytest
+import torch
+from betavae_cohort import write_cohort
+
+import betaVAE_training
+import histopathology_gan
+from common.checkpoint import load_checkpoint
+
+GAN = many_ranks.ROOT / "histopathology_gan.py"
+TOLERANCE = 1e-5  # of a loss; sums of two shares are rounded otherwise than the sum of all
+SEEING = {"batch_size": 6, "cond_dropout": 0.4, "mismatched_weight": 1.0, "cond_jitter": 0.3}
+PUBLISHED = {"standardise": "batch", "noise": "uniform", "critic_norm": "batch", "critic_output": "leaky"}
+PUBLISHED |= {"penalty_per": "batch", "batch_size": 6, "shuffle": "slides"}
+RESIDUAL = {"gan_type": "residual", "turns": True, "augment": 0.5, "penalty_every": 2, "batch_size": 5}
+GANS = {
+    "plain": ("wgan", {"critic_steps": 2}),
+    "seeing": ("wgangpvae", SEEING),
+    "published": ("wganvae", PUBLISHED),
+    "residual": ("rpganvae", SEEING | RESIDUAL),
+    "differences": ("rpganvae", SEEING | RESIDUAL | {"penalty_form": "difference", "batch_size": 6}),
+    "slope": ("wgangpvae", SEEING | RESIDUAL),
+    "parts": ("rpganvae", SEEING | RESIDUAL | {"micro_batch": 2}),
+}
+# The paper's rate. A bias before batch norm has no slope but rounding, of which Adam makes whole steps: a larger rate
+# lets validation losses, not training's, differ by more than TOLERANCE.
+VAES = {"vae": {"lr": 5e-5}, "uneven": {"lr": 5e-5, "batch_size": 7}}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with each run made by one process (one_*) and by two (two_*), and what the two printed."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("cohort")
+    gan_toy.make_cohort(folder)
+    here = Path.cwd()
+    os.chdir(folder)
+    lines = []
+    for name, (loss, changes) in GANS.items():
+        gan_toy.write_config(Path(f"{name}.json"), ["lung"], loss_type=loss, log_interval=1, **changes)
+        lines.append(f"histopathology_gan.py --config {name}.json --max_steps 5 --model_dir WHO_{name}")
+    for name, changes in VAES.items():
+        write_cohort(Path(name), n_donors=32, n_genes=100, num_epochs=3, **changes)
+        lines.append(f"betaVAE_training.py --config {name}/vae.json --save_dir WHO_{name}")
+    try:
+        for line in lines:
+            module = betaVAE_training if line.startswith("beta") else histopathology_gan
+            assert gan_toy.run(module, line.replace("WHO", "one").partition(" ")[2]) == 0
+        status, out, err = many_ranks.run_lines([line.replace("WHO", "two") for line in lines], 2, folder)
+        assert status == [0, 0], err
+        yield folder, out, err, len(lines)
+    finally:
+        os.chdir(here)
+
+
+@pytest.fixture
+def cohort(trained, tmp_path, monkeypatch):
+    for name in ("data", "tiles", "checkpoints"):
+        shutil.copytree(trained[0] / name, tmp_path / name)
+    gan_toy.write_config(tmp_path / "lung.json", ["lung"], log_interval=1, loss_type="wgan")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def log_of(run):
+    lines = [json.loads(line) for line in Path(run, "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def assert_same_log(a, b, tolerance=TOLERANCE):
+    a, b = log_of(a), log_of(b)
+    assert len(a) == len(b) > 0 and [line.keys() for line in a] == [line.keys() for line in b]
+    for x, y in zip(a, b, strict=True):
+        assert x == pytest.approx(y, rel=tolerance, abs=tolerance)
+
+
+@pytest.mark.parametrize("name", [*GANS, *VAES])
+def test_two_ranks_train_as_one_does(trained, name):
+    folder, out, err, count = trained
+    assert [o.splitlines()[-1] for o in out] == [str([0] * count)] * 2
+    assert len(out[1].splitlines()) == 1 and not err[1], "another rank than the first prints nothing"
+    one, two = folder / f"one_{name}", folder / f"two_{name}"
+    assert_same_log(one, two)
+    files = [sorted(p.name.replace("one", "two") for p in run.iterdir()) for run in (one, two)]
+    assert files[0] == files[1] and not any("partial" in name for name in files[1])
+    assert len(log_of(one)) >= 5
+    a, b = (load_checkpoint(run / "last.pt")[0] for run in (one, two))
+    assert a["step"] == b["step"]
+    for part in ("generator", "critic", "average", "model"):
+        for key, value in a.get(part, {}).items():
+            assert torch.allclose(value.float(), b[part][key].float(), atol=2e-3, rtol=1e-3), (part, key)
+
+
+# ---- Stops, deaths, other numbers of ranks ----
+
+
+def until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert condition()
+
+
+def steps_of(run):
+    path = Path(run, "log.jsonl")
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def started(words, world, folder):
+    return many_ranks.start([GAN, *words.split()], world, folder)
+
+
+def test_a_signal_to_any_rank_stops_all_after_the_same_step_and_one_goes_on(cohort):
+    words = "--config lung.json --num_epochs 999 --model_dir run"
+    processes = started(words, 2, cohort)
+    until(lambda: steps_of("run") > 2)
+    processes[1].send_signal(signal.SIGUSR1)
+    status, _, err = many_ranks.finish(processes)
+    assert status == [75, 75] and err[1] == ""
+    step = load_checkpoint("run/last.pt", "gan_training")[0]["step"]
+    assert f"stopped by a signal after step {step}" in err[0] and steps_of("run") == step
+    assert gan_toy.run(histopathology_gan, f"{words} --max_steps {step + 4}") == 0
+    assert gan_toy.run(histopathology_gan, f"{words.replace('run', 'whole')} --max_steps {step + 4}") == 0
+    # Not as close as TOLERANCE: Adam makes a whole step of a rounding error where a slope is near 0, and they add up.
+    assert_same_log("whole", "run", 1e-2)
+
+
+def test_a_killed_rank_is_named_and_the_same_command_goes_on_from_the_last_checkpoint(cohort):
+    words = "--config lung.json --num_epochs 999 --model_dir run"
+    processes = started(words, 2, cohort)
+    until(lambda: (cohort / "run" / "run.model").exists())
+    processes[1].kill()
+    status, _, err = many_ranks.finish(processes)
+    assert status == [75, -signal.SIGKILL]
+    assert re.search(r"rank 1 of 2 is gone; .*; type the same command again to go on\n$", err[0]), err[0]
+    step = load_checkpoint("run/last.pt", "gan_training")[0]["step"]
+    status, out, err = many_ranks.run([GAN, *words.split(), "--max_steps", step + 2], 2, cohort)
+    assert status == [0, 0], err
+    assert f"going on after step {step} of {step + 2}" in out[0]
+    assert load_checkpoint("run/last.pt", "gan_training")[0]["step"] == step + 2
+
+
+def test_twenty_steps_of_two_ranks_and_twenty_of_one_see_the_data_of_forty(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    runs = {name: f"--config seeing.json --model_dir {tmp_path / name}" for name in ("parts", "whole")}
+    status, _, err = many_ranks.run([GAN, *runs["parts"].split(), "--max_steps", 20], 2, trained[0])
+    assert status == [0, 0], err
+    assert gan_toy.run(histopathology_gan, f"{runs['parts']} --max_steps 40") == 0
+    assert gan_toy.run(histopathology_gan, f"{runs['whole']} --max_steps 40") == 0
+    assert_same_log(tmp_path / "whole", tmp_path / "parts", 2e-2)  # see above; 1e-5 for the first steps
+
+
+def test_parallel_starts_the_ranks_and_passes_a_signal_on(cohort):
+    words = "--config lung.json --num_epochs 999 --model_dir run --parallel 2"
+    (process,) = many_ranks.start_alone([GAN, *words.split()], cohort)
+    until(lambda: steps_of("run") > 2)
+    process.send_signal(signal.SIGTERM)
+    (status,), (out,), (err,) = many_ranks.finish([process])
+    assert status == 75 and "2 processes, cpu" in out
+    assert len([line for line in err.splitlines() if "error" in line]) == 1 and "SIGTERM" in err, err
+    assert load_checkpoint("run/last.pt", "gan_training")[0]["step"] == steps_of("run")
+
+
+def test_what_cannot_be_divided_is_refused_in_one_line(cohort):
+    lines = [
+        "histopathology_gan.py --config lung.json --model_dir a --batch_size 2",
+        "histopathology_gan.py --config lung.json --model_dir b --device cuda:0",
+        "histopathology_gan.py --config nowhere.json --model_dir c",
+    ]
+    _, out, err = many_ranks.run_lines(lines, 3, cohort)
+    assert [o.splitlines()[-1] for o in out] == ["[2, 2, 2]"] * 3
+    said = "".join(err).splitlines()
+    words = ["batch_size 2: under 3, the processes", "cuda:0: with several processes each has its own", "nowhere.json"]
+    assert len(said) == 3 and all(any(word in line for line in said) for word in words), said
+
+
+def test_a_folder_that_not_all_ranks_see_is_named(cohort):
+    assert gan_toy.run(histopathology_gan, "--config lung.json --max_steps 2 --model_dir run") == 0
+    (cohort / "elsewhere").mkdir()
+    for name in ("data", "tiles", "checkpoints", "lung.json"):
+        (cohort / "elsewhere" / name).symlink_to(cohort / name)
+    words = [GAN, "--config", "lung.json", "--max_steps", 4, "--model_dir", "run"]
+    processes = many_ranks.start(words, 2, [cohort, cohort / "elsewhere"])
+    status, _, err = many_ranks.finish(processes)
+    assert status == [2, 2]
+    (said,) = "".join(err).splitlines()
+    assert "run: last.pt: rank 0 has" in said and "rank 1 has no such file" in said
