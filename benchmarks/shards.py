@@ -5,7 +5,9 @@
 The tiles are those of an untrained DCGAN of the paper's size, written by write_tiles as generate_tissue_images.py does;
 the features are those of Draws as fid.py computes them, efficientnet-lite0 at its own side, no cache. Turns of one and
 of two processes alternate, the first of each is not counted. What is timed begins and ends where all processes are
-there: without their start (some seconds, the same for both). The files and the features must be equal, to the bit.
+there: without their start (some seconds, the same for both). Beside the ratio of times stands that of processor times,
+of the process that took the most: what is left of it where the processes do not share their processors with others. The
+files and the features must be equal, to the bit.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,16 +61,17 @@ def work(folder: Path, tiles: int, side: int) -> None:
             (folder / "found.json").write_text(json.dumps({"drawing": drawing, "features": extracting, **digests}))
 
 
-def timed(action: Callable[[], None]) -> float:
-    """Return the seconds of what all ranks do."""
+def timed(action: Callable[[], None]) -> tuple[float, float]:
+    """Return the seconds of what all ranks do, and the processor seconds of the rank that took the most."""
     current().wait()
-    start = time.perf_counter()
+    start, spent = time.perf_counter(), time.process_time()
     action()
+    spent = time.process_time() - spent
     current().wait()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, max(float(x) for x in current().gather(torch.tensor([spent])))
 
 
-def turn(processes: int, tiles: int, side: int) -> dict[str, float | str]:
+def turn(processes: int, tiles: int, side: int) -> dict[str, Any]:
     """Return what so many processes found."""
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, __file__, "--work", folder, "--tiles", str(tiles), "--side", str(side)]
@@ -98,8 +102,9 @@ def main() -> int | None:
     every = found[1] + found[2]
     result = {"benchmark": "shards", "processes": [1, 2], "threads_each": 1}
     for what in ("drawing", "features"):
-        one, two = (statistics.median(t[what] for t in turns[1:]) for turns in found.values())
-        result |= {f"{what}_ratio": round(one / two, 3), f"{what}_tiles_per_second": round(args.tiles / two, 2)}
+        for k, kind in enumerate(("ratio", "processor_ratio")):
+            one, two = (statistics.median(t[what][k] for t in turns[1:]) for turns in found.values())
+            result |= {f"{what}_{kind}": round(one / two, 3)}
     result |= {f"{what}_equal": len({t[what] for t in every}) == 1 for what in ("files", "features_digest")}
     print(json.dumps({**result, "n": args.n, "tiles": args.tiles, "side": args.side, **cpu()}))
     return None
