@@ -12,7 +12,7 @@ from figures.results import series_of, short
 
 Rows = Sequence[tuple[str, np.ndarray]]
 NO_LOSSES = {"step", "epoch", "images", "seconds", "images_per_second", "seconds_left", "memory_gb"}  # in a GAN's log
-NO_LOSSES |= {"kid_n", "kid_n_real", "kid_extractor", "kid_weights"}
+NO_LOSSES |= {"kid_n", "kid_n_real", "kid_extractor", "kid_weights", "micro_batch", "skipped"}
 
 
 def cohort_section(

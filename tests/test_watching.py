@@ -10,19 +10,21 @@ import pytest
 import torch
 
 import histopathology_gan as command
-from common.checkpoint import load_checkpoint, save_checkpoint
+from common.checkpoint import content_digest, load_checkpoint, save_checkpoint
 from common.config import GANSettings, load_config
 from common.errors import InputError
-from common.run import seed_for
+from common.run import Run, seed_for
 from datasets.cohort import open_cohort
 from datasets.expression import read_cohort_tables
 from datasets.keys import donor_of, split_of
 from datasets.tiles import to_uint8
 from datasets.tileset import TileSet
+from figures import tile_sections
 from metrics.kernel import kernel_distance
 from models.features import Extractor, load_extractor
 from models.gan_settings import resolve_gan_settings
 from models.generate import generate_tiles
+from models.networks import build_generator
 from sources.gan import open_gan, run_name
 from sources.profiles import Profiles
 from sources.watching import is_due, open_watch
@@ -179,6 +181,23 @@ def test_an_rna_gan_draws_for_the_donors_of_the_real_tiles_in_turn(cohort):
     assert counts.tolist() == [gan_toy.TILES] * len(own)  # as often as a donor has tiles
 
 
+def test_the_average_itself_is_not_touched(cohort):
+    assert train("--loss_type wgan --max_steps 2 --model_dir run", "plain.json") == 0
+    state = load_checkpoint("run/run.model", "gan")[0]
+    average = build_generator(state["generator_args"])  # a DCGAN: batch norm, with fresh statistics
+    average.train()
+    before = content_digest(average.state_dict())
+    watch = open_watch(settings(loss="wgan"), None, CPU)
+    with Run("other", {}) as run:
+        found = watch.look(run, 2, average, state, None, None, Path("pictures"))
+        assert found["kid"] == found["kid_best"] and average.training
+        assert content_digest(average.state_dict()) == before
+        again = watch.look(run, 2, average, state, None, None, Path("pictures"))
+        next(average.parameters()).data.fill_(float("nan"))
+        assert watch.look(run, 2, average, state, None, None, Path("pictures")) == {}  # the next save will refuse it
+    assert again == found and len(measured("other")) == 2
+
+
 def test_without_validation_donors_it_is_said_and_the_training_goes_on(cohort, capsys):
     donors = [f"GTEX-D{i:02d}" for i in range(gan_toy.N_DONORS)]
     for donor in donors:
@@ -247,3 +266,22 @@ def test_a_file_that_is_no_best_is_refused(cohort):
     with pytest.raises(InputError, match="not a readable checkpoint"):
         load_checkpoint("run/best.model", "gan")
     assert train("--loss_type wgan --max_steps 4 --model_dir run") == 2
+
+
+def test_the_report_draws_losses_and_distances_and_nothing_that_is_neither(monkeypatch):
+    drawn = {}
+    curves = tile_sections.plots.curves
+    monkeypatch.setattr(tile_sections.plots, "curves", lambda panels, x: drawn.update(panels) or curves(panels, x))
+    log = [{"step": 1, "epoch": 0.5, "critic": 1.0, "generator": 2.0, "penalty": 0.1, "seconds": 3.0}]
+    log[0] |= {"images_per_second": 4.0, "seconds_left": 9.0, "memory_gb": 1.0}
+    log += [{"step": 1, "epoch": e, "images": 8, "kid": 0.1 * e, "kid_best": 0.1, "kid_n": 6} for e in (1, 2)]
+    log[-1] |= {"kid_n_real": 6, "kid_extractor": "efficientnet_lite0", "kid_weights": "0" * 64}
+    log += [{"step": 3, "micro_batch": 4}, {"step": 3, "skipped": ["a slide"]}]
+    section = tile_sections.training_section({"run": log}, {"run": "about"})
+    assert "Losses of run" in "".join(section.blocks)
+    assert {title: list(panel) for title, panel in drawn.items()} == {
+        "losses": ["critic", "generator"],
+        "KID, validation donors": ["kid", "kid_best"],
+        "penalty": ["penalty"],
+    }
+    assert drawn["KID, validation donors"]["kid"][1].tolist() == pytest.approx([0.1, 0.2])
