@@ -1,6 +1,6 @@
 # make demo   the whole pipeline on the built-in cohort, ending in demo/report.html
 # make test   the whole test suite        make lint   ruff, lint and format
-# make soak   the faults, many times over: 50 times kill -9; 200 visitors of the quiz
+# make soak   the faults, many times over: 50 times kill -9, of tiles and both trainings; 200 visitors of the quiz
 # Each sets up .venv by itself. PYTHON=python3.12 make demo picks another interpreter for it.
 
 SHELL := /bin/bash

@@ -34,7 +34,7 @@ from common.run import pick_device
 from datasets.expression import ExpressionTable, read_cohort_tables, write_expression
 from datasets.keys import slug
 from datasets.leaks import TrainedOn
-from datasets.sample_sheets import read_sexes
+from datasets.sample_sheets import sexes_of
 from metrics.profiles import GroupClassifier, wilson
 from models.betavae import TrainedVAE
 from sources.vae import Fit, open_vae, origin_of
@@ -156,11 +156,8 @@ def grouped(
         table = table.rows((table.obs["tissue"] == slug(args.tissue)).to_numpy())
     if args.type == "tissue":
         return table, table.obs["tissue"].to_numpy(dtype=str)
-    if cfg.phenotypes:
-        sexes = table.obs["donor"].map(read_sexes(cfg.phenotypes)["sex"].to_dict()).fillna("").to_numpy(dtype=str)
-    elif "sex" in table.obs:  # written by prepare_data.py expression --phenotypes
-        sexes = table.obs["sex"].to_numpy(dtype=str)
-    else:
+    sexes = sexes_of(table.obs, cfg.phenotypes)
+    if sexes is None:
         raise InputError("--type sex needs the subject phenotypes (SUBJID, SEX): set phenotypes or give --phenotypes")
     known = np.isin(sexes, ("male", "female"))
     if not known.all():

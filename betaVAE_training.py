@@ -9,6 +9,7 @@ assigned_split says more; logarithm and z-score are fitted on the training donor
 Writes into the run folder, the config's save_dir:
     config.json     the resolved settings
     log.jsonl       one line per epoch: total, reconstruction and kl of train and val; batch_* every log_interval steps
+                    with an epoch's also profiles per second, seconds left and memory
     last.pt         everything that changes; typing the same command again goes on from it, exactly
     best.pt         the model of the best validation epoch (best_by), with gene order, scaler and latent statistics
     metrics.json    errors on test donors, all and per tissue, beside tissue mean and PCA; test_genes.csv: per gene
@@ -22,17 +23,21 @@ import argparse
 import math
 import sys
 from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from common.checkpoint import NonFiniteError
 from common.config import PRECISIONS, BetaVAESettings, add_scale, load_config, settings_dict
 from common.distributed import joined, launch, sum_gradients, under_torchrun
 from common.errors import InputError, command_parser, run_command
 from common.memory import keep_freed_memory
+from common.progress import Progress
+from common.rehearsal import rehearse
 from common.run import FREE_TO_CHANGE, Run, generator_for, pick_device, seed_for
 from common.skips import Skips
 from datasets.expression import ExpressionTable, read_cohort_tables
@@ -41,6 +46,7 @@ from datasets.leaks import trained_by
 from models.betavae import BetaVAE, beta_vae_loss, finished_state
 from models.betavae_settings import OPTIMIZERS, check_vae_settings
 from models.expression_scaler import ExpressionScaler
+from models.memory import tell, vae_need
 from models.passes import Passes
 from models.schedules import learning_rate
 from sources.vae_report import measure_best
@@ -61,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_epochs", type=int)
     parser.add_argument("--max_steps", type=int, help="stop after so many steps in all; 0: no such limit")
     parser.add_argument("--precision", choices=PRECISIONS, help="bf16: autocast; the loss stays fp32")
+    parser.add_argument("--dry_run", action="store_true", help="two steps of everything in a temporary place, then end")
     parser.add_argument("--restart", action="store_true", help="move an earlier run in the folder aside")
     return parser
 
@@ -75,27 +82,56 @@ def main(args: argparse.Namespace) -> int | None:
     table = read_cohort_tables(cfg)
     check_splits(table, cfg)
     part = {s: table.rows((table.obs["split"] == s).to_numpy()) for s in FEWEST_DONORS}
-    settings, before = settings_dict(cfg), settings_dict(BetaVAESettings())
-    with joined(device) as ranks, Run(cfg.save_dir, settings, args.restart, before, ranks) as run:
+    counts = ", ".join(f"{s} {len(p)} profiles of {p.obs['donor'].nunique()} donors" for s, p in part.items())
+    before = settings_dict(BetaVAESettings())
+
+    def train(cfg: BetaVAESettings, restart: bool = False, batches: int | None = None) -> None:
+        with Run(cfg.save_dir, settings_dict(cfg), restart, before, ranks) as run:
+            if args.log and not args.dry_run:
+                run.start_wandb(settings_dict(cfg))
+            where = f"{device}" if ranks.world == 1 else f"{ranks.world} processes, {device.type}"
+            print(f"{run.folder}: {len(table.genes)} genes; {counts}; {where}", flush=True)
+            fit(run, table, part, cfg, device, batches)
+            if ranks.main:
+                measure_best(run, part, cfg, device)
+
+    def rehearsed(folder: Path, steps: int) -> None:
+        train(replace(cfg, save_dir=str(folder), num_epochs=steps, max_steps=0), batches=1)  # an epoch is one step
+
+    with joined(device) as ranks:
         if cfg.batch_size < ranks.world:
             raise InputError(
                 f"{args.config}: batch_size {cfg.batch_size} is under {ranks.world}, the processes; raise it"
             )
-        if args.log:
-            run.start_wandb(settings_dict(cfg))
-        where = f"{device}" if ranks.world == 1 else f"{ranks.world} processes, {device.type}"
-        counts = ", ".join(f"{s} {len(p)} profiles of {p.obs['donor'].nunique()} donors" for s, p in part.items())
-        print(f"{run.folder}: {len(table.genes)} genes; {counts}; {where}", flush=True)
-        fit(run, table, part, cfg, device)
-        if ranks.main:
-            measure_best(run, part, cfg, device)
+        kept = sum(part[s].values.nbytes for s in ("train", "val"))
+        need = vae_need(cfg, network_args(cfg, table), len(part["train"]), kept)
+        tell(need, device)
+        if args.dry_run:
+            what = "data, two steps, validation, test, saving and loading"
+            rehearse(rehearsed, cfg.save_dir, device, need.total, what)
+        else:
+            train(cfg, args.restart)
     return None
 
 
+def network_args(cfg: BetaVAESettings, table: ExpressionTable) -> dict[str, Any]:
+    """Return the arguments of the settings' BetaVAE for the genes of the table."""
+    keys = ("encoder_sizes", "decoder_sizes", "latent_dim", "input_dropout", "decoder_output")
+    return {"n_genes": len(table.genes)} | {key: getattr(cfg, key) for key in keys}
+
+
 def fit(
-    run: Run, table: ExpressionTable, part: dict[str, ExpressionTable], cfg: BetaVAESettings, device: torch.device
+    run: Run,
+    table: ExpressionTable,
+    part: dict[str, ExpressionTable],
+    cfg: BetaVAESettings,
+    device: torch.device,
+    batches: int | None = None,
 ) -> None:
-    """Train from where last.pt stands to num_epochs or max_steps; leave last.pt and best.pt in the run folder."""
+    """Train from where last.pt stands to num_epochs or max_steps; leave last.pt and best.pt in the run folder.
+
+    `batches`: of each epoch; None: all.
+    """
     # Logarithm and z-score, fitted on the training donors.
     values = {s: torch.from_numpy(part[s].values) for s in ("train", "val")}
     scaler, train = ExpressionScaler.fit_transform(values["train"], cfg.transform, cfg.missing_genes)
@@ -103,14 +139,7 @@ def fit(
 
     # The model, and where an earlier call of this command left it.
     torch.manual_seed(seed_for(cfg.seed, "weights"))
-    model_args = {
-        "n_genes": len(table.genes),
-        "encoder_sizes": cfg.encoder_sizes,
-        "decoder_sizes": cfg.decoder_sizes,
-        "latent_dim": cfg.latent_dim,
-        "input_dropout": cfg.input_dropout,
-        "decoder_output": cfg.decoder_output,
-    }
+    model_args = network_args(cfg, table)
     model = BetaVAE(**model_args).to(device)
     optimizer = OPTIMIZERS[cfg.optimizer](model.parameters(), lr=cfg.lr, weight_decay=cfg.weights_decay, fused=True)
     if device.type == "cpu":
@@ -119,12 +148,17 @@ def fit(
     place = {"step": 0, "epoch": 0, "batch": 0, "sums": dict.fromkeys(PARTS, 0.0), "best": None}
     best_weights: dict[str, Tensor] | None = None  # of an epoch whose best.pt is not yet written
     data = fingerprints(table)
-    steps_in_epoch = len(epoch_batches(len(train), cfg.batch_size, cfg.seed, 0))
+    order = partial(epoch_batches, len(train), cfg.batch_size, cfg.seed)
+    steps_in_epoch = len(order(0)[:batches])
     beginning = deepcopy({"optimizer": optimizer.state_dict()} | place)  # the weights are drawn again
 
     def batch_of(step: int) -> Tensor:
         epoch, number = divmod(step - 1, steps_in_epoch)
-        return epoch_batches(len(train), cfg.batch_size, cfg.seed, epoch)[number]
+        return order(epoch)[number]
+
+    def shown() -> int:
+        """Return the profiles shown so far."""
+        return place["epoch"] * len(train) + sum(map(len, order(place["epoch"])[: place["batch"]]))
 
     def take_up(state: dict[str, Any] | None) -> None:
         nonlocal best_weights
@@ -172,8 +206,7 @@ def fit(
     def go_back(step: int, what: str) -> None:
         skips.blame(step, what, f"lower lr ({cfg.lr:g}) or check the tables")
         take_up(run.restore("betavae_training"))
-        bar.n = place["step"]
-        bar.refresh()
+        progress.go_to(shown())
 
     def write_best(weights: dict[str, Tensor], epoch: int, validation: dict[str, float] | None) -> None:
         state = {
@@ -193,14 +226,15 @@ def fit(
         run.save("best.pt", "betavae", finished_state(state, values["train"], tissues, values["val"], device))
 
     ranks, passes = run.ranks, Passes(cfg.micro_batch, least=2)
-    bar = tqdm(total=cfg.num_epochs * steps_in_epoch, initial=place["step"], unit="step", disable=None)
+    total = cfg.num_epochs * len(train)
+    progress = Progress(run.name, "profiles", total, shown(), device, quiet=not ranks.main)
     enough = bool(cfg.max_steps) and place["step"] >= cfg.max_steps
     run.hold_signals()  # until the last step is saved
     while place["epoch"] < cfg.num_epochs and not enough:
         # One epoch over the training donors.
         model.train()
         stopping, bad = False, None
-        for batch in epoch_batches(len(train), cfg.batch_size, cfg.seed, place["epoch"])[place["batch"] :]:
+        for batch in order(place["epoch"])[place["batch"] : batches]:
             torch.manual_seed(seed_for(cfg.seed, "step", place["step"]))  # dropout and noise depend on the step alone
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(place["step"], cfg)
@@ -233,7 +267,7 @@ def fit(
             place["batch"] += 1
             for name in PARTS:
                 place["sums"][name] += parts[name] * len(batch) / len(train)
-            bar.update()
+            progress.add(len(batch))
             if number in skips:
                 run.log(number, {"skipped": skips[number]})
             elif cfg.log_interval and number % cfg.log_interval == 0:
@@ -273,8 +307,9 @@ def fit(
         report = {f"train_{k}": v / (seen or 1) for k, v in place["sums"].items()}
         report |= {f"val_{k}": v for k, v in validation.items()}
         place |= {"epoch": place["epoch"] + 1, "batch": 0, "sums": dict.fromkeys(PARTS, 0.0)}
-        run.log(place["step"], {"epoch": place["epoch"], **report, "lr": optimizer.param_groups[0]["lr"]})
-        bar.set_postfix_str(f"train {report['train_total']:.4f} val {report['val_total']:.4f}", refresh=False)
+        report |= {"lr": optimizer.param_groups[0]["lr"]}
+        run.log(place["step"], {"epoch": place["epoch"], **report, **progress.report()})
+        progress.show(f"train {report['train_total']:.4f} val {report['val_total']:.4f}")
         stopping, due = run.after_step(epoch_ends=True, every=cfg.save_every)
         if (due or stopping or enough or place["epoch"] == cfg.num_epochs) and not save():
             go_back(place["step"], "a weight is not finite")
@@ -282,7 +317,7 @@ def fit(
             continue
         if stopping and not enough and place["epoch"] < cfg.num_epochs:
             run.stop(place["step"])
-    bar.close()
+    progress.close()
     run.release_signals()
     if place["best"] is None and ranks.main:  # max_steps ended the run inside its first epoch
         write_best(model.state_dict(), place["epoch"], None)

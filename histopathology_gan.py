@@ -14,6 +14,7 @@ written at the end of an epoch and every save_every seconds, but no more often t
 one before it stays as previous.pt, in case the disk damages it. SIGTERM, SIGINT and SIGUSR1 end the run after the
 current step, saved, with status 75. Where a loss or weight is not finite, the run goes back to last.pt and leaves that
 batch out; the third time it ends.
+With --eval_every the generator is measured in training, on tiles of validation donors, and the best kept as best.model.
 Each step is one or more updates of the critic, then one of the generator through the last fake batch.
 
 Which loss: rpganvae with --gan_type residual makes tiles that match the patient: its critic sees the expression.
@@ -24,13 +25,12 @@ minimax and lsgan take no expression. The README says when to use which.
 import argparse
 import math
 import sys
-import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from common.checkpoint import NonFiniteError, load_checkpoint
 from common.config import (
@@ -45,6 +45,8 @@ from common.config import (
 from common.distributed import alone, joined, launch, under_torchrun
 from common.errors import InputError, command_parser, run_command
 from common.memory import keep_freed_memory
+from common.progress import Progress
+from common.rehearsal import rehearse
 from common.run import Run, pick_device
 from common.skips import Skips
 from datasets.cohort import Cohort, open_cohort, write_left_out
@@ -55,18 +57,28 @@ from models.average import average_decay, calibrate_batch_norm, calibration_inpu
 from models.compiling import MODES, compile_networks
 from models.conditioning import CONDITIONS, CRITIC_CONDITIONS, InputRule
 from models.gan_losses import LOSSES, Shown, critic_step, generator_step, is_conditional
-from models.gan_settings import CACHES, check_gan_settings, free_settings, resolve_gan_settings
+from models.gan_settings import (
+    CACHES,
+    check_gan_settings,
+    for_rehearsal,
+    free_settings,
+    least_rows,
+    resolve_gan_settings,
+)
 from models.gan_training import GANTraining
 from models.generate import sample_tiles
+from models.memory import gan_need, tell
 from models.networks import GAN_TYPES
 from models.passes import Passes
 from models.schedules import eased, side_at
 from models.step_draws import StepDraws
 from sources.batches import Batches, place_of
+from sources.gan import open_gan
 from sources.gan_record import adopt, adopt_split, cohort_digest, describe_model
 from sources.pictures import grid_of, write_png
 from sources.profiles import Profiles
 from sources.vae import Fit
+from sources.watching import Watch, is_due, open_watch
 
 GRID_PROFILES = 8  # held-out profiles in an RNA-GAN's grid
 
@@ -100,10 +112,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--cache", choices=CACHES, help="where decoded tiles are kept; auto: on the GPU where they fit")
     parser.add_argument("--n_workers", type=int, help="threads that read tiles ahead")
+    parser.add_argument(
+        "--eval_every", type=int, help="images shown between measurements of KID on validation donors; 0: none"
+    )
     parser.add_argument("--seed", type=int, help="of weights, batches and noise; never moves a donor (split_seed does)")
     parser.add_argument("--device", help="cpu, cuda, cuda:N, or a GPU's index with the CPU as fallback")
     parser.add_argument("--log", type=int, choices=(0, 1), default=0, help="1: log to wandb too (offline if need be)")
     add_scale(parser.add_argument)
+    parser.add_argument("--dry_run", action="store_true", help="two steps of everything in a temporary place, then end")
     parser.add_argument("--restart", action="store_true", help="move an earlier run in the folder aside")
     return parser
 
@@ -115,11 +131,13 @@ def main(args: argparse.Namespace) -> int | None:
     cfg = load_config(GANSettings, args.config, args)
     resolve_gan_settings(cfg)
     check_gan_settings(cfg, args.config)
+    if args.dry_run:
+        cfg = for_rehearsal(cfg)
     device = pick_device(cfg.device)
 
     # Expression first: it is read in seconds, and its VAE says which donors are held out.
     vae: dict[str, Any] = {"digest": None, "latent": None, "coverage": None, "trained_on": []}
-    conditions = held_out = None
+    conditions = held_out = profiles = None
     if is_conditional(cfg.loss_type):
         rule, table = InputRule.of(settings_dict(cfg)), read_cohort_tables(cfg)
         profiles = Profiles(cfg.vae_checkpoint, table, device, rule, Fit.of(cfg))
@@ -133,7 +151,8 @@ def main(args: argparse.Namespace) -> int | None:
     cohort = open_cohort(cfg, ("train",), need_expression=is_conditional(cfg.loss_type))
     if len(cohort.tiles) < cfg.batch_size:
         raise InputError(f"{args.config}: batch_size {cfg.batch_size}, but only {len(cohort.tiles)} training tiles")
-    place_of(cfg.cache, len(cohort.tiles), cfg.img_size, device)  # what does not fit is refused here
+    cache = place_of(cfg.cache, len(cohort.tiles), cfg.img_size, device)  # what does not fit is refused here
+    watch = open_watch(cfg, profiles, device)
     if is_conditional(cfg.loss_type):
         conditions = profiles.conditions([str(name) for name in cohort.table.obs.index])  # (rows, z)
         held_out = profiles.conditions(profiles.held_out("val", GRID_PROFILES))  # (8, z)
@@ -143,18 +162,37 @@ def main(args: argparse.Namespace) -> int | None:
     before = GANSettings(loss_type=cfg.loss_type)  # what an older config.json does not say was so
     resolve_gan_settings(before)
     old = settings_dict(before)
-    with joined(device) as ranks, Run(cfg.save_dir, settings, args.restart, old, ranks, free_settings(cfg)) as run:
+
+    def train(cfg: GANSettings, settings: dict[str, Any], restart: bool = False) -> None:
+        with Run(cfg.save_dir, settings, restart, old, ranks, free_settings(cfg)) as run:
+            if args.log and not args.dry_run:
+                run.start_wandb(settings_dict(cfg))
+            if ranks.main:
+                write_left_out(cohort, run.folder)
+            where = f"{device}" if ranks.world == 1 else f"{ranks.world} processes, {device.type}"
+            print(f"{run.folder}: {cfg.loss_type}, {cohort.summary()}; {where}", flush=True)
+            fit(run, cohort, conditions, held_out, vae, cfg, device, watch)
+
+    def rehearsed(folder: Path, steps: int) -> None:
+        small = {"save_dir": str(folder), "max_steps": steps}
+        train(replace(cfg, **small), settings | small)
+        if ranks.main:
+            open_gan(folder, device)
+
+    with joined(device) as ranks:
         if cfg.batch_size < ranks.world:
             raise InputError(
                 f"{args.config}: batch_size {cfg.batch_size}: under {ranks.world}, the processes; raise it"
             )
-        if args.log:
-            run.start_wandb(settings_dict(cfg))
-        if ranks.main:
-            write_left_out(cohort, run.folder)
-        where = f"{device}" if ranks.world == 1 else f"{ranks.world} processes, {device.type}"
-        print(f"{run.folder}: {cfg.loss_type}, {cohort.summary()}; {where}", flush=True)
-        fit(run, cohort, conditions, held_out, vae, cfg, device)
+        kept = cohort.tiles.nbytes if cache == ("gpu" if device.type == "cuda" else "ram") else 0
+        latent_dim = 0 if conditions is None else conditions.shape[1]
+        need = gan_need(cfg, latent_dim, kept, watch.memory if watch else 0)
+        tell(need, device)
+        if args.dry_run:
+            what = "data, two steps, " + ("a measurement, " if watch else "") + "a grid, saving and loading"
+            rehearse(rehearsed, cfg.save_dir, device, need.total, what)
+        else:
+            train(cfg, settings, args.restart)
     return None
 
 
@@ -166,10 +204,12 @@ def fit(
     vae: dict[str, Any],
     cfg: GANSettings,
     device: torch.device,
+    watch: Watch | None = None,
 ) -> None:
     """Train from where last.pt stands to num_epochs or max_steps; leave <run>.model and last.pt in the run folder.
 
     `conditions` (rows of the cohort, z) and `held_out` (profiles, z): None in a run without expression.
+    `watch` measures the generator on the way.
     """
     # Networks, their optimisers, and where an earlier call of this command left them.
     gan = GANTraining(cfg, latent_dim := 0 if conditions is None else conditions.shape[1], device)
@@ -194,8 +234,7 @@ def fit(
     # Of each batch this rank has a share, which passes through the networks at once, or a part after another.
     batches = Batches(cohort, conditions, cfg, device, done, last)
     draws = StepDraws(cfg, batches.rows, device)
-    least = cfg.batch_size if cfg.penalty_per == "batch" else 1
-    passes = Passes(cfg.micro_batch, generator, critic, least=least)
+    passes = Passes(cfg.micro_batch, generator, critic, least=least_rows(cfg))
     keys = ("penalty_weight", "penalty_per", "mismatched_weight", "clip")
     options: dict[str, Any] = {key: getattr(cfg, key) for key in keys}
     shared = {"autocast": autocast, "share": batches.share}
@@ -214,18 +253,22 @@ def fit(
             tiles = generator(noise, shown.c, shown.keep).float()  # (n, 3, side, side)
         return draws.augmented(tiles, strength, "fake", *place)
 
+    pictures = Path(cfg.image_dir) if cfg.image_dir else run.folder / "samples"
+    if watch is not None:
+        watch.resume(run, done * per_step)
+
+    def about_model(step: int) -> dict[str, Any]:
+        return describe_model(cfg, cohort, vae, step / epoch_steps, step * per_step) | {"generator_args": gan.args}
+
     def save_model(step: int) -> None:
-        state = describe_model(cfg, cohort, vae, step / epoch_steps, step * per_step)
-        state |= {"generator_args": gan.args, "generator": average.state_dict()}
-        run.save(f"{run.name}.model", "gan", state)
+        run.save(f"{run.name}.model", "gan", about_model(step) | {"generator": average.state_dict()})
 
     def draw_grid(step: int) -> None:
         if not run.ranks.main:
             return
-        folder = Path(cfg.image_dir) if cfg.image_dir else run.folder / "samples"
         with alone():
             tiles, columns = sample_tiles(average, cfg.num_grid, cfg.seed, held_out)
-        write_png(folder / f"epoch_{math.ceil(step / epoch_steps):04d}.png", grid_of(to_uint8(tiles), columns))
+        write_png(pictures / f"epoch_{math.ceil(step / epoch_steps):04d}.png", grid_of(to_uint8(tiles), columns))
 
     def save(step: int, model: bool) -> bool:
         """Save; return False where a weight is not finite: the files on disk stay as they were."""
@@ -255,8 +298,7 @@ def fit(
         losses.update({k: torch.tensor(v, device=device) for k, v in state["losses"].items()})
         unchecked.clear()
         batches.go_to(state["step"])
-        bar.n = state["step"]
-        bar.refresh()
+        progress.go_to(state["step"] * per_step)
         return state["step"]
 
     model = run.folder / f"{run.name}.model"
@@ -266,9 +308,8 @@ def fit(
         draw_grid(done)
     if device.type == "cpu":
         keep_freed_memory()
-    reported_at = time.monotonic()
     unchecked: dict[int, torch.Tensor] = {}  # step: whether its losses are finite
-    bar = tqdm(initial=done, total=max(last, done), unit="step", desc=run.name, mininterval=1, disable=None)
+    progress = Progress(run.name, "images", last * per_step, done * per_step, device, quiet=not run.ranks.main)
     run.hold_signals()  # until the last step is saved
     step = done
     while step < last:
@@ -313,13 +354,14 @@ def fit(
         else:
             update_average(average, generator, average_decay(per_step, cfg.ema_images, step * per_step))
             unchecked[step] = torch.stack(list(losses.values())).isfinite().all()
-        bar.update()
+        progress.add(per_step)
 
         # Report. Losses are looked at in bulk, so that a GPU is not stopped at every step.
         epoch_ends = step % epoch_steps == 0 or step == last
         stopping, due = run.after_step(epoch_ends, cfg.save_every)
         save_now = due or stopping or step == last
-        if step % cfg.log_interval == 0 or epoch_ends or save_now or device.type == "cpu":
+        measure = is_due(cfg, step * per_step, per_step, step == cfg.num_epochs * epoch_steps)
+        if step % cfg.log_interval == 0 or epoch_ends or save_now or measure or device.type == "cpu":
             if bad := skips.first_bad({k: bool(v) for k, v in unchecked.items()}, step, gan.state):
                 step = go_back(bad, "a loss or weight is NaN or infinite")
                 continue
@@ -329,9 +371,10 @@ def fit(
             run.log(step, {"micro_batch": passes.size})
             passes.changed = ""
         if losses and (step % cfg.log_interval == 0 or step == last):
-            seconds, reported_at = time.monotonic() - reported_at, time.monotonic()
-            run.log(step, {"epoch": step / epoch_steps, **losses, "seconds": seconds})
-            bar.set_postfix({name: f"{value.item():.3g}" for name, value in losses.items()}, refresh=False)
+            run.log(step, {"epoch": step / epoch_steps, **losses, **progress.report()})
+            progress.show(", ".join(f"{name} {value.item():.3g}" for name, value in losses.items()))
+        if measure and watch is not None:
+            watch.look(run, step, average, about_model(step), conditions, held_out, pictures)
 
         # Save: at the end of an epoch, or of this call, also the model and a grid of tiles.
         if epoch_ends or stopping:
@@ -343,7 +386,7 @@ def fit(
             draw_grid(step)
         if stopping and step < last:
             run.stop(step)
-    bar.close()
+    progress.close()
     print(
         f"{run.folder / run.name}.model: {max(last, done)} steps, {max(last, done) / epoch_steps:.4g} epochs",
         flush=True,

@@ -1,9 +1,9 @@
 """A web quiz: which tiles are real, which synthetic? Build its set of tiles, serve it, export what visitors said.
 
-    python serve_quiz.py build --real tiles/lung tiles/brain --out quiz \\
+    python serve_quiz.py build --real tiles/lung tiles/brain --out quizzes/first \\
         --synthetic generated/rna-gan_lung/GTEX-15RJ7-0625 generated/rna-gan_brain/GTEX-1C6WA-3025
-    python serve_quiz.py serve --quiz quiz
-    python serve_quiz.py export --quiz quiz --out quiz_results
+    python serve_quiz.py serve --quiz quizzes/first
+    python serve_quiz.py export --quiz quizzes/first
 
 build   Reads folders of tile stores, each named after its tissue, and folders of generate_tissue_images.py.
         Writes <out>/quiz.json, which says what each tile is, and <out>/tiles/*.jpg, which do not: all went through the
@@ -12,8 +12,9 @@ build   Reads folders of tile stores, each named after its tissue, and folders o
 serve   Answers http://127.0.0.1:8000 until it is stopped; writes <quiz>/answers.sqlite. An answer that a visitor was
         told is kept survives kill -9. --study: a participant's code decides tiles and order, nothing can be changed,
         and results are not shown. For others to reach it put a web server with TLS before it (--behind_proxy).
-export  Writes <out>/answers.csv, a row per answer, and <out>/analysis.json: accuracy, d', ROC area by model, tissue
-        and experience, each tile's difficulty, ratings of quality compared, all with intervals.
+export  Writes answers.csv, a row per answer, and analysis.json into <out> (default <quiz>/results): accuracy,
+        d', ROC area by model, tissue and experience, each tile's difficulty, ratings of quality compared, all with
+        intervals.
 """
 
 import argparse
@@ -160,8 +161,8 @@ def listen(host: str, port: int) -> socket.socket:
     if not 0 <= port < 65536:
         raise InputError(f"--port {port}: a number from 0 to 65535 was expected")
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        found = socket.socket(family, socket.SOCK_STREAM)
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, kind, protocol)  # without TCP's number asyncio leaves Nagle's 40 ms on
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
     except OSError as error:

@@ -17,6 +17,10 @@ Writes  <out>/metrics.json: accuracy, weighted F1 and AUC with 95 % intervals (b
 --backbone small      a small CNN trained from scratch (default; for small tiles)
 --backbone resnet50   torchvision's ResNet-50, all weights trained from scratch (published: frozen at random)
 --backbone FILE       a torchvision state dict, frozen, a linear head trained on its features (--finetune: all)
+--pretrain SOURCE     first learn features without labels (SimCLR: models/contrastive.py) on the pictures of a folder or
+                      of a table, such as synthetic tiles; for the backbones that are trained as a whole. metrics.json
+                      says on what, and which GAN made them; one that has seen a held-out donor of the table is refused
+--train_tiles N       train on N tiles of each fold's training part at most, seeded, all classes and groups in turn
 --shuffle_labels      control: labels shuffled within each table, for training and for testing; expect chance
 """
 
@@ -35,10 +39,11 @@ from tqdm import tqdm
 from common.errors import InputError, command_parser, run_command, shorten, warn
 from common.files import sha256_of, write_json, write_text
 from common.run import pick_device, seed_for
-from datasets.image_table import ImageTable, Pictures, read_image_table
+from datasets.image_table import ImageTable, Pictures, Unlabelled, read_image_table, read_unlabelled_pictures
 from datasets.leaks import HELD_OUT, TrainedOn, donor_digests, trained_by
-from metrics.classification import LEVEL, RESAMPLES, inner_split, intervals, make_folds, scores
-from models.classifier import Classifier, FitSettings, fit, frozen_features, predict
+from metrics.classification import LEVEL, RESAMPLES, inner_split, intervals, make_folds, scores, some_of
+from models.classifier import BACKBONES, Classifier, FitSettings, fit, frozen_features, predict
+from models.contrastive import VIEWS, PretrainSettings, pretrain
 
 DEFAULTS = FitSettings()
 
@@ -52,6 +57,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--test_csv", help="table to test on")
     parser.add_argument("--backbone", default="small", help="small, resnet50 or a weights file (see above)")
     parser.add_argument("--finetune", action="store_true", help="train all weights of a file, not a head alone")
+    parser.add_argument("--pretrain", metavar="FOLDER_OR_TABLE", help="unlabelled pictures to pre-train on (see above)")
+    parser.add_argument("--pretrain_epochs", type=int, default=PretrainSettings.num_epochs, help="(%(default)s)")
+    parser.add_argument("--train_tiles", type=int, default=0, help="tiles to train on, in each fold; 0: all")
     parser.add_argument("--folds", type=int, default=5, help="folds of --csv_path (published: 5)")
     parser.add_argument("--shuffle_labels", action="store_true", help="control: shuffled labels")
     parser.add_argument("--img_size", type=int, default=0, help="side in pixels; 0: the smallest picture's side")
@@ -89,13 +97,23 @@ def main(args: argparse.Namespace) -> int | None:
     device = pick_device(args.device)
     pictures = Pictures([p for t in tables for p in t.paths], args.img_size or min(t.side for t in tables))
     classifier = Classifier(args.backbone, len(classes), args.seed, args.finetune)
+    unlabelled = read_unlabelled(args.pretrain, args.patch_data_path, tables[-1]) if args.pretrain else None
     pictures.keep()
     if args.shuffle_labels:
         for number in range(len(tables)):
             rows = np.flatnonzero(table_of_row == number)
             labels[rows] = labels[np.random.default_rng(seed_for(args.seed, "shuffle", number)).permutation(rows)]
 
-    # Model: frozen features are computed once, for all folds.
+    # Model: features are learned without labels once, for all folds, or frozen ones computed once.
+    pretraining = None
+    if unlabelled is not None:
+        chosen = PretrainSettings(num_epochs=args.pretrain_epochs)
+        shown = Pictures(unlabelled.paths, pictures.img_size)
+        shown.keep()
+        seed = seed_for(args.seed, "pretrain")
+        weights, history = pretrain(classifier.network(0), shown.read, len(shown), chosen, seed, device)
+        classifier.start_from(weights, f"self-supervised pre-training on {len(shown)} tiles")
+        pretraining = unlabelled.describe() | {"settings": asdict(chosen), "loss": history, "augmentation": VIEWS}
     read = pictures.read
     if classifier.features is not None:
         features = frozen_features(classifier.features, pictures.read, len(pictures), device)
@@ -107,6 +125,8 @@ def main(args: argparse.Namespace) -> int | None:
     for fold in tqdm(sorted(set(fold_of_row) - {-1}), desc="folds", unit="fold", disable=None):
         test = np.flatnonzero(fold_of_row == fold)
         rest = np.flatnonzero(fold_of_row == -1) if args.test_csv else np.flatnonzero(fold_of_row != fold)
+        if args.train_tiles:
+            rest = rest[some_of(labels[rest], None if groups is None else groups[rest], args.train_tiles, args.seed)]
         inner, val = inner_split(labels[rest], None if groups is None else groups[rest], args.seed)
         network = classifier.network(int(fold))
         history = fit(
@@ -148,6 +168,8 @@ def main(args: argparse.Namespace) -> int | None:
         "weights_digest": classifier.digest,
         "weights_digest_of": "file" if Path(args.backbone).is_file() else "initial weights of the first network",
         "img_size": pictures.img_size,
+        "pretraining": pretraining,
+        "train_tiles": args.train_tiles,
         "augmentation": _augmentation(classifier.features is not None, args.jitter),
         "seed": args.seed,
         "settings": asdict(settings),
@@ -175,17 +197,39 @@ def refuse_leaks(train: ImageTable, test: ImageTable) -> None:
             model.refuse_held_out(rows, str(test.path))
 
 
+def read_unlabelled(source: str, folder: str, test: ImageTable) -> Unlabelled:
+    """Return the pictures to pre-train on; InputError where a GAN that made them has seen a held-out donor of `test`,
+    or where pictures of such a donor are among them."""
+    found = read_unlabelled_pictures(source, folder)
+    held_out = test.said["split"].isin(HELD_OUT).to_numpy()
+    if test.groups is not None and held_out.any():
+        rows = pd.DataFrame({"donor": test.groups, "split": test.said["split"].to_numpy()}, test.names)
+        models = [TrainedOn.read(path) for path in found.made_by]
+        if found.own_donors:
+            models.append(TrainedOn(Path(source), trained_by(found.own_donors, [])))
+        for model in models:
+            if model is not None:
+                model.refuse_held_out(rows, str(test.path))
+    return found
+
+
 def _check(args: argparse.Namespace) -> None:
     pair = bool(args.train_csv), bool(args.test_csv)
     if bool(args.csv_path) == any(pair) or pair[0] != pair[1]:
         raise InputError("name either --csv_path (k-fold), or both --train_csv and --test_csv")
-    for name, least in (("folds", 2), ("num_epochs", 1), ("batch_size", 2), ("img_size", 0), ("patience", 0)):
+    least_of = {"folds": 2, "num_epochs": 1, "batch_size": 2, "img_size": 0, "patience": 0, "pretrain_epochs": 1}
+    for name, least in (least_of | {"train_tiles": 0}).items():
         if getattr(args, name) < least:
             raise InputError(f"--{name} {getattr(args, name)}: at least {least} was expected")
     if 0 < args.img_size < 16:
         raise InputError(f"--img_size {args.img_size}: at least 16 pixels, or 0 for the smallest picture's side")
     if not 0 < args.lr < float("inf"):
         raise InputError(f"--lr {args.lr}: a positive rate was expected")
+    if args.pretrain and args.backbone not in BACKBONES:
+        raise InputError(
+            f"--pretrain: a backbone that is trained as a whole was expected ({', '.join(BACKBONES)}), not the "
+            f"weights of {args.backbone}; leave one of the two out"
+        )
     if not 0 <= args.weight_decay < float("inf") or args.seed < 0:
         raise InputError(f"--weight_decay {args.weight_decay}, --seed {args.seed}: 0 or more was expected")
 

@@ -140,6 +140,10 @@ class GANSettings(DataSettings):
     precision: str = "fp32"  # fp32 | bf16 (autocast; penalties stay fp32)
     compile: str = ""  # torch.compile's mode for training: default | reduce-overhead (CUDA graphs); empty: not compiled
     num_grid: int = 32  # tiles in each sample grid
+    eval_every: int = 0  # images shown between two measurements of the kernel distance from held-out tiles; 0: none
+    eval_tiles: int = 512  # tiles drawn for it, and real tiles of validation donors used, at most
+    eval_extractor: str = "efficientnet_lite0"  # by whose features: efficientnet_lite0, inception, resnet50, ...
+    eval_weights: str = ""  # its weights' file; efficientnet_lite0 brings its own
     feature_side: int = 0  # pixels at which an extractor sees the tiles; 0: its own side
 
 

@@ -1,9 +1,16 @@
-"""Memory: how much is free, and what was freed kept for the next time, where giving it back costs more."""
+"""Memory: how much is free, how much is in use, and what was freed kept for the next time."""
 
+import contextlib
 import ctypes
 import os
+import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch  # takes seconds, and on a CPU nothing here needs it
 
 
 def keep_freed_memory() -> None:
@@ -17,6 +24,56 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(trim_threshold, -1)
         mallopt(mmap_max, 0)
+
+
+def in_use(device: "torch.device") -> float:
+    """Return bytes: on a GPU the most that tensors have held so far, on a CPU what this process has in memory now."""
+    if device.type == "cuda":
+        import torch
+
+        return float(torch.cuda.max_memory_allocated(device))
+    for line in _lines("/proc/self/status"):
+        if line.startswith("VmRSS:"):
+            return float(line.split()[1]) * 1024
+    return peak_of_process()
+
+
+class PeakMemory:
+    """The most memory that is taken from here on, beyond what is in use now: of tensors on a GPU, of a process else."""
+
+    def __init__(self, device: "torch.device") -> None:
+        self._device = device
+        if device.type == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            with contextlib.suppress(OSError):  # not Linux, or not allowed: the peak is then the process's whole life's
+                Path("/proc/self/clear_refs").write_text("5")  # proc(5): 5 sets VmHWM back to VmRSS
+        self._before = in_use(device)
+
+    def taken(self) -> float:
+        """Return it, in bytes."""
+        on_gpu = self._device.type == "cuda"
+        return (in_use(self._device) if on_gpu else peak_of_process()) - self._before
+
+
+def peak_of_process() -> float:
+    """Return the most bytes that this process has had in memory."""
+    for line in _lines("/proc/self/status"):
+        if line.startswith("VmHWM:"):
+            return float(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # another system than Linux
+    return float(peak) * (1 if sys.platform == "darwin" else 1024)
+
+
+def free_on(device: "torch.device") -> float:
+    """Return the bytes that are free on a GPU, or in memory for a CPU."""
+    if device.type != "cuda":
+        return free_memory()
+    import torch
+
+    return float(torch.cuda.mem_get_info(device)[0])
 
 
 def free_memory() -> float:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import netrc
 import os
+import secrets
 import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -33,6 +34,10 @@ FREE_TO_CHANGE = {
     "flag",
     "image_dir",
     "save_dir",
+    "eval_every",
+    "eval_tiles",
+    "eval_extractor",
+    "eval_weights",
 }
 LAST, PREVIOUS = "last.pt", "previous.pt"
 SAVE_SHARE = 0.05  # of the time, at most, goes into saving
@@ -108,7 +113,7 @@ class Run:
     def _newest(self, kind: str) -> dict[str, Any] | None:
         last, previous = self.folder / LAST, self.folder / PREVIOUS
         if not last.exists() and not previous.exists():
-            agree(f"{last}", "no such file")
+            agree(f"{self.folder}: {LAST}", "no such file")
             return None
         try:
             if not last.exists():
@@ -123,7 +128,7 @@ class Run:
             except InputError as second:
                 raise InputError(f"{error}; nor can the one before it be used: {second}") from None
             warn(f"{error}. Going on from {previous}, after step {state['step']}; the next save replaces {LAST}")
-        agree(f"{last}", digest)
+        agree(f"{self.folder}: {LAST}", digest)
         return state
 
     def save(self, name: str, kind: str, state: dict[str, Any]) -> str:
@@ -189,15 +194,23 @@ class Run:
             self._wandb.log(plain, step=step)
 
     def start_wandb(self, settings: dict[str, Any]) -> None:
-        """Log to wandb too, as setting `flag` or the folder's name; offline, under the run folder, if not logged in."""
+        """Log to wandb too, as setting `flag` or the folder's name; offline, under the run folder, if not logged in.
+
+        A run that is resumed goes on under its first id, which the run folder keeps.
+        """
         if not self.ranks.main:
             return
         import wandb
 
+        kept = self.folder / "wandb_id"
+        if not kept.exists():
+            write_text(kept, f"{secrets.token_hex(8)}\n")
+
         mode = os.environ.get("WANDB_MODE") or ("online" if _wandb_knows_us() else "offline")
         name = settings.get("flag") or self.name
+        again = {"id": kept.read_text().strip(), "resume": "allow"}
         self._wandb = wandb.init(
-            project="rna-gan", name=name, config=settings, dir=str(self.folder), mode=mode, resume="allow"
+            project="rna-gan", name=name, config=settings, dir=str(self.folder), mode=mode, **again
         )
 
     def hold_signals(self) -> None:

@@ -1,5 +1,6 @@
 """The classifier's table: one picture per row with its label and, where known, the group (donor) it comes from."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,8 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from common.errors import InputError, did_you_mean, shorten
-from datasets.tiles import read_image
+from common.files import read_json, sha256_of
+from datasets.tiles import generated_folders, read_image, read_image_folder
 
 # our column -> the names accepted for it; the second of each is in the published tables
 COLUMNS = {"wsi_file_names": ("wsi_file_names", "wsi_file_name"), "Labels": ("Labels", "label")}
@@ -71,6 +73,37 @@ def read_image_table(path: str | Path, patch_data_path: str | Path = ".") -> Ima
         min(sides),
         table.reindex(columns=["split", "made_by"], fill_value="").apply(lambda column: column.str.strip()),
     )
+
+
+@dataclass
+class Unlabelled:
+    """Pictures without labels: files, the GANs' checkpoints that made them, and the donors whose own tiles they are."""
+
+    source: str
+    paths: list[Path]
+    made_by: list[str]
+    own_donors: list[str]
+
+    def describe(self) -> dict[str, object]:
+        """Return what was read: where from, how many, who made them, and a SHA-256 over the files' content."""
+        digest = hashlib.sha256()
+        for path in self.paths:
+            digest.update(bytes.fromhex(sha256_of(path)))
+        about = {"source": self.source, "n": len(self.paths), "sha256": digest.hexdigest(), "made_by": self.made_by}
+        return about | {"own_donors": len(self.own_donors)}
+
+
+def read_unlabelled_pictures(source: str | Path, patch_data_path: str | Path = ".") -> Unlabelled:
+    """Return the pictures of a folder (as generate_tissue_images.py writes it, or any) or of a table's rows."""
+    if Path(source).is_dir():
+        places = generated_folders(Path(source)) or []
+        made = [read_json(place / "manifest.json").get("made_from", {}) for place in places]
+        makers = sorted({str(about["checkpoint"]) for about in made if about.get("checkpoint")})
+        return Unlabelled(str(source), read_image_folder(source), makers, [])
+    table = read_image_table(source, patch_data_path)
+    made_by = table.said["made_by"].to_numpy(str)
+    own = [] if table.groups is None else sorted(set(table.groups[made_by == ""]))
+    return Unlabelled(str(table.path), table.paths, sorted(set(made_by) - {""}), own)
 
 
 class Pictures:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from common.errors import InputError, did_you_mean, shorten
@@ -93,6 +94,16 @@ def read_sexes(path: str | Path) -> pd.DataFrame:
         )
     said = pd.DataFrame({"sex": [SEXES.get(v, "") for v in values]}, index=sheet.index, dtype=object)
     return said.assign(age=sheet["AGE"]) if "AGE" in sheet else said
+
+
+def sexes_of(obs: pd.DataFrame, phenotypes: str | Path) -> np.ndarray | None:
+    """Return the sex of each row's donor (rows,), "" where unknown: of `phenotypes`, else of a column `sex`.
+
+    None where there is neither.
+    """
+    if phenotypes:
+        return obs["donor"].map(read_sexes(phenotypes)["sex"].to_dict()).fillna("").to_numpy(dtype=str)
+    return obs["sex"].to_numpy(dtype=str) if "sex" in obs else None  # prepare_data.py expression --phenotypes
 
 
 def read_slides(path: str | Path) -> list[str]:

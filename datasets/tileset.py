@@ -43,8 +43,13 @@ class TileSet:
     def __len__(self) -> int:
         return len(self.tile_index)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tiles, resized, as uint8: N x img_size x img_size x 3."""
+        return len(self) * self.img_size**2 * 3
+
     def keep(self) -> None:
-        """From now on keep tiles in memory once read, resized, as uint8 (N x img_size x img_size x 3 bytes)."""
+        """From now on keep tiles in memory once read, resized: `nbytes` in the end."""
         if not len(self._cache):
             self._cache = np.empty((len(self), self.img_size, self.img_size, 3), np.uint8)
 

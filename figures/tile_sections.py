@@ -11,6 +11,8 @@ from figures.page import Section, heading, picture, table
 from figures.results import series_of, short
 
 Rows = Sequence[tuple[str, np.ndarray]]
+NO_LOSSES = {"step", "epoch", "images", "seconds", "images_per_second", "seconds_left", "memory_gb"}  # in a GAN's log
+NO_LOSSES |= {"kid_n", "kid_n_real", "kid_extractor", "kid_weights", "micro_batch", "skipped"}
 
 
 def cohort_section(
@@ -29,11 +31,11 @@ def training_section(logs: Mapping[str, list[dict[str, Any]]], about: Mapping[st
     """Return the loss curves of the GANs; run name -> log lines, and a line of facts."""
     blocks = []
     for name, log in logs.items():
-        keys = dict.fromkeys(
-            k for line in log for k in line if k not in ("step", "epoch", "seconds", "images_per_second")
-        )
-        panels = {"losses": {k: series_of(log, k, "epoch") for k in keys if k in ("critic", "generator")}}
-        panels |= {k.replace("_", " "): {k: series_of(log, k, "epoch")} for k in keys if k not in panels["losses"]}
+        keys = [k for k in dict.fromkeys(k for line in log for k in line) if k not in NO_LOSSES]
+        together = {"losses": ("critic", "generator"), "KID, validation donors": ("kid", "kid_best")}
+        panels = {title: {k: series_of(log, k, "epoch") for k in keys if k in both} for title, both in together.items()}
+        shown = {k for panel in panels.values() for k in panel}
+        panels |= {k.replace("_", " "): {k: series_of(log, k, "epoch")} for k in keys if k not in shown}
         figure = plots.curves({k: v for k, v in panels.items() if v}, "epoch")
         blocks += [heading(name), picture(figure, about[name], f"Losses of {name}")]
     text = "A critic's loss says how well it tells real from generated; it is not a measure of the tiles' quality."

@@ -49,6 +49,23 @@ def inner_split(labels: np.ndarray, groups: np.ndarray | None, seed: int) -> tup
     return rows, rows
 
 
+def some_of(labels: np.ndarray, groups: np.ndarray | None, n: int, seed: int) -> np.ndarray:
+    """Return at most n row numbers, sorted: seeded, the classes in turn and in each its groups in turn."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    turn = np.zeros(len(labels), int)  # which row of its class and group, then of its class
+    for by in (groups, None):
+        for name in np.unique(labels):
+            mine = order[labels[order] == name]
+            if by is None:
+                mine = mine[np.argsort(turn[mine], kind="stable")]
+                turn[mine] = np.arange(len(mine))
+            else:
+                for group in np.unique(by[mine]):
+                    own = mine[by[mine] == group]
+                    turn[own] = np.arange(len(own))
+    return np.sort(order[np.argsort(turn[order], kind="stable")[:n]])
+
+
 def scores(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
     """Return accuracy, f1_weighted and auc of labels (n,) int and probabilities (n, classes); nan where undefined.
 

@@ -35,6 +35,10 @@ class GroupClassifier:
         """Return the group of each of `profiles` (rows, genes) -> (rows,)."""
         return self._model.predict(profiles)
 
+    def probability(self, profiles: np.ndarray, group: str) -> np.ndarray:
+        """Return the probability of `group` for each of `profiles` (rows, genes) -> (rows,)."""
+        return self._model.predict_proba(profiles)[:, list(self._model.classes_).index(group)]
+
 
 def nearest_distance(x: np.ndarray, reference: np.ndarray, same_rows: bool = False) -> np.ndarray:
     """Return for each row of `x` the root mean squared difference to the nearest row of `reference`, (rows,).

@@ -71,6 +71,7 @@ class Classifier:
         """
         self.n_classes, self.seed, self.features = n_classes, seed, None
         self._loaded: nn.Module | None = None
+        self._pretrained: dict[str, Tensor] | None = None
         self._name = backbone
         if backbone not in BACKBONES:
             name, self._loaded, self._dim = _network_of_file(backbone)
@@ -85,8 +86,19 @@ class Classifier:
             self.label = f"{size}, all weights trained from random initialisation"
             self.digest = content_digest(dict(self.network(0).state_dict()))
 
+    def start_from(self, weights: dict[str, Tensor], words: str) -> None:
+        """Let every network begin with `weights` (of models.contrastive: all but the last layer); `words` say whose."""
+        self._pretrained, self.digest = weights, content_digest(weights)
+        self.label = self.label.replace("from random initialisation", f"from {words}")
+
     def network(self, fold: int) -> nn.Module:
-        """Return an untrained network whose initial weights depend on (seed, fold) alone."""
+        """Return a network to be trained; its initial weights depend on (seed, fold), and on `start_from`, alone."""
+        network = self._fresh(fold)
+        if self._pretrained is not None:
+            network.load_state_dict(self._pretrained, strict=False)  # the last layer stays as it was drawn
+        return network
+
+    def _fresh(self, fold: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(self.seed, "classifier", fold))
             if self.features is not None:

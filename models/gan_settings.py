@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -30,9 +31,21 @@ def resolve_gan_settings(cfg: GANSettings) -> None:
             setattr(cfg, key, value)
 
 
+def for_rehearsal(cfg: GANSettings) -> GANSettings:
+    """Return settings under which a first step does all that any later one does, at its full size."""
+    few = {"log_interval": 1, "image_dir": "", "eval_every": min(cfg.eval_every, 1), "eval_tiles": 2}
+    full = {"penalty_every": 1, "grow_images": 0, "augment_images": 0}
+    return replace(cfg, num_epochs=max(cfg.num_epochs, 2), **few, **full)
+
+
 def free_settings(cfg: GANSettings) -> set[str]:
     """Return settings that may differ on resume, as they change nothing there: passes, without batch norm."""
     return {"micro_batch"} if cfg.gan_type == "residual" else set()
+
+
+def least_rows(cfg: GANSettings) -> int:
+    """Return the fewest rows of a batch that may pass through the networks at a time."""
+    return cfg.batch_size if cfg.penalty_per == "batch" else 1
 
 
 def check_gan_settings(cfg: GANSettings, config: str) -> None:
@@ -71,6 +84,7 @@ def check_gan_settings(cfg: GANSettings, config: str) -> None:
                 "save_every",
                 "weights_decay",
                 "cond_jitter",
+                "eval_every",
                 "micro_batch",
                 *schedules,
             ),
@@ -84,6 +98,8 @@ def check_gan_settings(cfg: GANSettings, config: str) -> None:
         for key in keys:
             if not good(getattr(cfg, key)):
                 raise InputError(f"{config}: {key} = {getattr(cfg, key)}: expected {words}")
+    if cfg.eval_tiles < 2:
+        raise InputError(f"{config}: eval_tiles = {cfg.eval_tiles}: expected 2 or more")
     if cfg.gamma_final is not None and not 0 <= cfg.gamma_final < math.inf:
         raise InputError(f"{config}: gamma_final = {cfg.gamma_final}: expected 0 or more")
     if cfg.img_size < 16 or cfg.img_size & (cfg.img_size - 1):

@@ -47,16 +47,19 @@ class Published:
             )
         return self
 
-    def betavae(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """Return model_args and weights as models.betavae.BetaVAE takes them: the file's, or those in an RNA-GAN's.
+    def betavae(self) -> tuple[dict[str, Any], dict[str, Stored]]:
+        """Return model_args and what `weights` reads for models.betavae.BetaVAE: the file's, or what an RNA-GAN's has.
 
         InputError where they do not fit, or a GAN's file holds none.
         """
         described = self.file.value
         if self.kind == "gan" and (described := vae_inside(described.get("loss_objects"))[0]) is None:
             self.of_kind("betavae", "name it with --checkpoint, and the beta-VAE with --vae_checkpoint")
-        args, names = betavae_names(described, str(self.file.path))
-        return args, _finite(self.file.tensors(names), self.file.path)
+        return betavae_names(described, str(self.file.path))
+
+    def weights(self, names: Mapping[str, Stored]) -> dict[str, torch.Tensor]:
+        """Return name -> tensor, fp32. InputError where the file cannot hold it, or one is NaN or infinite."""
+        return _finite(self.file.tensors(names), self.file.path)
 
     def gan(self, expression: bool = False) -> dict[str, Any]:
         """Return the state of a checkpoint of kind "gan", as far as the file tells: None or empty where it does not.
@@ -74,7 +77,7 @@ class Published:
         args |= {"gan_type": "dcgan", "depth": 1, "cond_dim": 128, "condition_share": 0.5, "condition": "add"}
         args |= {"latent_dim": args["encoding_dims"] if conditional else 0, "first_side": 0}
         args |= {"noise": "uniform" if conditional else "normal", "standardise": "batch" if conditional else "train"}
-        weights = {f"network.{k}": v for k, v in _finite(self.file.tensors(names), path).items()}
+        weights = {f"network.{k}": v for k, v in self.weights(names).items()}
         if conditional:
             weights["null"] = torch.zeros(args["latent_dim"])
         epoch = value.get("epoch")
@@ -100,8 +103,7 @@ class Published:
             _, names = betavae_names(vae, str(self.file.path))
         except InputError:
             return None  # a beta-VAE of another form: nothing to compare with
-        vectors = self.file.tensors({k: v for k, v in names.items() if len(v.size) == 1})
-        return weights_mark(_finite(vectors, self.file.path))
+        return weights_mark(self.weights({k: v for k, v in names.items() if len(v.size) == 1}))
 
 
 def open_published(path: str | Path) -> Published | None:

@@ -3,6 +3,8 @@
 import sys
 import time
 
+from common.words import in_words
+
 LOG_SECONDS = 60.0  # between two lines in a log
 
 
@@ -43,10 +45,3 @@ class Progress:
         rate = (self._done - self._kept) / max(time.monotonic() - self._start, 1e-3)  # slides per second
         left = f"; {in_words((self._slides - self._done) / rate)} left" if rate else ""
         return f"{self._what}: {self._done:,} of {self._slides:,} slides, {self._tiles:,} tiles{left}"
-
-
-def in_words(seconds: float) -> str:
-    """Return a duration as a person says it: "40 s", "12 min", "3.5 h"."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

@@ -21,8 +21,8 @@ from quiz.store import Store
 
 FEW_VISITORS = 10  # below them a bootstrap over visitors is too narrow: Wilson's interval over answers instead
 COLUMNS = [
-    "visit", "code", "experience", "finished", "position", "tile", "tissue", "model", "truth", "answer", "correct",
-    "sure", "quality", "seconds", "changes", "answered", "source",
+    "visitor", "visit", "code", "experience", "finished", "position", "tile", "tissue", "model", "truth", "answer",
+    "correct", "sure", "quality", "seconds", "changes", "answered", "source",
 ]  # fmt: skip
 RATINGS = 6  # certainly real ... certainly synthetic
 
@@ -35,7 +35,10 @@ def answer_table(store: Store, deck: Deck) -> pd.DataFrame:
         answer = "real" if row["says_real"] else "synthetic"
         truth = "real" if card.real else "synthetic"
         rows.append(
-            {name: row[name] for name in ("visit", "code", "experience", "position", "tile", "sure", "quality")}
+            {
+                name: row[name]
+                for name in ("visitor", "visit", "code", "experience", "position", "tile", "sure", "quality")
+            }
             | {"finished": bool(row["finished"]), "tissue": card.tissue, "model": card.model, "source": card.source}
             | {"truth": truth, "answer": answer, "correct": truth == answer, "seconds": round(row["seconds"], 3)}
             | {"changes": row["revision"] - 1}
@@ -57,6 +60,7 @@ def analyse(table: pd.DataFrame, seed: int = 99, resamples: int = RESAMPLES) -> 
         return group(rows, rows if own is None else rows[own(rows)], rng, resamples)
 
     found: dict[str, Any] = {"answers": len(table), "visits": int(table["visit"].nunique())}
+    found["visitors"] = int(table["visitor"].nunique())
     found |= {"finished": int(table.loc[table["finished"], "visit"].nunique()), "seed": seed, "resamples": resamples}
     if table.empty:
         return found
@@ -80,18 +84,18 @@ def group(rows: pd.DataFrame, own: pd.DataFrame, rng: np.random.Generator, resam
     Each is {value, low, high, interval}: by a bootstrap over visitors from FEW_VISITORS on; below, shares have
     Wilson's, as if answers were independent, the others none. d' and criterion are of pooled answers.
     """
-    visits, place = np.unique(rows["visit"], return_inverse=True)
-    n = len(visits)
+    visitors, place = np.unique(rows["visitor"], return_inverse=True)
+    n = len(visitors)
     synthetic, says = (rows[c].to_numpy() == "synthetic" for c in ("truth", "answer"))
     mine = rows.index.isin(own.index)
     rating = np.where(says, 2 + rows["sure"].to_numpy(), 3 - rows["sure"].to_numpy()).astype(int)  # 0..5
 
-    def per_visit(mask: np.ndarray) -> np.ndarray:
+    def per_visitor(mask: np.ndarray) -> np.ndarray:
         return np.bincount(place[mask], minlength=n).astype(float)
 
     columns = [mine & (synthetic == says), mine, synthetic & says, synthetic, ~synthetic & says, ~synthetic]
     columns += [kind & (rating == r) for kind in (synthetic, ~synthetic) for r in range(RATINGS)]
-    counts = np.stack([per_visit(mask) for mask in columns], 1)  # (visits, 6 + 2 * RATINGS)
+    counts = np.stack([per_visitor(mask) for mask in columns], 1)  # (visitors, 6 + 2 * RATINGS)
     total = counts.sum(0)
     boots = drawn_counts(n, resamples, rng) @ counts if n >= FEW_VISITORS else None
 
@@ -129,7 +133,7 @@ def _undefined(c: np.ndarray) -> np.ndarray:
 
 
 def _tiles(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return each tile's share of right answers, hardest first, with Wilson's interval: one answer per visitor."""
+    """Return each tile's share of right answers, hardest first, with Wilson's interval."""
     rows = []
     for (tile, tissue, model, source), group_ in table.groupby(["tile", "tissue", "model", "source"]):
         right, n = int(group_["correct"].sum()), len(group_)
@@ -143,7 +147,7 @@ def _quality(table: pd.DataFrame, rng: np.random.Generator, resamples: int) -> d
     rated = table.dropna(subset=["quality"])
     if rated.empty:
         return {"means": {}, "differences": []}
-    ratings = rated.pivot(index="visit", columns="tile", values="quality").astype(float)
+    ratings = rated.astype({"quality": float}).pivot_table("quality", "visitor", "tile")  # seen again: the mean
     model_of = rated.drop_duplicates("tile").set_index("tile")["model"]
     means, pairs = compared_ratings(ratings.to_numpy(), model_of[ratings.columns].to_numpy(), rng, resamples)
     return {"means": means, "differences": pairs}
@@ -151,13 +155,14 @@ def _quality(table: pd.DataFrame, rng: np.random.Generator, resamples: int) -> d
 
 def summary(found: dict[str, Any]) -> list[str]:
     """Return the analysis in lines of text."""
-    lines = [f"{found['answers']} answers in {found['visits']} visits, {found['finished']} of them finished"]
+    visits = f"{found['visits']} visits ({found['finished']} finished) of {found['visitors']} visitors"
+    lines = [f"{found['answers']} answers in {visits}"]
     for key in ("all", "by_model", "by_tissue", "by_experience"):
         groups = {"all": found[key]} if key == "all" and key in found else found.get(key, {})
         for name, block in groups.items():
             accuracy, d = block["accuracy"], block["d_prime"]
             text = f"{name}: right {accuracy['value']:.3f} ({accuracy['low']:.3f} to {accuracy['high']:.3f})"
-            text += f", n = {accuracy['n']} answers of {block['visitors']} visits"
+            text += f", n = {accuracy['n']} answers of {block['visitors']} visitors"
             if d["value"] is not None:
                 text += f"; d' {d['value']:.2f}" + (
                     f" ({d['low']:.2f} to {d['high']:.2f})" if d["low"] is not None else ""

@@ -47,7 +47,10 @@ class Options:
 
 
 def make_app(deck: Deck, store: Store, options: Options) -> Headers:
-    """Return the ASGI application."""
+    """Return the ASGI application.
+
+    What writes runs in threads, since a commit waits for the disk; reading, which waits for nobody, in the event loop.
+    """
     from fastapi import Depends, FastAPI, Request
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import HTMLResponse, RedirectResponse, Response
@@ -82,7 +85,7 @@ def make_app(deck: Deck, store: Store, options: Options) -> Headers:
         )
         return response
 
-    def visit_of(request: Request) -> Visit | None:
+    async def visit_of(request: Request) -> Visit | None:
         """Return the browser's visit; too many requests end here."""
         token = request.cookies.get(COOKIE)
         visit = store.visit(token) if token else None
@@ -128,7 +131,7 @@ def make_app(deck: Deck, store: Store, options: Options) -> Headers:
         return page("tile.html", 422 if error else 200, **values)
 
     @app.get("/")
-    def start_get(request: Request, visit: Visiting) -> Response:
+    async def start_get(request: Request, visit: Visiting) -> Response:
         return start_page(request, visit)
 
     @app.post("/start")
@@ -143,15 +146,17 @@ def make_app(deck: Deck, store: Store, options: Options) -> Headers:
                 return start_page(request, visit, error, typed)
             _, token = store.start(deck.deal_for(code), experience, code)
         else:
-            _, token = store.start(deck.deal(np.random.default_rng(secrets.randbits(128))), experience)
+            visitor = visit.visitor if visit else None
+            tiles = deck.deal(np.random.default_rng(secrets.randbits(128)), seen=store.seen(visitor) if visitor else ())
+            _, token = store.start(tiles, experience, visitor=visitor)
         return with_cookie(RedirectResponse("/quiz", 303), token)
 
     @app.get("/quiz")
-    def quiz_get(visit: Visiting) -> Response:
+    async def quiz_get(visit: Visiting) -> Response:
         return current(visit) if visit else RedirectResponse("/", 303)
 
     @app.get("/quiz/{position}")
-    def tile_get(request: Request, position: int, visit: Visiting) -> Response:
+    async def tile_get(request: Request, position: int, visit: Visiting) -> Response:
         if visit is None:
             return RedirectResponse("/", 303)
         if not 1 <= position <= visit.n:
@@ -182,7 +187,7 @@ def make_app(deck: Deck, store: Store, options: Options) -> Headers:
         return RedirectResponse(f"/quiz/{position + 1}", 303)
 
     @app.get("/tile/{position}")
-    def picture_get(position: int, visit: Visiting) -> Response:
+    async def picture_get(position: int, visit: Visiting) -> Response:
         if visit is None or not 1 <= position <= visit.current:
             raise HTTPException(404)  # no looking ahead
         if options.study and (visit.finished or position != visit.current):
@@ -190,7 +195,7 @@ def make_app(deck: Deck, store: Store, options: Options) -> Headers:
         return Response(deck.path(store.tile(visit, position)).read_bytes(), media_type="image/jpeg")
 
     @app.get("/result")
-    def result_get(request: Request, visit: Visiting) -> Response:
+    async def result_get(request: Request, visit: Visiting) -> Response:
         if visit is None or not visit.finished:
             return RedirectResponse("/quiz", 303)
         if options.study:  # participants talk: nothing is told before the study ends
@@ -200,12 +205,12 @@ def make_app(deck: Deck, store: Store, options: Options) -> Headers:
         return page("result.html", visit=visit, form=form_token(request.cookies[COOKIE]), **values)
 
     @app.get("/static/{name}")
-    def static_get(name: str) -> Response:
+    async def static_get(name: str) -> Response:
         if name not in files:
             raise HTTPException(404)
         return Response(files[name], media_type=STATIC[name], headers={"Cache-Control": "public, max-age=86400"})
 
-    def failed(request: Request, error: Exception) -> Response:
+    async def failed(request: Request, error: Exception) -> Response:
         status = getattr(error, "status_code", 404)  # an address that is no number is nowhere
         return _with(page("message.html", status, status=status), getattr(error, "headers", None) or {})
 

@@ -197,6 +197,8 @@ def build_quiz(
     knows the seed does not know the tiles. InputError where `out` holds another quiz that has answers.
     """
     out = Path(out)
+    if (out / "__init__.py").exists():
+        raise InputError(f"{out}: holds a part of the program; choose another --out, such as quizzes/first")
     settings: dict[str, Any] = {"real": [str(p) for p in real], "synthetic": [str(p) for p in synthetic]}
     settings |= {"tiles": n, "round": per_visit, "seed": seed, "split": split, "split_seed": split_seed}
     settings |= {"jpeg_quality": jpeg_quality}

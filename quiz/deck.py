@@ -7,7 +7,7 @@ named by chance. `<quiz>/answers.sqlite` (quiz/store.py) holds the answers.
 import hashlib
 import hmac
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,9 +75,12 @@ class Deck:
         """Return a tile's file; the id is one of the quiz's own, never what a visitor typed."""
         return self.folder / "tiles" / f"{self.cards[card_id].id}.jpg"
 
-    def deal(self, rng: np.random.Generator, n: int | None = None) -> list[str]:
-        """Return n tile ids (the quiz's round) in random order: half real, tissues alike, models alike within each."""
-        return deal(list(self.cards.values()), n or self.round, rng)
+    def deal(self, rng: np.random.Generator, n: int | None = None, seen: Collection[str] = ()) -> list[str]:
+        """Return n tile ids (the quiz's round) in random order: half real, tissues alike, models alike within each.
+
+        Those `seen` only where there are not enough others.
+        """
+        return deal(list(self.cards.values()), n or self.round, rng, seen)
 
     def deal_for(self, code: str, n: int | None = None) -> list[str]:
         """Return the tiles of a participant's code: always the same, and nobody without the quiz's key can know."""
@@ -95,7 +98,7 @@ def shares(total: int, n: int, rng: np.random.Generator) -> list[int]:
     return [total // n + (i in more) for i in range(n)]
 
 
-def deal(cards: Sequence[Card], n: int, rng: np.random.Generator) -> list[str]:
+def deal(cards: Sequence[Card], n: int, rng: np.random.Generator, seen: Collection[str] = ()) -> list[str]:
     """Return n ids of `cards` in random order, balanced by truth, tissue and model as far as there are tiles."""
     n = min(n, len(cards))
     cells: dict[tuple[str, str], list[str]] = {}
@@ -109,7 +112,7 @@ def deal(cards: Sequence[Card], n: int, rng: np.random.Generator) -> list[str]:
         quotas = {REAL: half} | dict(zip(models, shares(half, len(models), rng), strict=True))
         for model, quota in quotas.items():
             ids = cells[tissue, model]
-            chosen += [ids[i] for i in rng.permutation(len(ids))[:quota]]
+            chosen += sorted((ids[i] for i in rng.permutation(len(ids))), key=lambda name: name in seen)[:quota]
     left = sorted({card.id for card in cards} - set(chosen))  # where a cell was short, or n is odd
     chosen += [left[i] for i in rng.permutation(len(left))[: n - len(chosen)]]
     return [chosen[i] for i in rng.permutation(len(chosen))]

@@ -25,7 +25,8 @@ BUSY_SECONDS = 10  # to wait for another server's write
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS quiz (digest TEXT PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS visits (
-    id INTEGER PRIMARY KEY, token TEXT NOT NULL UNIQUE, code TEXT UNIQUE, experience TEXT, n INTEGER NOT NULL,
+    id INTEGER PRIMARY KEY, visitor INTEGER NOT NULL, token TEXT NOT NULL UNIQUE, code TEXT UNIQUE, experience TEXT,
+    n INTEGER NOT NULL,
     started REAL NOT NULL, finished REAL,
     hits INTEGER, signals INTEGER, false_alarms INTEGER, noises INTEGER
 );
@@ -41,14 +42,19 @@ CREATE TABLE IF NOT EXISTS answers (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS finished ON visits (finished) WHERE finished IS NOT NULL;
 """
-# answered: Unix time; seconds: since the visit's previous answer, or its start; hits ...: of a finished visit
+# visitor: the number of the first visit from the same browser; answered: Unix time; seconds: since the visit's previous
+# answer, or its start; hits ...: of a finished visit
 
 
 @dataclass(frozen=True)
 class Visit:
-    """One visitor's go: n tiles, of which `answered` have an answer; `code`: a study's participant."""
+    """One visitor's go: n tiles, of which `answered` have an answer; `code`: a study's participant.
+
+    `visitor`: the number of the first visit from the same browser, so that who comes again is one person.
+    """
 
     id: int
+    visitor: int
     code: str | None
     experience: str | None
     n: int
@@ -113,10 +119,17 @@ class Store:
         if found is not None and found[0] != digest:
             raise InputError(f"{path}: holds the answers of another quiz; move the file away, or restore quiz.json")
 
-    def start(self, tiles: Sequence[str], experience: str | None = None, code: str | None = None) -> tuple[Visit, str]:
+    def start(
+        self,
+        tiles: Sequence[str],
+        experience: str | None = None,
+        code: str | None = None,
+        visitor: int | None = None,
+    ) -> tuple[Visit, str]:
         """Begin a visit of these tiles; return it with its token. A code that is known goes on with its own visit.
 
-        Its earlier token stops working: a participant is in one browser at a time.
+        Its earlier token stops working: a participant is in one browser at a time. `visitor`: whose visit it is, None:
+        a new one's.
         """
         token = secrets.token_urlsafe(32)
         with self._transaction() as db:
@@ -125,8 +138,9 @@ class Store:
                 db.execute("UPDATE visits SET token = ? WHERE id = ?", (_hashed(token), row[0]))
             else:
                 row = db.execute(
-                    "INSERT INTO visits (token, code, experience, n, started) VALUES (?, ?, ?, ?, ?) RETURNING id",
-                    (_hashed(token), code, experience, len(tiles), time.time()),
+                    "INSERT INTO visits (visitor, token, code, experience, n, started) VALUES"
+                    " (coalesce(?, (SELECT coalesce(max(id), 0) + 1 FROM visits)), ?, ?, ?, ?, ?) RETURNING id",
+                    (visitor, _hashed(token), code, experience, len(tiles), time.time()),
                 ).fetchone()
                 rows = [(row[0], position, tile) for position, tile in enumerate(tiles, 1)]
                 db.executemany("INSERT INTO shown VALUES (?, ?, ?)", rows)
@@ -146,6 +160,11 @@ class Store:
         query = "SELECT tile FROM shown WHERE visit = ? AND position = ?"
         row = self._connection().execute(query, (visit.id, position)).fetchone()
         return row[0] if row else None
+
+    def seen(self, visitor: int) -> set[str]:
+        """Return the tiles that a visitor was shown in any visit."""
+        query = "SELECT tile FROM shown JOIN visits ON visits.id = visit WHERE visitor = ?"
+        return {row[0] for row in self._connection().execute(query, (visitor,))}
 
     def answer_at(self, visit: Visit, position: int) -> tuple[Answer, int] | None:
         """Return an answer and its revision, None where there is none yet."""
@@ -209,8 +228,8 @@ class Store:
     def export(self) -> Iterator[dict]:
         """Yield every answer as a row of names and values, by visit and position."""
         query = (
-            "SELECT visit, code, experience, n, finished IS NOT NULL AS finished, position, tile, says_real, sure,"
-            " quality, seconds, revision, answered FROM answers JOIN shown USING (visit, position)"
+            "SELECT visit, visitor, code, experience, finished IS NOT NULL AS finished, position, tile, says_real,"
+            " sure, quality, seconds, revision, answered FROM answers JOIN shown USING (visit, position)"
             " JOIN visits ON visits.id = visit ORDER BY visit, position"
         )
         rows = self._connection().execute(query)
@@ -260,8 +279,8 @@ def _hashed(token: str) -> str:
 def _visit(db: sqlite3.Connection, where: str, value: object) -> Visit | None:
     """Return the visit that `where`, a condition of ours with one placeholder, finds."""
     query = (
-        "SELECT id, code, experience, n, finished, (SELECT count(*) FROM answers WHERE visit = visits.id) FROM visits"
-        f" WHERE {where}"
+        "SELECT id, visitor, code, experience, n, finished, (SELECT count(*) FROM answers WHERE visit = visits.id)"
+        f" FROM visits WHERE {where}"
     )
     row = db.execute(query, (value,)).fetchone()
     return Visit(*row) if row else None

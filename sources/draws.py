@@ -95,7 +95,7 @@ class Draws:
         if not isinstance(self.source, NumberedSource):
             self._draw(numbers)
             return
-        needed = [self._chosen(i) for i in numbers]
+        needed = [self.chosen(i) for i in numbers]
         if with_halves:
             needed += [half for i in numbers for half in self._chosen_halves(i)]
         self._know(np.unique(np.concatenate(needed)))
@@ -105,7 +105,7 @@ class Draws:
         if self.is_statistics:
             return self.source.features
         if isinstance(self.source, NumberedSource):
-            return self._look_up(self._chosen(i))
+            return self._look_up(self.chosen(i))
         if i not in self._draws:
             self._draw([i])
         return self._draws[i]
@@ -115,7 +115,8 @@ class Draws:
         first, second = self._chosen_halves(i)
         return self._look_up(first), self._look_up(second)
 
-    def _chosen(self, i: int) -> np.ndarray:
+    def chosen(self, i: int) -> np.ndarray:
+        """Return the tiles' numbers of draw i of a real source, (n,)."""
         return self.source.choose(self.n, seed_for(self.seed, self.name, i))
 
     def _chosen_halves(self, i: int) -> tuple[np.ndarray, np.ndarray]:

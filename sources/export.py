@@ -162,13 +162,13 @@ def measured(digest: str, file: Path) -> list[str]:
         for path in sorted(p.resolve() for pattern in FOUND_IN for p in folder.glob(pattern)):
             if path not in found:
                 try:
-                    found[path] = _lines(read_json(path), digest, path.parent.name)
+                    found[path] = _lines(read_json(path), digest)
                 except (InputError, KeyError, TypeError, AttributeError):  # another tool's file
                     found[path] = []
     return [line for lines in found.values() for line in lines]
 
 
-def _lines(metrics: dict[str, Any], digest: str, name: str) -> list[str]:
+def _lines(metrics: dict[str, Any], digest: str) -> list[str]:
     if metrics.get("vae_digest") == digest and "test" in metrics:
         return [
             f"reconstruction of held-out donors, {group} (n = {methods['profiles']} of {methods['donors']} donors), "
@@ -181,13 +181,19 @@ def _lines(metrics: dict[str, Any], digest: str, name: str) -> list[str]:
     own = {key for key, source in metrics.get("sources", {}).items() if source.get("digest") == digest}
     extractor = metrics.get("extractor", {})
     return [
-        f"{name}: {metrics['sources'][pair['a']]['label']} against {metrics['sources'][pair['b']]['label']}, n = "
+        f"{_side(metrics['sources'][pair['a']])} against {_side(metrics['sources'][pair['b']])}, n = "
         f"{pair['n_a']} and {pair['n_b']}, {len(pair['draws'])} draws, {extractor['name']} "
         f"({extractor['digest'][:8]}): "
         + ", ".join(f"{m.upper()} {pair[m]['mean']:.4g} (sd {pair[m]['sd']:.2g})" for m in ("fid", "kid") if pair[m])
         for pair in metrics.get("pairs", [])
         if own & {pair["a"], pair["b"]}
     ]
+
+
+def _side(source: dict[str, Any]) -> str:
+    """Return what a side of a distance is; its label may name a patient."""
+    one = source.get("patient") or len(source.get("profiles") or []) == 1
+    return f"{source['kind']} {source.get('run') or ''}".strip() + (" (of one patient)" if one else "")
 
 
 def _use(kind: str, state: dict[str, Any]) -> str:

@@ -27,6 +27,7 @@ from sources.profiles import Profiles
 from sources.vae import NOTHING, Fit
 
 EXPORTED_VAE = "betavae"  # folder beside an exported RNA-GAN with its VAE
+BEST = "best.model"  # beside <run>.model: the generator that was best in training (sources/watching.py)
 
 
 @dataclass
@@ -47,9 +48,14 @@ class GAN:
         return self.state["conditional"]
 
     @property
+    def what(self) -> str:
+        """What a label calls it: "GAN", "RNA-GAN", "published RNA-GAN"."""
+        return ("published " if "published" in self.state else "") + ("RNA-GAN" if self.conditional else "GAN")
+
+    @property
     def run(self) -> str:
-        """The run's name: its checkpoint's stem, or the folder that it was exported to."""
-        return self.path.parent.resolve().name if self.path.suffix == ".safetensors" else self.path.stem
+        """The run's name, or the folder that it was exported to."""
+        return run_name(self.path)
 
     @property
     def tissues(self) -> list[str]:
@@ -126,6 +132,17 @@ class GAN:
             **({"published": self.state["published"]} if "published" in self.state else {}),
             **({"vae_published": self.vae_origin} if self.vae_origin else {}),
         }
+
+
+def run_name(path: Path) -> str:
+    """Return a checkpoint's name: its file's stem, or the folder that it was exported to.
+
+    That of gan_lung/best.model is gan_lung_best.
+    """
+    folder = path.resolve().parent.name
+    if path.suffix == ".safetensors":
+        return folder
+    return path.stem if path.name != BEST else f"{folder}_{path.stem}"
 
 
 def refuse_trained(model: TrainedOn, cohort: Cohort) -> None:
@@ -205,7 +222,7 @@ class GANSource:
         self.conditions = conditions if gan.conditional else None
         self.names = list(names or []) if gan.conditional else []
         tissues = "+".join(gan.tissues)
-        plain = f"{'RNA-GAN' if gan.conditional else 'GAN'} {tissues or gan.run}"
+        plain = f"{gan.what} {tissues or gan.run}"
         self.label = label or plain + (f", {self.names[0]}" if len(self.names) == 1 else "")
 
     def count(self) -> None:

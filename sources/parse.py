@@ -19,7 +19,7 @@ from datasets.cohort import open_cohort
 from datasets.expression import ExpressionTable, read_cohort_tables
 from datasets.keys import slide_key
 from datasets.leaks import HELD_OUT
-from sources.gan import GAN, GANSource, open_gan, refuse_trained
+from sources.gan import GAN, GANSource, open_gan, refuse_trained, run_name
 from sources.real import FolderSource, RealSource
 from sources.statistics import StatisticsSource
 from sources.tile_folder import makers_of
@@ -39,7 +39,7 @@ class SourceSpec:
     def short_name(self) -> str:
         """A name for files and folders: "rna-gan_lung_GTEX-15RJ7-0625", "real_gan_run_lung"."""
         stem = (
-            Path(self.path).stem
+            run_name(Path(self.path))
             if Path(self.path).suffix in (".json", ".npz", ".model", ".pt")
             else Path(self.path).name
         )
@@ -153,7 +153,7 @@ class Opener:
     def _run(self, spec: SourceSpec) -> GANSource:
         gan = self._gan(spec.path)
         if not gan.conditional:
-            return GANSource(gan, None, f"GAN {gan.run}")
+            return GANSource(gan, None, f"{gan.what} {gan.run}")
         self.conditional = True
         guidance = getattr(self.args, "guidance", 1.0)
         settings = self.settings(spec.config) if spec.config else self._trained_with(gan)
@@ -161,11 +161,11 @@ class Opener:
         profiles = gan.profiles(self.vae_checkpoint, table, Fit.of(settings))  # None: the VAE that the run names
         if spec.patient is None:
             names = profiles.held_out()
-            label = f"RNA-GAN {gan.run} ({len(names)} held-out profiles)"
+            label = f"{gan.what} {gan.run} ({len(names)} held-out profiles)"
             return GANSource(gan, profiles.conditions(names), label, names, guidance)
         row = table.find(spec.patient)
         gan.warn_of_tissue(spec.patient, str(table.obs["tissue"].iloc[row]))
-        label = f"RNA-GAN {gan.run}, profile {spec.patient} ({profiles.split(row)})"
+        label = f"{gan.what} {gan.run}, profile {spec.patient} ({profiles.split(row)})"
         return GANSource(gan, profiles.conditions([row])[0], label, [str(table.obs.index[row])], guidance)
 
     def _table(self, key: str, settings: GANSettings) -> ExpressionTable:

@@ -68,7 +68,7 @@ def fitted(published: Published, fit: Fit, device: torch.device | str = "cpu") -
     `assigned_split` or by donor; the distances to compare with: those of split val. `published` in the state says so.
     InputError where no table is named, one has another number of genes, or such rows are too few.
     """
-    args, weights = published.betavae()
+    args, names = published.betavae()
     path, count = published.file.path, args["n_genes"]
     if not fit.tables:
         raise InputError(
@@ -88,7 +88,7 @@ def fitted(published: Published, fit: Fit, device: torch.device | str = "cpu") -
             f"--fit_scaler {shorten(fit.tables)}: {len(train)} rows of split train and {len(held_out)} of val, at "
             "least 2 and 1 were expected; name tables of more donors, or fill their column assigned_split"
         )
-    scaler = ExpressionScaler.fit(train, TRANSFORM)
+    scaler, weights = ExpressionScaler.fit(train, TRANSFORM), published.weights(names)
     own = content_digest(weights)
     origin = {
         "digest": content_digest([own, table.genes, TRANSFORM, train, fit.split_seed]),
@@ -98,8 +98,8 @@ def fitted(published: Published, fit: Fit, device: torch.device | str = "cpu") -
         "rows": f"{len(train)} of split train, split_seed {fit.split_seed}",
     }
     state = {"model_args": args, "model": weights, "genes": table.genes, "unit": table.unit, "scaler": scaler.state()}
-    state |= {"split_seed": fit.split_seed, "min_gene_coverage": 0.8, "missing_genes": "mean", "settings": {}}
-    state |= {"epoch": None, "validation": None, "published": origin}
+    state |= {"split_seed": fit.split_seed, "min_gene_coverage": DataSettings.min_gene_coverage}
+    state |= {"missing_genes": scaler.missing, "settings": {}, "epoch": None, "validation": None, "published": origin}
     state = finished_state(state, train, table.obs["tissue"][split == "train"].tolist(), held_out, device)
     error = float(state["residual_std"].square().mean())
     origin["held_out_error"] = round(error, 4)

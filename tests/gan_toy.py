@@ -90,6 +90,12 @@ def write_vae(run: Path, tables: object, seed: int = 0) -> str:
     return save_checkpoint(run / "best.pt", "betavae", state)
 
 
+def repeatable(line: dict) -> dict:
+    """Return a line of a log without what is another each time: times, rates and memory."""
+    momentary = ("seconds", "seconds_left", "memory_gb", "images_per_second", "profiles_per_second")
+    return {key: value for key, value in line.items() if key not in momentary}
+
+
 def run(module: object, words: str) -> int:
     """Run a command's main() with these words; return the exit status."""
     return run_command(module.main, module.build_parser(), words.split())

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from betavae_cohort import write_cohort
+from gan_toy import repeatable
 
 import betaVAE_training
 from common.checkpoint import load_checkpoint
@@ -30,7 +31,8 @@ def train(config, *flags):
 
 
 def log_of(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    """The lines of a log, without times and memory."""
+    return [repeatable(json.loads(line)) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def weights_equal(a, b):

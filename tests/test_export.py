@@ -155,9 +155,17 @@ def test_the_card_says_what_is_known_and_names_no_donor(cohort):
     vae = load_checkpoint("checkpoints/betavae_tissues/best.pt")[0]
     spread = {"mean": 12.5, "sd": 0.25, "low": 12, "high": 13}
     pair = {"a": "A", "b": "B", "n_a": 600, "n_b": 580, "draws": [{}, {}], "fid": spread, "kid": None}
-    sources = {"A": {"label": "RNA-GAN lung", "digest": digest}, "B": {"label": "real", "digest": None}}
+    sources = {
+        "A": {"label": "RNA-GAN lung", "digest": digest, "kind": "rna-gan", "run": "lung", "profiles": [PATIENT]}
+    }
+    sources["A"]["label"] += f", profile {PATIENT}"
+    sources["B"] = {"label": f"real, {PATIENT}", "digest": None, "kind": "real", "patient": None}
     found = {
-        "fid/a_vs_b": {"extractor": {"name": "inception", "digest": "0123456789"}, "sources": sources, "pairs": [pair]},
+        f"fid/lung_{PATIENT}_vs_b": {
+            "extractor": {"name": "inception", "digest": "0123456789"},
+            "sources": sources,
+            "pairs": [pair],
+        },
         "fid/another": {"sources": {"A": {"label": "x", "digest": "other"}}, "pairs": [pair | {"b": "A"}]},
         "conditioning/rna": {"gan": {"digest": digest}, "split": "test", "summary": "tiles follow the expression"},
         "conditioning/no": {"gan": {"digest": "other"}, "split": "test", "summary": "not this one"},
@@ -174,8 +182,11 @@ def test_the_card_says_what_is_known_and_names_no_donor(cohort):
         and vae_digest(cohort) in card
         and read("checkpoints/rna-gan_lung/config.json")["cohort_digest"] in card
     )
-    assert "RNA-GAN lung against real, n = 600 and 580, 2 draws, inception (01234567): FID 12.5 (sd 0.25)" in card
-    assert card.count("RNA-GAN lung against real") == 1  # found from the run and from here, named once
+    assert (
+        "rna-gan lung (of one patient) against real, n = 600 and 580, 2 draws, inception (01234567): FID 12.5 (sd 0.25)"
+        in card
+    )
+    assert card.count("against real") == 1  # found from the run and from here, named once
     assert "does it follow the expression? Split test: tiles follow the expression" in card
     assert "not this one" not in card and "other" not in card.split("## Measured")[1].split("## Settings")[0]
     assert "28 training donors" not in card and f"{len(vae['trained_donors'])} training donors" in card

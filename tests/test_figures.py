@@ -1,25 +1,23 @@
 """Plots, the page, what the report measures, and the report on a small study made by the commands themselves."""
 
 import base64
-import importlib
 import json
 import re
-import shlex
 import shutil
 from html.parser import HTMLParser
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from betavae_cohort import write_cohort
+from figures_study import command, finish_study, make_study
 
-import paper_figures
-from common.errors import InputError, run_command
-from datasets.tiles import write_store
+from common.errors import InputError
 from figures import measure, page, plots, tile_sections
 from figures.results import metrics_under, read_log, series_of
 from models.conditioning import ConditionedGenerator, InputRule
 from models.dcgan import DCGANGenerator
+from paper import report as page_of_the_demo
 from sources.study import Study
 
 # ---- Plots ----
@@ -161,56 +159,20 @@ def test_a_log_cut_short_is_read_to_its_last_whole_line(tmp_path):
 # ---- The report on a study ----
 
 
-def command(line):
-    """Run one command line in this process; return its exit status."""
-    name, *words = shlex.split(line)
-    module = importlib.import_module(name.removesuffix(".py"))
-    return run_command(module.main, module.build_parser(), words)
-
-
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """A study of 40 donors, two tissues, 16 px tiles, made by the commands; every stage but fid.py and wsi_model.py."""
-    root = tmp_path_factory.mktemp("study")
-    write_cohort(root, n_donors=40, n_genes=100, num_epochs=3)
-    vae = json.loads((root / "vae.json").read_text()) | {"save_dir": f"{root}/checkpoints/betavae_tissues"}
-    (root / "configs").mkdir()
-    (root / "configs" / "betavae_tissues.json").write_text(json.dumps(vae))
-    random = np.random.default_rng(0)
-    lines = ["donor,slide,tissue,nuclear_density,nuclear_size,eosin_od,white_space"]
-    for tissue, site in (("lung", "0625"), ("brain", "3025")):
-        for donor in range(40):
-            name = f"GTEX-{donor:04d}-{site}"
-            shade = (200, 150, 190) if tissue == "lung" else (150, 90, 160)
-            tiles = np.clip(random.normal(shade, 25, (6, 16, 16, 3)), 0, 255).astype(np.uint8)
-            rows = [(64 * k, 0, 1.0, tile) for k, tile in enumerate(tiles)]
-            write_store(root / "tiles" / tissue, name, rows, mpp=1.0, tile_size=16, fmt="png")
-            factors = ",".join(f"{v:.3f}" for v in random.normal(size=4))
-            lines.append(f"GTEX-{donor:04d},{name}.svs,{tissue},{factors}")
-        gan = {
-            "path_csv": [f"{root}/{tissue}.h5ad"],
-            "patch_data_path": [f"{root}/tiles/{tissue}"],
-            "vae_checkpoint": f"{root}/checkpoints/betavae_tissues.pt",
-            "img_size": 16,
-            "encoding_dims": 8,
-            "step_channels": 4,
-            "num_epochs": 1,
-            "max_steps": 3,
-            "batch_size": 8,
-            "log_interval": 1,
-            "device": "cpu",
-        }
-        (root / "configs" / f"gan_run_{tissue}.json").write_text(json.dumps(gan))
-    (root / "truth.csv").write_text("\n".join(lines) + "\n")
-    config = f"--config {root}/configs/betavae_tissues.json"
-    for name in ("training", "interpolation", "sample"):
-        assert command(f"betaVAE_{name}.py {config}") == 0
-    for tissue in ("lung", "brain"):
-        for run, loss in (("gan", "wgan"), ("rna-gan", "wganvae")):
-            folder = f"{root}/checkpoints/{run}_{tissue}"
-            flags = f"--config {root}/configs/gan_run_{tissue}.json --model_dir {folder} --loss_type {loss}"
-            assert command(f"histopathology_gan.py {flags}") == 0
-    return root
+    return make_study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def whole(study, tmp_path_factory):
+    """A copy of the study with all that comes after the networks."""
+    root = tmp_path_factory.mktemp("whole") / "study"
+    shutil.copytree(study, root)
+    for path in [*root.glob("configs/*.json"), *root.glob("checkpoints/*/config.json")]:
+        path.write_text(path.read_text().replace(str(study), str(root)))
+    return finish_study(root)
 
 
 def report(root, out):
@@ -233,25 +195,8 @@ def test_the_report_is_written_with_what_there_is_and_names_the_commands_for_the
     assert "section distances is left open" in capsys.readouterr().err
 
 
-def test_the_whole_report_shows_n_seed_extractor_and_digests_and_is_the_same_twice(study, tmp_path):
-    configs, runs = f"{study}/configs/gan_run", f"{study}/checkpoints"
-    for run in ("lung", "brain"):
-        flags = f"--config {configs}_{run}.json --sample_size 24 --out {study}/generated/rna-gan_{run}"
-        assert command(f"generate_tissue_images.py --checkpoint {runs}/rna-gan_{run} {flags}") == 0
-    sources = f"real=real:{configs}_lung.json gan={runs}/gan_lung rna-gan={runs}/rna-gan_lung"
-    flags = f"--sample_size 20 --iterations 2 --extractor_side 32 --device cpu --out {study}/fid/matrix"
-    assert command(f"fid.py --matrix {sources} {flags}") == 0
-    generated = " ".join(f"{study}/generated/rna-gan_{t}" for t in ("lung", "brain"))
-    toy = f"--generated {generated} --out {study}/images_form --per_class 30"
-    assert command(f"prepare_data.py toy --real {study}/tiles/lung {study}/tiles/brain {toy}") == 0
-    data = f"--patch_data_path {study}/images_form --num_epochs 3 --device cpu"
-    assert command(f"wsi_model.py {data} --csv_path real_toy_example.csv --out {study}/classifier/real") == 0
-    tables = "--train_csv rna-gan_toy_example.csv --test_csv real_toy_example.csv"
-    assert command(f"wsi_model.py {data} {tables} --out {study}/classifier/synthetic_to_real") == 0
-    flags = f"--config {configs}_lung.json --tiles 4 --sampling_seeds 1 --re_pairings 99 --device cpu"
-    judged = f"--checkpoint {runs}/rna-gan_lung {flags} --extractor_side 32 --out {study}/conditioning/lung"
-    assert command(f"evaluate_conditioning.py {judged}") == 0
-
+def test_the_whole_report_shows_n_seed_extractor_and_digests_and_is_the_same_twice(whole, tmp_path):
+    study = whole
     html = report(study, tmp_path / "a.html")
     assert 'class="missing"' not in html
     check_self_contained(html)
@@ -307,7 +252,7 @@ def test_generated_tiles_are_measured_at_the_gans_pixel_size_and_real_ones_at_th
         monkeypatch.setattr(
             measure, name, lambda t, mpp, *a, f=real, n=name: (seen.setdefault(n, mpp), f(t, mpp, *a))[1]
         )
-    paper_figures.morphology_part(opened, 0, 2)
+    page_of_the_demo.morphology_part(opened, 0, 2)
     own = next(iter(opened.held_out.values())).cohort.tiles.mpp
     assert seen["real_means"] == own != 3.0 and seen["patient_means"] == 3.0
 
@@ -347,7 +292,7 @@ def test_the_matching_section_says_what_was_done_and_survives_what_is_undefined(
         (tmp_path / tissue).mkdir()
         (tmp_path / tissue / "metrics.json").write_text(json.dumps(found | {"control": control}))
     facts = []
-    section = paper_figures.matching_part(tmp_path, facts)
+    section = page_of_the_demo.matching_part(tmp_path, facts)
     assert facts[0] == ("–", "r of nuclear density, RNA-GAN with real, brain")
     html = page.render("t", "", facts, [section], "")
     for words in (
@@ -357,3 +302,132 @@ def test_the_matching_section_says_what_was_done_and_survives_what_is_undefined(
         "from 7 components",
     ):
         assert words in html
+
+
+# ---- The paper's figures on the same study ----
+
+EVERY = {
+    "architecture",
+    "latent_map",
+    "latent_errors",
+    "shift_tissue",
+    "shift_sex",
+    "tiles_lung",
+    "tiles_brain",
+    "fid_matrix",
+    "patients",
+    "epochs",
+    "conditioning",
+    "geo",
+    "classifier",
+}
+
+
+def draw(what, root, out, status=0):
+    assert command(f"paper_figures.py {what} --study {root} --out {out} --device cpu") == status
+    return {path.name: path.read_bytes() for path in out.glob("[!.]*")}
+
+
+@pytest.fixture(scope="module")
+def drawn(whole, tmp_path_factory):
+    """The folder of all figures of the whole study."""
+    out = tmp_path_factory.mktemp("drawn")
+    draw("all", whole, out)
+    return out
+
+
+def test_all_figures_are_drawn_the_same_twice_and_the_second_time_nothing_is_computed(
+    whole, drawn, tmp_path, monkeypatch
+):
+    first = {path.name: path.read_bytes() for path in drawn.glob("[!.]*")}
+    assert set(first) == {f"{name}.{kind}" for name in EVERY for kind in ("pdf", "png", "csv", "txt")}
+    assert all(b"Date" not in first[name] for name in first if name.endswith("pdf"))
+    again = draw("all", whole, tmp_path / "b")
+    assert [name for name in first if first[name] != again[name]] == []
+
+    def computed(*_):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(measure, "latent_map_points", computed)
+    monkeypatch.setattr(Study, "generated", computed)
+    assert draw("latent", whole, drawn) == first and draw("patients", whole, drawn) == first
+
+
+def test_every_caption_says_n_seed_extractor_and_digest_and_that_the_papers_values_are_unknown(whole, drawn):
+    captions = {path.name: path.read_text() for path in drawn.glob("*.txt")}
+    vae = json.loads((whole / "checkpoints/betavae_tissues/metrics.json").read_text())["vae_digest"][:12]
+    for name, text in captions.items():
+        stem = name.removesuffix(".txt")
+        assert re.search(r"\bn\b|profiles|patients", text) and re.search("[Ss]eed", text), name
+        assert "xtractor" in text and re.search(r"\b[0-9a-f]{12}\b", text), name
+        assert ("own values are not known to us" in text) == (stem != "architecture"), name
+    for stem in ("architecture", "latent_map", "latent_errors", "shift_tissue", "shift_sex", "geo"):
+        assert vae in captions[f"{stem}.txt"], stem
+    matrix = metrics_under(whole / "fid")["matrix"]
+    assert matrix["extractor"]["weights_digest"][:12] in captions["fid_matrix.txt"]
+    assert "Not among the sources: real_lung" in captions["fid_matrix.txt"]
+    assert "Not in the table: XIST" in captions["shift_sex.txt"]
+    assert "No held-out donor has a profile of male" in captions["shift_sex.txt"]
+    assert "gan_brain" in captions["epochs.txt"] and "--eval_every" in captions["epochs.txt"]
+    assert "lung wgangp" in captions["epochs.txt"]
+
+
+def test_the_tables_hold_what_the_metrics_do(whole, drawn):
+    table = {name: pd.read_csv(drawn / f"{name}.csv") for name in EVERY}
+    errors = table["latent_errors"].fillna({"gene": ""})
+    test = json.loads((whole / "checkpoints/betavae_tissues/metrics.json").read_text())["test"]
+    own = errors[(errors["donors"] == "lung") & (errors["method"] == "beta-VAE")]
+    assert own[own["gene"] == ""]["mse"].item() == pytest.approx(test["lung"]["vae"]["mse"], rel=1e-5)
+    assert own[own["gene"] != ""]["mse"].mean() == pytest.approx(test["lung"]["vae"]["mse"], rel=1e-3)
+    pairs = json.loads((whole / "checkpoints/betavae_tissues/shifts/metrics.json").read_text())["pairs"]
+    curve = table["shift_tissue"].query("panel == 'probability'")
+    for pair in pairs:  # the calls of betaVAE_interpolation.py are those of a probability above a half
+        end = curve[(curve["from"] == pair["from"]) & (curve["x"] == 1.0)]
+        assert (end["y"] > 0.5).sum() == pair["after_called_to"]["count"]
+    floor = table["fid_matrix"].query("measure == 'kid' and a == 'real' and b == 'real'")
+    assert floor["mean"].item() == pytest.approx(
+        metrics_under(whole / "fid")["matrix"]["floors"][0]["kid"]["mean"], 1e-4
+    )
+    assert set(table["epochs"]["run"]) == {"gan_lung", "rna-gan_lung"}
+    assert table["epochs"].groupby("run")["kid"].min().to_dict() == pytest.approx(
+        {"gan_lung": 3 + 5 / 3, "rna-gan_lung": 2 + 5 / 3}, rel=1e-5
+    )
+    value = table["conditioning"].query("what == 'nuclear size, r'")["value"].item()
+    r = metrics_under(whole / "conditioning")["lung"]["morphology"]["nuclear_size"]["pearson"]
+    assert (np.isnan(value) and r is None) or value == pytest.approx(r, rel=1e-5)
+    scored = table["classifier"].set_index(["run", "score"])["value"]
+    assert scored["real", "accuracy"] == pytest.approx(
+        metrics_under(whole / "classifier")["real"]["scores"]["accuracy"]["value"], rel=1e-5
+    )
+    assert table["classifier"].set_index("run")["curve"].to_dict()["pretrained_16"] == "part"
+    assert set(table["geo"]["profile"]) <= {"GSM1", "GSM2"} and len(table["tiles_lung"]) == 3 * 3 * 6
+
+
+def test_a_figure_without_its_inputs_names_the_command_that_makes_them(study, tmp_path, capsys):
+    assert draw("all", study, tmp_path, status=3).keys() >= {"latent_map.pdf", "architecture.pdf", "patients.pdf"}
+    said = capsys.readouterr().err
+    for name, maker in (
+        ("fid_matrix", "fid.py"),
+        ("epochs", "--eval_every N"),
+        ("conditioning", "evaluate_conditioning.py"),
+        ("geo", "generate_tissue_images.py"),
+        ("classifier", "wsi_model.py"),
+    ):
+        line = next(line for line in said.splitlines() if f"{name} is left out" in line)
+        assert f"made by: python {maker}" in line or f"{maker}" in line, line
+        assert not list(tmp_path.glob(f"{name}*"))
+        assert command(f"paper_figures.py {name} --study {study} --out {tmp_path}") == 2
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_folder_of_configs_alone_has_the_architecture_and_names_the_rest(study, tmp_path, capsys):
+    shutil.copytree(study / "configs", tmp_path / "bare" / "configs")
+    for path in (tmp_path / "bare" / "configs").glob("*.json"):
+        words = path.read_text().replace(f"{study}/checkpoints", f"{tmp_path}/bare/checkpoints")
+        path.write_text(words)
+    assert draw("all", tmp_path / "bare", tmp_path / "out", status=3).keys() == {
+        f"architecture.{kind}" for kind in ("pdf", "png", "csv", "txt")
+    }
+    said = capsys.readouterr().err
+    assert "betaVAE_training.py" in said and "betaVAE_interpolation.py" in said and "histopathology_gan.py" in said
+    assert command(f"paper_figures.py all --study {tmp_path}/nowhere --out {tmp_path}/none") == 2

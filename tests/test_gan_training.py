@@ -77,7 +77,8 @@ def test_eight_steps_equal_three_and_five_to_the_bit(cohort, loss):
     assert same(weights("whole"), weights("parts"))
     assert load_checkpoint("whole/whole.model", "gan")[1] == load_checkpoint("parts/parts.model", "gan")[1]
     last = [log_of(run)[-1] for run in ("whole", "parts")]
-    assert [line.pop("seconds") > 0 for line in last] == [True, True]
+    assert [line["seconds"] > 0 for line in last] == [True, True]
+    last = [gan_toy.repeatable(line) for line in last]
     assert last[0] == last[1] and last[0]["step"] == 8
 
 

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "sources": {"common", "models", "datasets", "metrics"},
     "figures": {"common", "models", "datasets", "metrics"},
     "preparation": {"common", "models", "datasets", "metrics", "sources", "figures"},
+    "paper": {"common", "models", "datasets", "metrics", "sources", "figures"},
     "quiz": {"common", "models", "datasets", "metrics"},
 }
 LATE = {"openslide", "matplotlib", "wandb", "umap", "dask", "fastapi", "lmdb", "lz4"}  # imported where used

@@ -79,10 +79,11 @@ def read(path):
 @pytest.mark.parametrize(("encoder", "decoder"), [([24, 18, 12], [18, 24]), ([7], [5]), ([9, 6], [5, 8, 3])])
 def test_the_beta_vae_gives_what_the_published_network_gives(tmp_path, how, encoder, decoder):
     theirs = published.save_vae(tmp_path / "a", vae=published.trained(published.betaVAE(30, encoder, decoder)), **how)
-    args, weights = open_published(tmp_path / "a").betavae()
+    file = open_published(tmp_path / "a")
+    args, names = file.betavae()
     assert args["n_genes"] == 30 and args["encoder_sizes"] == encoder and args["decoder_sizes"] == decoder
     ours = BetaVAE(**args)
-    ours.load_state_dict(weights)
+    ours.load_state_dict(file.weights(names))
     x = torch.randn(6, 30)
     with torch.no_grad():
         expected, mu, logvar = theirs(x)
@@ -274,7 +275,7 @@ def test_tiles_of_a_published_gan(cohort, capsys):
     about = read("g/manifest.json")["made_from"]
     gan = open_gan("gan.model")
     assert about["kind"] == "gan" and about["digest"] == gan.digest and about["epoch"] == 12
-    assert about["published"]["loss_objects"] == ["WassersteinGeneratorLoss"] and about["label"] == "GAN gan"
+    assert about["published"]["loss_objects"] == ["WassersteinGeneratorLoss"] and about["label"] == "published GAN gan"
     assert gan.generator.rule.noise == "normal" and pixels("g").shape == (8, 16, 16, 3)
 
 
@@ -349,7 +350,7 @@ def test_distances_of_published_files(cohort, capsys):
     (a, b) = sources.values()
     assert a["digest"] == open_gan("rna-gan.model").digest and b["digest"] == open_gan("gan.model").digest
     assert a["vae_published"]["rows"] and a["published"]["loss_objects"] == ["WassersteinGeneratorLossVAE"]
-    assert "RNA-GAN rna-gan, profile" in a["label"] and a["mpp"] is None
+    assert "published RNA-GAN rna-gan, profile" in a["label"] and b["label"] == "published GAN gan" and a["mpp"] is None
     words = (
         "--matrix real=real:lung.json gan=gan.model --split test --sample_size 6 --iterations 1 --extractor_side tiles"
     )

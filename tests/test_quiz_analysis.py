@@ -53,6 +53,7 @@ def test_d_prime_and_accuracy_of_each_model_are_those_of_the_observers(answered)
         assert block["d_prime"]["value"] == pytest.approx(d, abs=0.3), model
         assert block["d_prime"]["low"] < d < block["d_prime"]["high"] and block["accuracy"]["n"] == 400
         assert block["accuracy"]["value"] == pytest.approx(norm.cdf(d - 0.75), abs=0.08)
+        assert block["criterion"]["value"] == pytest.approx(0.75 - d / 2, abs=0.15)
         area = norm.cdf(d / np.sqrt(2))  # of equal-variance observers (Green and Swets 1966)
         assert block["roc_area"]["value"] == pytest.approx(area, abs=0.06)
     everything = found["all"]
@@ -87,18 +88,26 @@ def test_the_analysis_is_the_same_for_the_same_seed_and_is_json(answered):
     a, b = (json.dumps(analyse(answered[1], 5, 100), allow_nan=False) for _ in range(2))
     assert a == b != json.dumps(analyse(answered[1], 6, 100))
     text = "\n".join(summary(json.loads(a)))
-    assert "1600 answers in 40 visits, 40 of them finished" in text and "rna-gan: right 0." in text
+    assert "1600 answers in 40 visits (40 finished) of 40 visitors" in text and "rna-gan: right 0." in text
 
 
 def test_few_visitors_have_wilsons_interval_and_say_so(tmp_path):
     deck, store = open_answers(make_quiz(tmp_path).folder)
     empty = analyse(answer_table(store, deck))
-    assert empty["answers"] == 0 and "0 answers in 0 visits" in summary(empty)[0]
+    assert empty["answers"] == 0 and "0 answers in 0 visits (0 finished) of 0 visitors" in summary(empty)[0]
     simulate(store, deck, visitors=3, n=8, rated=False)
     found = json.loads(json.dumps(analyse(answer_table(store, deck), resamples=50), allow_nan=False))
     block = found["all"]
     assert block["accuracy"]["interval"] == "Wilson over answers" and block["d_prime"]["interval"] == "none"
     assert block["d_prime"]["low"] is None and found["quality"] == {"means": {}, "differences": []}
+
+
+def test_one_person_in_many_visits_is_one_visitor(answered):
+    alone = answered[1].assign(visitor=1)
+    found = json.loads(json.dumps(analyse(alone, resamples=50), allow_nan=False))
+    assert found["visitors"] == 1 and found["visits"] == 40
+    assert found["all"]["accuracy"]["interval"] == "Wilson over answers"
+    assert found["quality"]["means"]["gan"]["visitors"] == 1
 
 
 def test_a_visitor_who_saw_one_kind_only_has_no_d_prime(answered):
@@ -115,7 +124,7 @@ def test_a_visitor_who_saw_one_kind_only_has_no_d_prime(answered):
 def test_sureness_orders_the_ratings(answered):
     assert RATINGS == 6  # 3 of each answer: certainly real 0, ..., certainly synthetic 5
     table = answered[1].iloc[:12].assign(
-        visit=1, truth=["real"] * 6 + ["synthetic"] * 6, sure=[3, 2, 1, 1, 2, 3] * 2,
+        visitor=1, visit=1, truth=["real"] * 6 + ["synthetic"] * 6, sure=[3, 2, 1, 1, 2, 3] * 2,
         answer=(["real"] * 3 + ["synthetic"] * 3) * 2,
     )  # fmt: skip
     table["correct"] = table["truth"] == table["answer"]

@@ -1,6 +1,7 @@
 """The pages over HTTP: who sees what, what cannot be known before the end, and what strangers may not do."""
 
 import re
+from functools import partial
 
 import pytest
 from quiz_visitors import InProcess, Visitor, make_quiz, open_answers
@@ -80,8 +81,24 @@ def test_visitors_are_compared_once_there_are_enough(site):
         visitor.start(experience="pathologist")
         take(visitor)
     page = visitor.get("/result").text.replace("&nbsp;", "\xa0")
-    assert "better than 0\xa0% of 5 others" in page and "pathologist 50\xa0% (6)" in page
+    assert "better than 0\xa0% of 5 other visits" in page and "pathologist 50\xa0% (6)" in page
     assert re.search(r'aria-label="Visits by share of right answers. 50 to 60 percent: 6. Yours', page)
+
+
+def test_who_comes_again_sees_other_tiles_and_counts_as_one_visitor(site):
+    visitor = site()
+    shown = []
+    for k in range(7):
+        assert visitor.start().status_code == 303
+        visit = site.store.visit(visitor.client.cookies["visit"])
+        shown.append({site.store.tile(visit, position) for position in range(1, 9)})
+        assert (visit.id, visit.visitor) == (k + 1, 1)
+        take(visitor)
+    assert len(set.union(*shown[:6])) == 48, "all tiles of the quiz, before any comes again"
+    assert len(shown[6]) == 8 and visitor.get("/result").status_code == 200
+    other = site(visitor.client.app)
+    other.start()
+    assert site.store.visit(other.client.cookies["visit"]).visitor == 8
 
 
 def test_going_back_changes_an_answer_and_the_second_tab_is_told(site):
@@ -335,7 +352,8 @@ def test_what_a_visitor_types_comes_back_as_text(site):
     assert "had an answer already" not in visitor.get("/quiz/1?kept=\u00b2").text
 
 
-def test_who_asks_too_often_waits_and_others_do_not(site):
+def test_who_asks_too_often_waits_and_others_do_not(site, monkeypatch):
+    monkeypatch.setattr("quiz.app.Bucket", partial(Bucket, clock=lambda: 0.0))  # nothing is refilled
     visitor = site(visits_per_minute=3)
     app = visitor.client.app
     assert [visitor.start().status_code for _ in range(3)] == [303] * 3

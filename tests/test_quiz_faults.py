@@ -1,5 +1,6 @@
 """A real server that is killed, doubled and crowded: no answer that it acknowledged is lost, none is there twice."""
 
+import os
 import random
 import threading
 import time
@@ -32,6 +33,7 @@ def kills(folder, times):
             try:
                 while True:
                     if visitor.get("/quiz").headers["location"] == "/result":
+                        visitor.client.cookies.clear()
                         visitor.start()
                         cookies = dict(visitor.client.cookies)
                     position = int(visitor.get("/quiz").headers["location"].rsplit("/", 1)[1])
@@ -89,14 +91,15 @@ def test_a_crowd_of_twenty_is_served_and_every_answer_is_there(tmp_path):
 
 @pytest.mark.soak
 def test_two_hundred_visitors_at_once(tmp_path, capsys):
-    deck = make_quiz(tmp_path, n=96, per_visit=20, per_cell=24)
+    deck, load_before = make_quiz(tmp_path, n=96, per_visit=20, per_cell=24), os.getloadavg()[0]
     with serving(deck.folder, "--visits_per_minute", "10000") as (_, url):
         began = time.monotonic()
         seen = load.crowd(url, visitors=200, tiles=20, pause=3.0)
         took = time.monotonic() - began
     with capsys.disabled():
-        print(f"\n{load.told(seen, took)}")
+        print(f"\n{load.told(seen, took)}; load before {load_before:.1f}")
     assert Counter(seen.statuses) == {200: 200 * (1 + 2 * 20), 303: 200 * (1 + 20)}
     rows = stored(deck.folder)
     assert len({row[:2] for row in rows}) == len(rows) == 4000
-    assert seen.quantile(0.95) < 0.1, "on 2 cores that do nothing else"
+    if load_before < 1:  # else the time is the other work's
+        assert seen.quantile(0.95) < 0.1
