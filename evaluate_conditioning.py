@@ -18,6 +18,7 @@ Controls, of one sampling seed: the generator without expression, tiles without 
 Reads the checkpoint, its beta-VAE, the config's tables and tile stores.
 Writes into --out, by default conditioning/<run>/: metrics.json (each number with sd over sampling seeds, low, high,
 chance, ceiling, null_q99, p_value, n) and report.html with the pictures; prints one line that says it in words.
+With torchrun, or --parallel, several processes divide the tiles; the result is that of one.
 """
 
 import argparse
@@ -27,15 +28,28 @@ from pathlib import Path
 
 import torch
 
-from common.config import GANSettings, add_fit_scaler, add_tile_limits, load_config
+from common.config import GANSettings, add_fit_scaler, add_parallel, add_tile_limits, load_config
+from common.distributed import joined, launch, under_torchrun
 from common.errors import InputError, command_parser, run_command
 from common.files import make_folder, write_json, write_text
 from common.run import pick_device
+from common.together import together
 from figures.evaluation_page import Pictures, evaluation_page
 from models.features import Extractor, load_extractor
-from sources.evaluation import REAL_TILES, TRAIN_TILES, Ruler, independent, open_patients, refuse_few, seeds_of
+from sources.division import agree_on
+from sources.evaluation import (
+    REAL_TILES,
+    TRAIN_TILES,
+    Patients,
+    Ruler,
+    independent,
+    open_patients,
+    refuse_few,
+    seeds_of,
+)
 from sources.gan import GAN, open_gan
 from sources.judgement import Job
+from sources.profiles import Profiles
 from sources.readers import read_shift
 
 
@@ -68,12 +82,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--patients", type=int, default=0, help="seeded patients for retrieval, distances; default all")
     parser.add_argument("--seed", type=int, help="of noise and draws; default: the config's")
     parser.add_argument("--device", help="cpu, cuda, cuda:N, or a GPU's index with the CPU as fallback")
+    add_parallel(parser.add_argument)
     parser.add_argument("--out", help="folder to write to; default conditioning/<run>")
     return parser
 
 
 def main(args: argparse.Namespace) -> int | None:
     """Open everything, judge each tissue, write both files, print the line."""
+    if args.parallel and not under_torchrun():
+        return launch(args.parallel, [__file__, *args.words])
     for name, least in (("tiles", 2), ("sampling_seeds", 1), ("re_pairings", 19), ("patients", 0)):
         if getattr(args, name) < least:
             raise InputError(f"--{name} {getattr(args, name)}: at least {least} was expected")
@@ -81,52 +98,71 @@ def main(args: argparse.Namespace) -> int | None:
         raise InputError(f"--guidance {args.guidance}: 0 (no expression) or more was expected; 1 is as trained")
     cfg = load_config(GANSettings, args.config, args)
     device = pick_device(cfg.device)
-    gan = open_gan(args.checkpoint, device)
-    if not gan.conditional:
-        raise InputError(
-            f"{gan.path}: takes no expression, an RNA-GAN was expected; name this one with --unconditional"
+    with joined(device) as ranks:
+        # Open everything.
+        with together(main_first=True):
+            gan = open_gan(args.checkpoint, device)
+            if not gan.conditional:
+                raise InputError(
+                    f"{gan.path}: takes no expression, an RNA-GAN was expected; name this one with --unconditional"
+                )
+            control = control_of(args, gan, device)
+            if args.guidance != 1 and any(g.generator.rule.standardise == "batch" for g in (gan, control[0])):
+                raise InputError("--guidance: the published form (standardise = batch) has none; leave it at 1")
+            held_out, train, profiles = open_all_patients(args, cfg, gan, control[0])
+            out = make_folder(args.out or Path("conditioning", gan.run)) if ranks.main else None
+            shifts = {Path(path).stem.removeprefix("shift_"): read_shift(path, profiles) for path in args.shift}
+            ruler = Ruler(extractor_of(args, gan, device))
+
+        # Judge each tissue; the ranks divide the tiles.
+        tissues, pictures = {}, {}
+        for tissue, patients in held_out.items():
+            looked_at = [[p.names, [len(x) for x in p.tiles]] for p in (patients, train[tissue])]
+            agree_on(tissue, [gan.describe(), ruler.extractor.describe(), looked_at])
+            job = Job(args, cfg.seed, gan, control, ruler, patients, train[tissue], shifts, tissue)
+            tissues[tissue], drawn = job.run()
+            pictures[tissue] = Pictures(**drawn)
+        if not ranks.main:
+            return None
+
+        # Report.
+        about = {
+            "gan": gan.describe(),
+            "control": control[1],
+            "extractor": ruler.extractor.describe(),
+            "seed": cfg.seed,
+            "split": args.split,
+            "tiles": args.tiles,
+            "sampling_seeds": seeds_of(cfg.seed, args.sampling_seeds),
+            "guidance": args.guidance,
+            "re_pairings": args.re_pairings,
+        }
+        first = next(iter(tissues.values()))
+        line = f"{gan.run}: " + " | ".join(
+            (f"{tissue}: " if len(tissues) > 1 else "") + m["verdict"]["text"] for tissue, m in tissues.items()
         )
-    control = control_of(args, gan, device)
-    if args.guidance != 1 and any(g.generator.rule.standardise == "batch" for g in (gan, control[0])):
-        raise InputError("--guidance: a GAN of the published form (standardise = batch) has none; leave it at 1")
+        write_json(out / "metrics.json", {**about, "summary": line, **first, "tissues": tissues})
+        write_text(out / "report.html", evaluation_page(gan.run, line, about, tissues, pictures))
+        print(line)
+    return None
+
+
+def open_all_patients(
+    args: argparse.Namespace, cfg: GANSettings, gan: GAN, control: GAN
+) -> tuple[dict[str, Patients], dict[str, Patients], Profiles]:
+    """Return tissue -> held-out patients, tissue -> training patients, and their table's profiles."""
     most = max(REAL_TILES, args.tiles)
     held_out, profiles = open_patients(gan, cfg, args.vae_checkpoint, args.split, cfg.seed, most)
     for patients in held_out.values():
-        control[0].refuse_trained(patients.cohort)
+        control.refuse_trained(patients.cohort)
     held_out = {tissue: independent(patients, tissue) for tissue, patients in held_out.items()}
-    refuse_few(held_out, args.split, ", ".join(cfg.path_csv))
+    tables = ", ".join(cfg.path_csv)
+    refuse_few(held_out, args.split, tables)
     train, _ = open_patients(gan, cfg, args.vae_checkpoint, "train", cfg.seed, REAL_TILES, TRAIN_TILES)
-    out = make_folder(args.out or Path("conditioning", gan.run))
-    shifts = {Path(path).stem.removeprefix("shift_"): read_shift(path, profiles) for path in args.shift}
-    ruler = Ruler(extractor_of(args, gan, device))
-
-    tissues, pictures = {}, {}
-    for tissue, patients in held_out.items():
+    for tissue in held_out:
         if tissue not in train:
-            raise InputError(f"{', '.join(cfg.path_csv)}: no training patients of {tissue}; the round trip needs them")
-        job = Job(args, cfg.seed, gan, control, ruler, patients, train[tissue], shifts, tissue)
-        tissues[tissue], drawn = job.run()
-        pictures[tissue] = Pictures(**drawn)
-
-    about = {
-        "gan": gan.describe(),
-        "control": control[1],
-        "extractor": ruler.extractor.describe(),
-        "seed": cfg.seed,
-        "split": args.split,
-        "tiles": args.tiles,
-        "sampling_seeds": seeds_of(cfg.seed, args.sampling_seeds),
-        "guidance": args.guidance,
-        "re_pairings": args.re_pairings,
-    }
-    first = next(iter(tissues.values()))
-    line = f"{gan.run}: " + " | ".join(
-        (f"{tissue}: " if len(tissues) > 1 else "") + m["verdict"]["text"] for tissue, m in tissues.items()
-    )
-    write_json(out / "metrics.json", {**about, "summary": line, **first, "tissues": tissues})
-    write_text(out / "report.html", evaluation_page(gan.run, line, about, tissues, pictures))
-    print(line)
-    return None
+            raise InputError(f"{tables}: no training patients of {tissue}; the round trip needs them")
+    return held_out, train, profiles
 
 
 def control_of(args: argparse.Namespace, gan: GAN, device: torch.device) -> tuple[GAN, str]:

@@ -17,30 +17,29 @@ twice as fast on a processor that has it (AVX512-BF16, AMX; much slower elsewher
 --matrix takes NAME=SOURCE with SOURCE = real:CONFIG[:PATIENT], RUN[:PATIENT], a folder or an .npz, and adds on its
 diagonal the distance between two disjoint halves of each real source: the floor that no generator can be expected to
 pass.
+With torchrun, or --parallel, several processes divide the tiles; the result is that of one.
 """
 
 import argparse
 import itertools
-import statistics
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common.config import PRECISIONS, add_fit_scaler, add_tile_limits
+from common.config import PRECISIONS, add_fit_scaler, add_parallel, add_tile_limits
+from common.distributed import joined, launch, under_torchrun
 from common.errors import InputError, command_parser, run_command, warn
 from common.files import make_folder, write_json
-from metrics.frechet import frechet_distance, frechet_from_statistics, frechet_to_statistics, small_sample_note
-from metrics.kernel import kernel_distance
-from metrics.manifold import precision_recall
+from common.together import together
+from metrics.frechet import small_sample_note
 from models.features import Extractor, load_extractor
+from sources.distances import MEASURES, compare, matrix_of, split_half
+from sources.division import agree_on
 from sources.draws import Draws, tiles_at_a_time
 from sources.feature_cache import FeatureCache, cache_folder
 from sources.parse import Opener, SourceSpec, parse_source
 from sources.statistics import save_statistics
-
-MEASURES = ("fid", "kid", "precision", "recall")
-NEIGHBOURS = 3  # k of precision and recall; Kynkäänniemi et al. 2019
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -74,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--save_statistics", nargs="?", const="", metavar="FOLDER", help="write each source's NAME.npz")
     how.add_argument("--seed", type=int, default=None, help="of the draws (default: the config's, else 99)")
     how.add_argument("--device", default=None, help="cpu, cuda, or a GPU's index (default: the config's, else 0)")
+    add_parallel(how.add_argument)
     how.add_argument(
         "--batch_size", dest="tiles_at_a_time", type=int, help="tiles at a time (default: by the free memory)"
     )
@@ -88,6 +88,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int | None:
     """Measure the two sides, or the matrix, print the table and write metrics.json."""
+    if args.parallel and not under_torchrun():
+        return launch(args.parallel, [__file__, *args.words])
     for name in ("sample_size", "iterations", "tiles_at_a_time"):
         least = 2 if name == "sample_size" else 1
         if getattr(args, name) is not None and getattr(args, name) < least:
@@ -96,72 +98,76 @@ def main(args: argparse.Namespace) -> int | None:
             )
     specs = matrix_specs(args.matrix) if args.matrix else side_specs(args)
 
-    # Open everything: what may fail does so before the first tile is drawn.
-    opener = Opener(args, args.vae_checkpoint)
-    sources = opener.open_all(specs)
-    if args.vae and not opener.conditional:
-        print("--vae: no side is an RNA-GAN, ignored")
-    for name, source in sources.items():
-        if source.describe()["kind"] == "gan":  # a patient was named for the other side: not part of this one's name
-            specs[name] = replace(specs[name], patient=None)
-    extractor = open_extractor(args, opener)
-    batch_size = args.tiles_at_a_time or tiles_at_a_time(extractor, opener.img_size)
-    cache = FeatureCache(cache_folder(args.feature_cache))
-    draws = {
-        name: Draws(
-            name,
-            source,
-            extractor,
-            args.sample_size,
-            args.iterations,
-            opener.seed,
-            batch_size,
-            opener.img_size,
-            cache,
-        )
-        for name, source in sources.items()
-    }
-    warnings = [f"{d.label}: {note}" for d in draws.values() if (note := small_sample_note(d.n, extractor.dim))]
-    print(f"extractor {extractor.name}, weights {extractor.digest[:8]}, {extractor.dim} features; seed {opener.seed}")
-    for name, d in draws.items():
-        fewer = f" (of {args.sample_size} asked for: all there are)" if d.n < args.sample_size else ""
-        print(f"{name}: {d.label}; n = {d.n}{fewer}")
+    opener = Opener(args, specs, args.vae_checkpoint)
+    with joined(opener.device) as ranks:
+        # Open everything: what may fail does so before the first tile is drawn.
+        with together(main_first=True):
+            sources = opener.open_all()
+            extractor = open_extractor(args, opener)
+            for name, source in sources.items():
+                if source.describe()["kind"] == "gan":  # the patient was named for the other side: not this one's
+                    specs[name] = replace(specs[name], patient=None)
+            out = check_output(args, specs) if ranks.main else None
+        cache = FeatureCache(cache_folder(args.feature_cache))
+        draws = open_draws(args, opener, sources, extractor, cache)
+        for name, d in draws.items():
+            agree_on(f"{name}: {d.label}", [d.source.describe(), extractor.describe(), d.n])
+        warnings = [f"{d.label}: {note}" for d in draws.values() if (note := small_sample_note(d.n, extractor.dim))]
+        if args.vae and not opener.conditional:
+            print("--vae: no side is an RNA-GAN, ignored")
+        about = f"weights {extractor.digest[:8]}, {extractor.dim} features; seed {opener.seed}"
+        print(f"extractor {extractor.name}, {about}")
+        for name, d in draws.items():
+            fewer = f" (of {args.sample_size} asked for: all there are)" if d.n < args.sample_size else ""
+            print(f"{name}: {d.label}; n = {d.n}{fewer}")
 
-    out = check_output(args, specs)
+        # Features, each tile once, by one of the ranks.
+        for name, d in draws.items():
+            d.extract(with_halves=bool(args.matrix) and specs[name].kind == "real")
+            if d.found:
+                print(f"{name}: features of {d.found} tiles from {cache.folder}")
+        if not ranks.main:
+            return None
 
-    # Features, each tile once; then the distances.
-    for name, d in draws.items():
-        d.extract(with_halves=bool(args.matrix) and specs[name].kind == "real")
-        if d.found:
-            print(f"{name}: features of {d.found} tiles from {cache.folder}")
-    pairs = [compare(specs, draws, a, b) for a, b in itertools.combinations(draws, 2)]
-    floors = [split_half(draws[name]) for name in draws if args.matrix and specs[name].kind == "real"]
-    for message in warnings:
-        warn(message)
+        # Distances.
+        pairs = [compare(a, b) for a, b in itertools.combinations(draws.values(), 2)]
+        floors = [split_half(d) for name, d in draws.items() if args.matrix and specs[name].kind == "real"]
+        for message in warnings:
+            warn(message)
 
-    # Report.
-    result = {
-        "extractor": extractor.describe(),
-        "seed": opener.seed,
-        "sample_size": args.sample_size,
-        "iterations": args.iterations,
-        "img_size": opener.img_size,
-        "sources": {name: {**d.source.describe(), "n": d.n} for name, d in draws.items()},
-        "pairs": pairs,
-        "floors": floors,
-        "warnings": warnings,
-    }
-    if args.matrix:
-        result["matrix"] = {m: matrix_of(list(draws), pairs, floors, m) for m in ("fid", "kid")}
-        print_matrices(list(draws), result["matrix"])
-    else:
-        result |= {measure: pairs[0][measure] for measure in MEASURES}
-        print_pair(pairs[0])
-    if args.save_statistics is not None:
-        save_all(Path(args.save_statistics or out.parent), specs, draws, extractor)
-    write_json(out, result)
-    print(f"{out}")
+        # Report.
+        result = {
+            "extractor": extractor.describe(),
+            "seed": opener.seed,
+            "sample_size": args.sample_size,
+            "iterations": args.iterations,
+            "img_size": opener.img_size,
+            "sources": {name: {**d.source.describe(), "n": d.n} for name, d in draws.items()},
+            "pairs": pairs,
+            "floors": floors,
+            "warnings": warnings,
+        }
+        if args.matrix:
+            result["matrix"] = {m: matrix_of(list(draws), pairs, floors, m) for m in ("fid", "kid")}
+            print_matrices(list(draws), result["matrix"])
+        else:
+            result |= {measure: pairs[0][measure] for measure in MEASURES}
+            print_pair(pairs[0])
+        if args.save_statistics is not None:
+            save_all(Path(args.save_statistics or out.parent), specs, draws, extractor)
+        write_json(out, result)
+        print(f"{out}")
     return None
+
+
+def open_draws(
+    args: argparse.Namespace, opener: Opener, sources: dict[str, Any], extractor: Extractor, cache: FeatureCache
+) -> dict[str, Draws]:
+    """Return the draws of each source, by name."""
+    size = args.tiles_at_a_time or tiles_at_a_time(extractor, opener.img_size)
+    how = (extractor, args.sample_size, args.iterations, opener.seed, size, opener.img_size, cache)
+    with together():
+        return {name: Draws(name, source, *how) for name, source in sources.items()}
 
 
 def side_specs(args: argparse.Namespace) -> dict[str, SourceSpec]:
@@ -220,58 +226,6 @@ def open_extractor(args: argparse.Namespace, opener: Opener) -> Extractor:
             raise InputError(f"--extractor_side {args.extractor_side}: expected a number of pixels, or 'tiles'")
         side = int(args.extractor_side)
     return load_extractor(name, args.weights, opener.device, side, args.precision)
-
-
-def compare(specs: dict[str, SourceSpec], draws: dict[str, Draws], a: str, b: str) -> dict[str, Any]:
-    """Return every measure between sources a and b over the draws: mean, sd, least and greatest value, and the draws.
-
-    Precision and recall take as reference the side that is real; b where both or none are.
-    """
-    left, right = draws[a], draws[b]
-    reference = a if specs[a].kind == "real" != specs[b].kind else b
-    values: list[dict[str, float | None]] = []
-    for i in range(left.iterations):
-        x, y = left.features(i), right.features(i)
-        if x is None or y is None:  # statistics without features: only the Fréchet distance is known
-            values.append({**dict.fromkeys(MEASURES), "fid": _frechet(left, right, x, y)})
-            continue
-        real, generated = (x, y) if reference == a else (y, x)
-        enough = min(len(x), len(y)) > NEIGHBOURS
-        precision, recall = precision_recall(real, generated, NEIGHBOURS) if enough else (None, None)
-        kid = kernel_distance(x, y, seed=left.seed)
-        values.append({"fid": frechet_distance(x, y), "kid": kid, "precision": precision, "recall": recall})
-    return {"a": a, "b": b, "n_a": left.n, "n_b": right.n, "reference": reference, **summaries(values), "draws": values}
-
-
-def _frechet(left: Draws, right: Draws, x: Any, y: Any) -> float:
-    if x is None and y is None:
-        return frechet_from_statistics(left.source.mu, left.source.sigma, right.source.mu, right.source.sigma)
-    features, known = (y, left.source) if x is None else (x, right.source)
-    return frechet_to_statistics(features, known.mu, known.sigma)
-
-
-def split_half(draws: Draws) -> dict[str, Any]:
-    """Return the distance between disjoint halves of a real source, over the draws: n of each half stands beside it."""
-    halves = [draws.halves(i) for i in range(draws.iterations)]
-    values = [{"fid": frechet_distance(x, y), "kid": kernel_distance(x, y, seed=draws.seed)} for x, y in halves]
-    return {"source": draws.name, "n": len(halves[0][0]), **summaries(values), "draws": values}
-
-
-def summaries(values: list[dict[str, float | None]]) -> dict[str, Any]:
-    """Return mean, sd (denominator n - 1; 0 for one draw), low and high of each measure; None where it is unknown."""
-    result: dict[str, Any] = {}
-    for measure in values[0]:
-        v = [float(draw[measure]) for draw in values if draw[measure] is not None]
-        sd = statistics.stdev(v) if len(v) > 1 else 0.0
-        result[measure] = {"mean": statistics.fmean(v), "sd": sd, "low": min(v), "high": max(v)} if v else None
-    return result
-
-
-def matrix_of(names: list[str], pairs: list[dict], floors: list[dict], measure: str) -> list[list[float | None]]:
-    """Return the symmetric table of means, rows and columns in the order of `names`; the diagonal holds the floors."""
-    known = {(p["a"], p["b"]): p[measure] for p in pairs} | {(f["source"], f["source"]): f[measure] for f in floors}
-    cells = [[known.get((a, b)) or known.get((b, a)) for b in names] for a in names]
-    return [[cell and cell["mean"] for cell in row] for row in cells]
 
 
 def print_pair(pair: dict[str, Any]) -> None:

@@ -13,33 +13,35 @@ folders second/ and real/, made the same way, and comparison.png: real tiles of 
 second's, side by side. With --sweep also sweep.png: tiles along a shift of betaVAE_interpolation.py, a row per noise, a
 column per alpha.
 Tile k depends on the model, the profile, the seed and k only. Typing the same command again makes what is missing.
+With torchrun, or --parallel, several processes make the same files, each its share.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from common.checkpoint import content_digest
-from common.config import PRECISIONS, GANSettings, add_fit_scaler, add_tile_limits, load_config
+from common.config import PRECISIONS, GANSettings, add_fit_scaler, add_parallel, add_tile_limits, load_config
+from common.distributed import joined, launch, under_torchrun
 from common.errors import InputError, command_parser, run_command, shorten, warn
 from common.files import read_json, sha256_of, write_json
 from common.run import generator_for, pick_device
+from common.together import together
 from datasets.cohort import open_cohort
 from datasets.expression import ExpressionTable, read_cohort_tables, read_expression
 from datasets.keys import slide_key, slug
 from datasets.tiles import area_resize, read_image
+from sources.division import agree_on
 from sources.gan import GAN, GANSource, open_gan
 from sources.pictures import grid_of, write_png
 from sources.profiles import Profiles
 from sources.readers import read_shift
 from sources.real import RealSource
-from sources.tile_folder import TileFolder
+from sources.tile_folder import TileFolder, write_tiles
 from sources.vae import NOTHING, Fit
 
 GRID_TILES, GRID_COLUMNS = 64, 8
@@ -82,16 +84,64 @@ def build_parser() -> argparse.ArgumentParser:
         help="bf16: a DCGAN draws faster on a CPU with AVX512-BF16; moves pixels by under a grey level in the mean",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:N, or a GPU's index with the CPU as fallback")
+    add_parallel(parser.add_argument)
     return parser
 
 
 def main(args: argparse.Namespace) -> int | None:
     """Models, profile, tiles, pictures."""
+    if args.parallel and not under_torchrun():
+        return launch(args.parallel, [__file__, *args.words])
     cfg = load_config(GANSettings, args.config, args)
     check_arguments(args)
     device = pick_device(cfg.device)
-    names = [path for path in (args.checkpoint, args.checkpoint2) if path]
-    gans = [open_gan(path, device, args.precision, args.vae) for path in names]
+    with joined(device) as ranks:
+        # The models, the profile (a row of the table; None where none is asked for), the real tiles beside them.
+        with together(main_first=True):
+            names = [path for path in (args.checkpoint, args.checkpoint2) if path]
+            gans = [open_gan(path, device, args.precision, args.vae) for path in names]
+            table, profile = table_and_profile(args, cfg, gans)
+            patient = args.patient1 or profile
+            asked = patient if gans[0].conditional or args.checkpoint2 else None  # the name that the user typed
+            out = Path(args.out or Path("generated", gans[0].run, slide_key(asked) if asked else "no_patient"))
+            sets = []
+            if args.checkpoint2 and patient:
+                real = real_tiles(cfg, args.config, gans[0].state["img_size"], patient, wanted=bool(args.patient1))
+                if real is not None:
+                    n = min(args.sample_size, real.count())
+                    sets.append((real, {"patient": patient}, TileFolder(out / "real"), n))
+            profiles = shift = None
+            if args.sweep:
+                profiles = gans[0].profiles(args.vae_checkpoint, table, Fit.of(cfg))
+                shift = read_shift(args.sweep, profiles)
+            for gan, folder in zip(gans, (out, out / "second"), strict=False):
+                source, about = source_for(gan, args.vae_checkpoint, table, profile, args.guidance, Fit.of(cfg))
+                sets.append((source, about, TileFolder(folder), args.sample_size))
+
+        # The tiles: each rank makes its share.
+        for source, about, folder, n in sets:
+            agree_on(source.label, [source.describe(), n, cfg.seed])
+            write_tiles(source, about, folder, n, cfg.seed, args.batch)
+        if not ranks.main:
+            return None
+
+        # The pictures.
+        shown = [first_tiles(folder, n, cfg.seed) for _, _, folder, n in sets]
+        if shift is not None:
+            write_sweep(gans[0], args, cfg.seed, profiles.condition(profile), shift, profile, out)
+        if args.checkpoint2:
+            write_png(out / "comparison.png", side_by_side(shown, gans[0].state["img_size"]))
+            titles = ["real"] * (len(sets) > len(gans)) + [gan.run for gan in gans]
+            print(f"{out / 'comparison.png'}: from left to right {', '.join(titles)}")
+    whose = [f"profile {about['profile']} (split {about['split']})" for _, about, _, _ in sets if about.get("profile")]
+    print(f"{out}: {args.sample_size} tiles, seed {cfg.seed}, {whose[-1] if whose else 'no one profile'}")
+    return None
+
+
+def table_and_profile(
+    args: argparse.Namespace, cfg: GANSettings, gans: list[GAN]
+) -> tuple[ExpressionTable | None, str | None]:
+    """Return the table of profiles and the name of the one to use, each None where none is needed."""
     conditional = any(gan.conditional for gan in gans)
     if args.sweep and not gans[0].conditional:
         raise InputError(f"--sweep: {gans[0].path} takes no expression; name an RNA-GAN with --checkpoint")
@@ -100,41 +150,10 @@ def main(args: argparse.Namespace) -> int | None:
     if args.patient1 and not conditional:
         use = "is only used for the real tiles beside it" if args.checkpoint2 else "is ignored"
         warn(f"{gans[0].path} takes no expression; --patient1 {args.patient1} {use}")
-
-    # The profile: a row of the table, named; None where none is asked for.
-    table = profile = None
-    if conditional or args.random_patient or (args.rna_data and args.checkpoint2):
-        table = read_expression(args.rna_data) if args.rna_data else read_cohort_tables(cfg)
-        profile = pick_profile(table, args.patient1, args.random_patient, cfg.seed)
-    patient = args.patient1 or profile
-    real = None
-    if args.checkpoint2 and patient:
-        real = real_tiles(cfg, args.config, gans[0].state["img_size"], patient, wanted=bool(args.patient1))
-
-    profiles = shift = None
-    if args.sweep:  # what may fail does so before the first tile
-        profiles = gans[0].profiles(args.vae_checkpoint, table, Fit.of(cfg))
-        shift = read_shift(args.sweep, profiles)
-
-    # The tiles.
-    asked = patient if conditional or args.checkpoint2 else None  # the folder bears the name that the user typed
-    out = Path(args.out or Path("generated", gans[0].run, slide_key(asked) if asked else "no_patient"))
-    shown, whose = [], "no one profile"
-    for gan, folder in zip(gans, (out, out / "second"), strict=False):
-        source, about = source_for(gan, args.vae_checkpoint, table, profile, args.guidance, Fit.of(cfg))
-        whose = f"profile {profile} (split {about['split']})" if about["profile"] else whose
-        shown.append(write_tiles(source, about, TileFolder(folder), args.sample_size, cfg.seed, args.batch))
-    if shift is not None:
-        write_sweep(gans[0], args, cfg.seed, profiles.condition(profile), shift, profile, out)
-    if real is not None:
-        n = min(args.sample_size, real.count())
-        shown.insert(0, write_tiles(real, {"patient": patient}, TileFolder(out / "real"), n, cfg.seed, args.batch))
-    if args.checkpoint2:
-        write_png(out / "comparison.png", side_by_side(shown, gans[0].state["img_size"]))
-        titles = (["real"] if real is not None else []) + [gan.run for gan in gans]
-        print(f"{out / 'comparison.png'}: from left to right {', '.join(titles)}")
-    print(f"{out}: {args.sample_size} tiles, seed {cfg.seed}, {whose}")
-    return None
+    if not (conditional or args.random_patient or (args.rna_data and args.checkpoint2)):
+        return None, None
+    table = read_expression(args.rna_data) if args.rna_data else read_cohort_tables(cfg)
+    return table, pick_profile(table, args.patient1, args.random_patient, cfg.seed)
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -234,23 +253,8 @@ def real_tiles(cfg: GANSettings, config: str, img_size: int, patient: str, wante
         return None
 
 
-def write_tiles(
-    source: GANSource | RealSource, about: dict[str, Any], folder: TileFolder, n: int, seed: int, batch_size: int
-) -> np.ndarray:
-    """Write what is missing of n tiles, the grid and the manifest; return the first, (COMPARED, H, W, 3) at most."""
-    described = source.describe() | about | {"seed": seed}
-    folder.open(described)
-    for first, stop in folder.missing(n, seed):
-        with tqdm(total=stop - first, unit="tile", desc=source.label, mininterval=1, disable=None) as bar:
-            k = first
-            for batch in numbered_tiles(source, first, stop, n, seed, batch_size):
-                for tile in batch:
-                    write_png(folder.tile(seed, k), tile)
-                    k += 1
-                bar.update(len(batch))
-    profile_of = source.profile_of_tiles(n, seed) if isinstance(source, GANSource) else None
-    names = None if profile_of is None else [source.names[i] for i in profile_of]
-    folder.close(described, n, seed, names)
+def first_tiles(folder: TileFolder, n: int, seed: int) -> np.ndarray:
+    """Write the grid of a folder of n tiles; return the first of them, (COMPARED, H, W, 3) at most."""
     first = np.stack([read_image(folder.tile(seed, k)) for k in range(min(n, max(GRID_TILES, COMPARED)))])
     write_png(folder.path / "grid.png", grid_of(first[:GRID_TILES], GRID_COLUMNS))
     return first[:COMPARED]
@@ -270,17 +274,6 @@ def write_sweep(
     manifest["sweep"] |= {"rows": [f"noise of tile {k}" for k in range(SWEPT)], "columns": "alpha, in whole shifts"}
     write_json(out / "manifest.json", manifest)
     print(f"{out / 'sweep.png'}: {profile} along {args.sweep}, alphas {', '.join(f'{a:g}' for a in alphas)}")
-
-
-def numbered_tiles(
-    source: GANSource | RealSource, first: int, stop: int, n: int, seed: int, batch_size: int
-) -> Iterator[np.ndarray]:
-    """Yield tiles `first` to `stop` - 1 of the n that (source, seed) name, uint8 (b, H, W, 3), b <= `batch_size`."""
-    if isinstance(source, GANSource):
-        yield from source.batches(stop - first, seed, batch_size, first)
-    else:
-        chosen = source.choose(n, seed)[first:stop]
-        yield from (source.read(chosen[i : i + batch_size]) for i in range(0, len(chosen), batch_size))
 
 
 def side_by_side(parts: list[np.ndarray], side: int) -> np.ndarray:

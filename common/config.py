@@ -178,15 +178,20 @@ def add_tile_limits(add: Callable[..., argparse.Action]) -> None:
     add("--max_pen", type=float, help="likewise with at most this share of pixels in a pen's colour")
 
 
-def add_scale(add: Callable[..., argparse.Action]) -> None:
-    """Add the flags of training on several processes, and of a batch that is too large for a GPU."""
+def add_parallel(add: Callable[..., argparse.Action], what: str = "the tiles") -> None:
+    """Add the flag of a command that several processes can do; `what` they share."""
     add(
         "--parallel",
         type=int,
         default=0,
-        help="0: one process; 1: one for each GPU of this machine; N: so many, on CPUs too. They share each batch; "
+        help=f"0: one process; 1: one for each GPU of this machine; N: so many, on CPUs too. They share {what}; "
         "torchrun starts them as well, on several machines",
     )
+
+
+def add_scale(add: Callable[..., argparse.Action]) -> None:
+    """Add the flags of training on several processes, and of a batch that is too large for a GPU."""
+    add_parallel(add, "each batch")
     add(
         "--micro_batch",
         type=int,

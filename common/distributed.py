@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from common.errors import InputError, Stopped, shorten
+from common.errors import Elsewhere, InputError, Stopped, shorten
 from common.launching import launch as launch  # --parallel
 
 TIMEOUT = 600  # seconds
@@ -264,6 +264,8 @@ def _may_speak(rank: int, error: BaseException) -> bool:
     """Return whether this rank tells the user of the error: the first does, or rank 0 of what all have agreed on."""
     if type(error) is Stopped:
         return rank == 0
+    if isinstance(error, Elsewhere) or (isinstance(error, KeyboardInterrupt) and rank):  # a signal comes to rank 0 too
+        return False
     with suppress(RuntimeError):
         return _store.compare_set("first", "", str(rank)).decode() == str(rank)
     return True

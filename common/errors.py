@@ -31,6 +31,14 @@ class Stopped(Exception):
     """A signal asked the run to stop, and everything needed to go on is on disk."""
 
 
+class Elsewhere(Exception):
+    """Another rank has said what is wrong: this one leaves with the same exit status, and says nothing."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"another rank left with exit status {status}")
+        self.status = status
+
+
 def did_you_mean(name: str, known: Iterable[str], n: int = 3) -> str:
     """Return '; nearest: a, b' for the n known names closest to `name`, or '' where none is close."""
     near = difflib.get_close_matches(str(name), [str(k) for k in known], n=n, cutoff=0.5)
@@ -98,6 +106,11 @@ def run_command(
     return status
 
 
+def exit_status(error: BaseException) -> int:
+    """Return the exit status that `run_command` gives an error."""
+    return _explain(error)[1]
+
+
 def another_rank() -> bool:
     """Return whether this is one of several processes on a job and not the first, which speaks for all."""
     return os.environ.get("RANK", "0") != "0" and "WORLD_SIZE" in os.environ
@@ -118,6 +131,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
     """Return what to tell the user, and the exit status."""
     if isinstance(error, InputError):
         return str(error), EXIT_BAD_INPUT
+    if isinstance(error, Elsewhere):
+        return str(error), error.status
     if isinstance(error, Stopped):
         return f"{error}; type the same command again to go on", EXIT_STOPPED
     if isinstance(error, Interrupted):

@@ -25,10 +25,7 @@ def launch(processes: int, argv: list[str]) -> int:
     count = processes
     if processes == 1 and (count := torch.cuda.device_count()) == 0:
         raise InputError("--parallel 1 starts a process for each GPU, and there is none; use --parallel N (2 or more)")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     shared = {name: str(value) for name, value in (shared | {"LAUNCHED_BY": os.getpid()}).items()}
     threads = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // count, 1))}  # the user's own wins
     words = [sys.executable, *_without_parallel(argv)]
@@ -57,6 +54,13 @@ def launch(processes: int, argv: list[str]) -> int:
     if own := [status for status in faults if status > 0]:
         return own[0]
     return EXIT_STOPPED if any(process.returncode for process in started) else 0
+
+
+def free_port() -> int:
+    """Return the number of a port that nobody listens at on this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def _until_all_have_ended(started: list[subprocess.Popen], pass_on: Callable[[int], None]) -> None:

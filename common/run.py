@@ -113,7 +113,7 @@ class Run:
     def _newest(self, kind: str) -> dict[str, Any] | None:
         last, previous = self.folder / LAST, self.folder / PREVIOUS
         if not last.exists() and not previous.exists():
-            agree(f"{last}", "no such file")
+            agree(f"{self.folder}: {LAST}", "no such file")
             return None
         try:
             if not last.exists():
@@ -128,7 +128,7 @@ class Run:
             except InputError as second:
                 raise InputError(f"{error}; nor can the one before it be used: {second}") from None
             warn(f"{error}. Going on from {previous}, after step {state['step']}; the next save replaces {LAST}")
-        agree(f"{last}", digest)
+        agree(f"{self.folder}: {LAST}", digest)
         return state
 
     def save(self, name: str, kind: str, state: dict[str, Any]) -> str:

@@ -17,8 +17,9 @@ from common.files import write_text
 from common.run import generator_for
 from datasets.expression import ExpressionTable, read_cohort_tables
 from datasets.keys import donor_of, slide_key, slug, split_of
+from datasets.tile_limits import TileLimits
 from datasets.tiles import TileStore, open_stores
-from datasets.tileset import TileLimits, TileSet
+from datasets.tileset import TileSet
 
 COLUMNS = ["slide", "donor", "tissue", "split"]
 NO_ROW = "no row in"  # how the reason begins why a slide, and not a row, is left out

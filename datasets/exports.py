@@ -4,7 +4,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tqdm import tqdm
 from common.errors import InputError
 from common.files import atomic_path, write_json
 from datasets.keys import donor_of
+from datasets.tile_limits import TileLimits
 from datasets.tiles import TileStore, encode_image, open_stores
 
 COLUMNS = ["file", "slide", "x", "y", "tissue", "mpp", "tile_size"]
@@ -25,14 +26,27 @@ def stores_of(tiles: str | Path) -> list[TileStore]:
     return list(open_stores(tiles).values()) if Path(tiles).is_dir() else [TileStore(tiles)]
 
 
-def export_folder(stores: Iterable[TileStore], out: str | Path) -> pd.DataFrame:
+def numbers_of(stores: Iterable[TileStore], limits: TileLimits) -> list[list[int]]:
+    """Return the numbers of each store's tiles within the limits. InputError where there is none at all."""
+    numbers = [limits.numbers(store).tolist() for store in stores]
+    if str(limits) and not any(numbers):
+        raise InputError(f"--tiles: no tile of {len(numbers)} slides{limits}; widen the limits")
+    return numbers
+
+
+def export_folder(
+    stores: Sequence[TileStore],
+    out: str | Path,
+    limits: TileLimits = TileLimits(),  # noqa: B008 (frozen)
+) -> pd.DataFrame:
     """Write tiles as `<out>/<slide>/*.png`, list them in `<out>/tiles.csv` with COLUMNS; return that table.
 
     x and y are pixels at level 0; they and tissue are empty where a store does not know them.
     """
     out, rows = Path(out), []
-    for store in tqdm(stores, desc="export", unit="slide", disable=None):
-        for index in range(len(store)):
+    chosen = numbers_of(stores, limits)
+    for store, numbers in tqdm(zip(stores, chosen, strict=True), "export", len(chosen), unit="slide", disable=None):
+        for index in numbers:
             about = _about(store, index)
             place = "" if about["x"] is None else f"_x{about['x']}_y{about['y']}"
             file = f"{store.slide}/{index:05d}{place}.png"
@@ -45,7 +59,12 @@ def export_folder(stores: Iterable[TileStore], out: str | Path) -> pd.DataFrame:
     return table
 
 
-def export_shards(stores: list[TileStore], out: str | Path, shard_size: int) -> list[dict[str, Any]]:
+def export_shards(
+    stores: Sequence[TileStore],
+    out: str | Path,
+    shard_size: int,
+    limits: TileLimits = TileLimits(),  # noqa: B008 (frozen)
+) -> list[dict[str, Any]]:
     """Write tiles as WebDataset shards of `shard_size` samples; return [{"shard": ..., "samples": ...}, ...].
 
     A sample is <key>.jpg (or .png: the bytes of the store, their CRC32 checked) and <key>.json: slide, donor, index, x,
@@ -57,8 +76,9 @@ def export_shards(stores: list[TileStore], out: str | Path, shard_size: int) -> 
     if found := sorted(out.glob("shard-*.tar")):
         raise InputError(f"{found[0]}: there already; choose another --out, or remove the earlier shards")
     keys = _keys(stores)
-    samples = ((keys[store.slide], store, index) for store in stores for index in range(len(store)))
-    total = sum(map(len, stores))
+    chosen = numbers_of(stores, limits)
+    samples = ((keys[store.slide], store, index) for store, own in zip(stores, chosen, strict=True) for index in own)
+    total = sum(map(len, chosen))
     shards: list[dict[str, Any]] = []
     with tqdm(total=total, desc="export", unit="tile", disable=None) as bar:
         for number in range(-(-total // shard_size)):
@@ -72,7 +92,7 @@ def export_shards(stores: list[TileStore], out: str | Path, shard_size: int) -> 
                     n += member.endswith(".json")
                     bar.update(member.endswith(".json"))
             shards.append({"shard": name, "samples": n})
-    write_json(out / "shards.json", {"samples": total, "slides": len(stores), "shards": shards})
+    write_json(out / "shards.json", {"samples": total, "slides": sum(map(bool, chosen)), "shards": shards})
     return shards
 
 
@@ -102,7 +122,7 @@ def _about(store: TileStore, index: int) -> dict[str, Any]:
     }
 
 
-def _keys(stores: list[TileStore]) -> dict[str, str]:
+def _keys(stores: Sequence[TileStore]) -> dict[str, str]:
     """Return slide -> key. InputError where two slides would share one."""
     slide_of: dict[str, str] = {}
     for store in stores:

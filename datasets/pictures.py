@@ -14,6 +14,7 @@ from common.errors import InputError, did_you_mean, shorten
 from common.files import atomic_path, read_json
 from datasets.keys import donor_of, slug, split_of
 from datasets.leaks import HELD_OUT, TrainedOn
+from datasets.tile_limits import TileLimits
 from datasets.tiles import (
     area_resize,
     encode_image,
@@ -49,6 +50,7 @@ def write_toy(
     split: str | None = None,
     split_seed: int = 99,
     known: Mapping[str, tuple[str, str]] | None = None,
+    limits: TileLimits = TileLimits(),  # noqa: B008 (frozen)
 ) -> dict[str, pd.DataFrame]:
     """Write PNGs and the classifier's two tables under `out`; return the tables by file name.
 
@@ -58,9 +60,10 @@ def write_toy(
     there are no generated ones. With `split` real tiles are of that split's donors alone and say so in a column split:
     "test" are those that neither the VAE nor the GANs were trained on. `known`: slide -> (donor, split), as tables say;
     of other slides the name says the donor and `split_seed` the split. InputError where such a GAN knows one of them.
+    Real tiles are those within `limits`.
     """
     out = Path(out)
-    real_groups = [group for folder in real for group in _real_groups(Path(folder), known or {}, split_seed)]
+    real_groups = [group for folder in real for group in _real_groups(Path(folder), known or {}, split_seed, limits)]
     labels = sorted({g.label for g in real_groups})
     if split:
         real_groups = [g for g in real_groups if g.split == split]
@@ -85,12 +88,20 @@ def write_toy(
     return tables
 
 
-def _real_groups(folder: Path, known: Mapping[str, tuple[str, str]], split_seed: int) -> Iterator[TileGroup]:
+def _real_groups(
+    folder: Path, known: Mapping[str, tuple[str, str]], split_seed: int, limits: TileLimits
+) -> list[TileGroup]:
+    groups = []
     for slide, store in open_stores(folder).items():
-        if len(store):
-            names = [f"{slide}_{index:05d}" for index in range(len(store))]
+        numbers = limits.numbers(store).tolist()
+        if numbers:
+            names = [f"{slide}_{number:05d}" for number in numbers]
             donor, split = known.get(slide) or (donor_of(slide), split_of(donor_of(slide), split_seed))
-            yield TileGroup(slug(folder.resolve().name), donor, names, store.read, slide=slide, split=split)
+            read = lambda k, store=store, numbers=numbers: store.read(numbers[k])  # noqa: E731
+            groups.append(TileGroup(slug(folder.resolve().name), donor, names, read, slide=slide, split=split))
+    if not groups and str(limits):
+        raise InputError(f"{folder}: no tile{limits}; widen the limits, or cut the slides again")
+    return groups
 
 
 def _generated_groups(folder: Path, labels: Sequence[str]) -> Iterator[TileGroup]:

@@ -223,23 +223,7 @@ def critic_step(
     `share`: how much of the batch these n tiles are; gradients and the parts returned are summed over the ranks.
     """
     critic.requires_grad_(True)
-    optimizer.zero_grad(set_to_none=True)
     fake = fake.detach().float()
-
-    # Penalties add their gradients first: what they hold in memory is free again before the rest begins.
-    penalty = None
-    if loss.penalty == "slope":
-
-        def slope(rows: slice, alone: bool | torch.Tensor) -> torch.Tensor:
-            tiles = real[rows], fake[rows], epsilon[rows]
-            return gradient_penalty(critic, *tiles, penalty_per, shown.part(rows), alone)
-
-        penalty = _penalise(critic, share * penalty_weight, between(real, fake, epsilon), slope)
-    elif loss.penalty == "zero" and penalise:
-        pairs = zip((real, fake), (None, None) if signs is None else signs, strict=True)
-        penalty = sum(_penalise_zero(critic, share * penalise * gamma, x, shown, v) for x, v in pairs)
-
-    # The loss.
     with autocast:
         if critic.norm == "none" and critic.passes == 1:  # images do not meet: one pass for both
             of_real, of_fake = critic.features(torch.cat([real, fake])).chunk(2)
@@ -252,6 +236,19 @@ def critic_step(
     if mismatched_weight and critic.conditional:
         parts["mismatched"] = mismatched_pairs(critic, of_real.float(), shown)
         total = total + mismatched_weight * parts["mismatched"]
+    optimizer.zero_grad(set_to_none=True)
+    if loss.penalty == "slope":
+
+        def slope(rows: slice, alone: bool | torch.Tensor) -> torch.Tensor:
+            tiles = real[rows], fake[rows], epsilon[rows]
+            return gradient_penalty(critic, *tiles, penalty_per, shown.part(rows), alone)
+
+        parts["penalty"] = share * _in_passes(critic, share * penalty_weight, between(real, fake, epsilon), slope)
+        total = total + penalty_weight * parts["penalty"]
+    elif loss.penalty == "zero" and penalise:
+        pairs, weight = zip((real, fake), (None, None) if signs is None else signs, strict=True), penalise * gamma
+        parts["penalty"] = share * sum(_zero_in_passes(critic, share * weight, x, shown, v) for x, v in pairs)
+        total = total + weight * parts["penalty"]
     total.backward()
     sum_gradients(optimizer)
     optimizer.step()
@@ -259,8 +256,6 @@ def critic_step(
         with torch.no_grad():
             for weight in critic.parameters():
                 weight.clamp_(-clip, clip)
-    if penalty is not None:
-        parts["penalty"] = share * penalty
     return _of_all_ranks(parts | {"real_score": share * on_real.mean()})
 
 
@@ -293,18 +288,20 @@ def generator_step(
     return _of_all_ranks({"generator": total})
 
 
-def _penalise(
+def _in_passes(
     critic: nn.Module,
     weight: float,
     images: torch.Tensor,
     penalty: Callable[[slice, bool | torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    """Add the gradients of `weight` times penalty(rows, alone), a mean over images, pass by pass; return the penalty.
+    """Return penalty(rows, alone), a mean over `images`: a term of the loss, or, in several passes, a plain number.
 
-    What is differentiated twice cannot be computed again in the backward pass, as other passes are.
+    Then `weight` times the gradients of each pass are added here, one after another: what is differentiated twice
+    cannot be computed again in the backward pass, as the rest is.
     """
-    alone = critic.spread(images) if critic.passes > 1 else True
-    total = images.new_zeros(())
+    if critic.passes == 1:
+        return penalty(slice(0, len(images)), True)
+    alone, total = critic.spread(images), images.new_zeros(())
     for rows in pieces(len(images), critic.passes):
         part = penalty(rows, alone) * ((rows.stop - rows.start) / len(images))
         (weight * part).backward()
@@ -312,20 +309,17 @@ def _penalise(
     return total
 
 
-def _penalise_zero(
+def _zero_in_passes(
     critic: nn.Module, weight: float, images: torch.Tensor, shown: Shown, signs: torch.Tensor | None
 ) -> torch.Tensor:
-    """The same for zero_penalty; along `signs` it is differentiated once, and goes in passes by itself."""
-    if signs is None:
-        return _penalise(
-            critic,
-            weight,
-            images,
-            lambda rows, alone: zero_penalty(critic, images[rows], shown.part(rows), alone=alone),
-        )
-    penalty = zero_penalty(critic, images, shown, signs)
-    (weight * penalty).backward()
-    return penalty.detach()
+    """Return zero_penalty likewise; along `signs` it is differentiated once, and so goes in passes by itself."""
+    if signs is not None:
+        return zero_penalty(critic, images, shown, signs)
+
+    def penalty(rows: slice, alone: bool | torch.Tensor) -> torch.Tensor:
+        return zero_penalty(critic, images[rows], shown.part(rows), alone=alone)
+
+    return _in_passes(critic, weight, images, penalty)
 
 
 def _of_all_ranks(parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,12 +1,13 @@
 """Tiles from a trained generator: tile k depends on (seed, k) and its profile only, bit for bit."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 
+from common.distributed import alone
 from common.errors import warn
 from common.run import generator_for
 from models.conditioning import ConditionedGenerator
@@ -30,33 +31,50 @@ def generate_tiles(
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     guidance: float = 1.0,
+    first_row: int | None = None,
 ) -> Iterator[torch.Tensor]:
     """Yield tiles start..start + n - 1 as float32 (b, 3, H, W) in [-1, 1] on the CPU, b <= `batch_size`.
 
-    `condition`: None (no expression: the learned null of an RNA-GAN), (z,) for all tiles, or (n, z) with row i for tile
-    start + i: what Profiles.condition gives. `guidance`: see ConditionedGenerator.enter. `generator` is put into eval
-    mode. `batch_size` only groups what is yielded. Under the published rule (standardise = batch) a tile depends on its
-    chunk: the rule's own doing.
+    `condition`: None (no expression: the learned null of an RNA-GAN), (z,) for all tiles, or (m, z) with row i for tile
+    `first_row` (None: start) + i: what Profiles.condition gives. `guidance`: see ConditionedGenerator.enter.
+    `generator` is put into eval mode. `batch_size` only groups what is yielded. Under the published rule (standardise =
+    batch) a tile depends on its chunk, the rule's own doing: give the rows of whole chunks (`whole_chunks`).
     """
     generator.eval()
-    stop = start + n
+    stop, first_row = start + n, start if first_row is None else first_row
     waiting, held = [], 0
     for first in range(start - start % CHUNK, stop, CHUNK):
         noise = torch.cat([generator.draw(1, generator_for(seed, "tile", k)) for k in range(first, first + CHUNK)])
         c = condition
         if condition is not None and condition.ndim == 2:  # tiles outside start..stop are made and dropped
-            c = condition[(torch.arange(first, first + CHUNK) - start).clamp(0, n - 1).to(condition.device)].cpu()
+            rows = (torch.arange(first, first + CHUNK) - first_row).clamp(0, len(condition) - 1)
+            c = condition[rows.to(condition.device)].cpu()
         elif condition is not None:
             c = condition.cpu().expand(CHUNK, -1)
         c = c if c is None else c.to(device)
         noise = noise.to(device)
-        tiles = chunk_drawer(generator, noise, c, guidance)(noise, c).float().cpu()  # (CHUNK, 3, H, W)
+        with alone():  # a chunk is one process's: under the published rule its statistics are of no other's tiles
+            tiles = chunk_drawer(generator, noise, c, guidance)(noise, c).float().cpu()  # (CHUNK, 3, H, W)
         waiting.append(tiles[max(start - first, 0) : min(stop - first, CHUNK)])
         held += len(waiting[-1])
         while held >= batch_size or (first + CHUNK >= stop and held):
             ready = torch.cat(waiting)
             yield ready[:batch_size]
             waiting, held = [ready[batch_size:]], max(held - batch_size, 0)
+
+
+def whole_chunks(start: int, n: int) -> range:
+    """Return the tiles that are drawn to have start..start + n - 1: all of their chunks."""
+    return range(start - start % CHUNK, -(-(start + n) // CHUNK) * CHUNK)
+
+
+def cut_at_chunks(stretches: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return stretches (first, stop) of tiles cut where a chunk ends: pieces that no two processes draw twice."""
+    pieces = []
+    for first, stop in stretches:
+        ends = [*range(first - first % CHUNK + CHUNK, stop, CHUNK), stop]
+        pieces += zip([first, *ends[:-1]], ends, strict=True)
+    return pieces
 
 
 def chunk_drawer(

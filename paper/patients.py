@@ -41,7 +41,7 @@ def draw(ask: Ask) -> dict[str, Drawn]:
         sizes = [len(tiles) for tiles in patients.real(REAL)]
         own = "; ".join(f"{kind} {whose.nearest[kind]} of {len(sizes)}" for kind in whose.nearest)
         about.append(
-            f"{tissue}: n = {len(sizes)} patients, {min(sizes)} to {max(sizes)} real and {EACH} generated tiles each; "
+            f"{tissue}: n = {len(sizes)} patients, {counted(sizes)} real and {EACH} generated tiles each; "
             f"nearest to their own patient: {own}. {model_line(*patients.gans.values())}"
         )
     caption = (
@@ -105,6 +105,11 @@ def compare(real: np.ndarray, made: dict[str, np.ndarray], half: np.ndarray) -> 
         others={kind: m[own] for kind, m in matrices.items()},
         nearest=nearest,
     )
+
+
+def counted(sizes: list[int]) -> str:
+    """Return "14 to 32", or "32" where all are equal."""
+    return f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
 
 
 def distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -3,14 +3,16 @@
 import argparse
 from pathlib import Path
 
-from common.config import DataSettings, add_fit_scaler
+from common.config import DataSettings, add_fit_scaler, add_tile_limits
 from common.errors import InputError
-from datasets.exports import export_folder, export_shards, stores_of
+from datasets.exports import export_folder, export_shards, numbers_of, stores_of
+from datasets.tile_limits import TileLimits
 from preparation.parts import Commands, add_command
 
 MANUAL = """Write tiles or a model for other tools: as pictures, shards of WebDataset, safetensors with a model card.
 
-Reads --tiles: a folder of tile stores, or one store; or --checkpoint: a GAN or a beta-VAE.
+Reads --tiles: a folder of tile stores, or one store, and of their tiles those within --min_tissue, --min_sharpness and
+--max_pen (all without); or --checkpoint: a GAN or a beta-VAE.
 --format folder      <out>/<slide>/*.png and <out>/tiles.csv with the columns file, slide, x, y (pixels at level 0),
                      tissue, mpp, tile_size
 --format webdataset  <out>/shard-000000.tar, ...: --shard_size samples each, a sample being <key>.jpg (or .png) as it is
@@ -36,6 +38,7 @@ def add_to(commands: Commands) -> None:
     add("--format", choices=FORMATS, help="folder: PNGs (default with --tiles), safetensors with --checkpoint")
     add("--tiles", help="a folder of tile stores, or one store (.tar or .json)")
     add("--out", required=True, help="folder to write to")
+    add_tile_limits(add)
     add("--shard_size", type=int, default=10_000, help="webdataset: samples in a shard (%(default)s)")
     add("--checkpoint", help="a GAN or a beta-VAE: a file or its run folder")
     add("--vae_checkpoint", help="an RNA-GAN's beta-VAE; default: the one that its settings name")
@@ -60,13 +63,11 @@ def run(args: argparse.Namespace) -> None:
         return
     if args.shard_size < 1:
         raise InputError(f"--shard_size {args.shard_size}: at least 1 was expected")
-    stores = stores_of(args.tiles)
+    limits, stores = TileLimits.of(args), stores_of(args.tiles)
     if fmt == "folder":
-        table = export_folder(stores, args.out)
+        table = export_folder(stores, args.out, limits)
         print(f"{args.out}: {len(table)} tiles of {table['slide'].nunique()} slides; {Path(args.out) / 'tiles.csv'}")
         return
-    shards = export_shards(stores, args.out, args.shard_size)
-    count = sum(shard["samples"] for shard in shards)
-    print(
-        f"{args.out}: {count} tiles of {len(stores)} slides in {len(shards)} shards; {Path(args.out) / 'shards.json'}"
-    )
+    shards = export_shards(stores, args.out, args.shard_size, limits)
+    count, slides = sum(shard["samples"] for shard in shards), sum(map(bool, numbers_of(stores, limits)))
+    print(f"{args.out}: {count} tiles of {slides} slides in {len(shards)} shards; {Path(args.out) / 'shards.json'}")

@@ -1,12 +1,15 @@
 """What evaluate_conditioning.py looks at: held-out patients of a tissue, their real and generated tiles, measured."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from common.config import DataSettings, GANSettings
+from common.distributed import alone
 from common.errors import InputError, warn
 from common.run import generator_for, seed_for
 from datasets.cohort import Cohort, open_cohort
@@ -16,6 +19,7 @@ from metrics.morphology import MEASURES, morphology
 from models.conditioning import ConditionedGenerator
 from models.features import Extractor
 from models.generate import generate_tiles
+from sources.division import divided
 from sources.gan import GAN
 from sources.profiles import Profiles
 from sources.vae import Fit
@@ -25,7 +29,7 @@ LEAST_TILES = 4  # real tiles of a patient, where most have them: each half has 
 REAL_TILES = 64  # of a patient that are looked at, at most (or --tiles, where that is more)
 TRAIN_TILES = 4000  # of all training patients together, about: features, for the round trip and memorisation
 BATCH = 64
-STRIP = 512  # tiles in memory at a time
+STRIP = 128  # tiles in memory at a time, and what a rank takes at a time
 View = Callable[[np.ndarray], np.ndarray]  # uint8 (n, H, W, 3) -> (n, d)
 
 
@@ -150,6 +154,14 @@ def refuse_few(patients: dict[str, Patients], split: str, source: str) -> None:
 # ---- Measuring ----
 
 
+class Tiles(NamedTuple):
+    """Tiles of patients, in turn: how many each has, and `read`, a stretch of patients -> each one's uint8
+    (n_p, H, W, 3), read or drawn when it is asked for."""
+
+    sizes: Sequence[int]
+    read: Callable[[range], Iterable[np.ndarray]]
+
+
 class Ruler:
     """Features and morphology of tiles, in batches."""
 
@@ -165,45 +177,47 @@ class Ruler:
         parts = [morphology(images[i : i + BATCH], mpp) for i in range(0, len(images), BATCH)]
         return {name: np.concatenate([part[name] for part in parts]) for name in MEASURES}
 
-    def measure(self, images: Iterable[np.ndarray], mpp: float) -> Measured:
-        """Return Measured of each patient's tiles, uint8 (n_p, H, W, 3)."""
-        views = {"features": self.features, "morphology": lambda x: self._table(x, mpp)}
-        return self._measured(viewed(views, images))
+    def table(self, images: np.ndarray, mpp: float) -> np.ndarray:
+        """Return the MEASURES as columns, (n, measures)."""
+        return np.stack(list(self.morphology(images, mpp).values()), 1)
 
-    def side(self, images: Iterable[np.ndarray], mpp: float, right: bool) -> Measured:
+    def measure(self, tiles: Tiles, mpp: float) -> Measured:
+        """Return Measured of each patient's tiles."""
+        views = {"features": self.features, "morphology": lambda x: self.table(x, mpp)}
+        return self._measured(viewed(views, tiles))
+
+    def side(self, tiles: Tiles, mpp: float, right: bool) -> Measured:
         """Return the left or right halves of tiles, measured: morphology of the half, features of the half beside its
         mirror image, so that the extractor sees a tile of the usual shape and scale."""
         views = {
             "features": lambda x: self.features(half_of(x, right, mirror=True)),
-            "morphology": lambda x: self._table(half_of(x, right), mpp),
+            "morphology": lambda x: self.table(half_of(x, right), mpp),
         }
-        return self._measured(viewed(views, images))
-
-    def _table(self, images: np.ndarray, mpp: float) -> np.ndarray:
-        return np.stack(list(self.morphology(images, mpp).values()), 1)  # (n, measures)
+        return self._measured(viewed(views, tiles))
 
     def _measured(self, found: dict[str, list[np.ndarray]]) -> Measured:
         return Measured(found["features"], {m: [x[:, k] for x in found["morphology"]] for k, m in enumerate(MEASURES)})
 
 
-def viewed(views: dict[str, View], images: Iterable[np.ndarray]) -> dict[str, list[np.ndarray]]:
-    """Return each view of each patient's tiles, uint8 (n_p, H, W, 3); about STRIP tiles are in memory at a time."""
-    found: dict[str, list[np.ndarray]] = {name: [] for name in views}
-    strip: list[np.ndarray] = []
+def viewed(views: dict[str, View], tiles: Tiles) -> dict[str, list[np.ndarray]]:
+    """Return each view of each patient's tiles; about STRIP tiles are in memory at a time, the ranks divide the strips.
 
-    def look() -> None:
-        ends = np.cumsum([len(x) for x in strip])[:-1]
-        for name, view in views.items():
-            found[name] += np.split(view(np.concatenate(strip)), ends)
-        strip.clear()
+    A strip is whole patients, as many as make STRIP tiles or more: the same whoever looks at it.
+    """
+    before = np.concatenate([[0], np.cumsum(tiles.sizes)])  # tiles before each patient
+    cuts = [0]
+    for p in range(1, len(before)):
+        if before[p] - before[cuts[-1]] >= STRIP or p == len(tiles.sizes):
+            cuts.append(p)
+    strips = [range(first, stop) for first, stop in itertools.pairwise(cuts)]
 
-    for tiles in images:
-        strip.append(tiles)
-        if sum(map(len, strip)) >= STRIP:
-            look()
-    if strip:
-        look()
-    return found
+    def work(mine: Sequence[range]) -> Iterator[dict[str, np.ndarray]]:
+        images = iter(tiles.read(range(mine[0].start, mine[-1].stop)) if mine else ())
+        for strip in mine:
+            some = np.concatenate(list(itertools.islice(images, len(strip))))
+            yield {name: view(some) for name, view in views.items()}
+
+    return {name: np.split(rows, before[1:-1]) for name, rows in divided(list(views), strips, work).items()}
 
 
 def half_of(tiles: np.ndarray, right: bool, mirror: bool = False) -> np.ndarray:
@@ -241,10 +255,13 @@ class Generated:
         for tiles in generate_tiles(self.generator, n, seed, c, start=start, **options):
             yield to_uint8(tiles)
 
-    def tiles(self, seed: int) -> Iterator[np.ndarray]:
-        """Yield each patient's tiles, uint8 (each, H, W, 3)."""
+    def tiles(self, seed: int) -> Tiles:
+        """Return each patient's tiles."""
+        return Tiles([self.each] * self.patients, lambda some: self._tiles(seed, some))
+
+    def _tiles(self, seed: int, some: range) -> Iterator[np.ndarray]:
         held = np.empty((0, 0, 0, 3), np.uint8)
-        for batch in self.batches(seed):
+        for batch in self.batches(seed, some.start * self.each, len(some) * self.each):
             held = np.concatenate([held, batch]) if len(held) else batch
             while len(held) >= self.each:
                 yield held[: self.each]
@@ -267,7 +284,7 @@ class Generated:
         noise = torch.cat([self.generator.draw(1, generator_for(seed, "tile", k)) for k in range(noises)])
         at_once = 1 if self.generator.rule.standardise == "batch" else max(1, BATCH // noises)  # published: one profile
         tiles = []
-        with torch.inference_mode():
+        with torch.inference_mode(), alone():
             for some in c.split(at_once):
                 inputs = noise.repeat(len(some), 1), some.repeat_interleave(noises, 0)
                 tiles.append(self.generator(*(x.to(self.device) for x in inputs), guidance=self.guidance).float().cpu())

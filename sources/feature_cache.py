@@ -22,7 +22,7 @@ from common.archives import read_npz
 from common.errors import InputError
 from common.files import atomic_path, remove_partials
 
-FORMAT = "rna-gan features 2"  # raise the number when a model draws other tiles, or equal tiles give other features
+FORMAT = "rna-gan features 3"  # raise the number when a model draws other tiles, or equal tiles give other features
 LIMIT = 4 * 2**30  # bytes of one folder; ours
 VARIABLE = "RNAGAN_FEATURE_CACHE"
 

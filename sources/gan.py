@@ -20,7 +20,7 @@ from datasets.leaks import TrainedOn
 from datasets.tiles import to_uint8
 from models.betavae import TrainedVAE
 from models.conditioning import ConditionedGenerator
-from models.generate import generate_tiles
+from models.generate import generate_tiles, whole_chunks
 from models.networks import build_generator
 from models.published import open_published, weights_mark
 from sources.profiles import Profiles
@@ -69,11 +69,7 @@ class GAN:
 
     def refuse_trained(self, cohort: Cohort) -> None:
         """InputError where a slide that the cohort has in a held-out split is of a donor whom the GAN has seen."""
-        slides = cohort.slides.set_index("slide")
-        if cohort.table is not None and "array_x" in cohort.table.obs:
-            slides["array_x"] = cohort.table.obs["array_x"].to_numpy()
-        where = ", ".join(dict.fromkeys(str(store.path.parent) for store in cohort.tiles.stores))
-        self.trained_on.refuse_held_out(slides, where)
+        refuse_trained(self.trained_on, cohort)
 
     def profiles(self, vae_path: str | Path | None, table: ExpressionTable, fit: Fit = NOTHING) -> Profiles:
         """Return the profiles of `table` as this GAN takes them, encoded with the VAE at `vae_path`.
@@ -149,6 +145,15 @@ def run_name(path: Path) -> str:
     return path.stem if path.name != BEST else f"{folder}_{path.stem}"
 
 
+def refuse_trained(model: TrainedOn, cohort: Cohort) -> None:
+    """InputError where a slide that the cohort has in a held-out split is of a donor whom the model has seen."""
+    slides = cohort.slides.set_index("slide")
+    if cohort.table is not None and "array_x" in cohort.table.obs:
+        slides["array_x"] = cohort.table.obs["array_x"].to_numpy()
+    where = ", ".join(dict.fromkeys(str(store.path.parent) for store in cohort.tiles.stores))
+    model.refuse_held_out(slides, where)
+
+
 def open_gan(
     path: str | Path, device: torch.device | str = "cpu", precision: str = "fp32", expression: bool = False
 ) -> GAN:
@@ -220,11 +225,6 @@ class GANSource:
         plain = f"{gan.what} {tissues or gan.run}"
         self.label = label or plain + (f", {self.names[0]}" if len(self.names) == 1 else "")
 
-    @property
-    def by_chunk(self) -> bool:
-        """Whether a tile depends on the others of its chunk, so on how many are drawn: the published rule's doing."""
-        return self.gan.generator.rule.standardise == "batch"
-
     def count(self) -> None:
         """Return None: as many as asked for."""
         return None
@@ -252,7 +252,8 @@ class GANSource:
 
     def batches(self, n: int, seed: int, batch_size: int = 64, start: int = 0) -> Iterator[np.ndarray]:
         """Yield uint8 RGB (b, H, W, 3), tiles start..start + n - 1, b <= `batch_size`."""
-        chosen, conditions = self.profile_of_tiles(n, seed, start), self.conditions
+        drawn, conditions = whole_chunks(start, n), self.conditions
+        chosen = self.profile_of_tiles(len(drawn), seed, drawn.start)
         if chosen is not None:
             conditions = self.conditions[torch.from_numpy(chosen)]
         tiles = generate_tiles(
@@ -264,6 +265,7 @@ class GANSource:
             batch_size=batch_size,
             device=self.gan.device,
             guidance=self.guidance,
+            first_row=drawn.start,
         )
         for batch in tiles:
             yield to_uint8(batch)

@@ -1,7 +1,10 @@
-"""One tissue's evaluation: tiles are drawn and measured once, then every number and picture is made of them."""
+"""One tissue's evaluation: tiles are drawn and measured once, then every number and picture is made of them.
+
+Several ranks divide the drawing and measuring; what they measured all have, and each computes every number of it.
+"""
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +21,7 @@ from metrics.diversity import nearest_pairs
 from metrics.morphology import MEASURES
 from metrics.pairing import re_pairings, torus_shifts
 from metrics.verdict import verdict
-from sources.evaluation import Generated, Patients, Ruler, View, half_of, seeds_of, viewed
+from sources.evaluation import Generated, Patients, Ruler, Tiles, View, half_of, seeds_of, viewed
 from sources.gan import GAN
 from sources.readers import Look, Readers
 
@@ -144,9 +147,10 @@ class Job:
         shifts = torus_shifts(xy, self.args.re_pairings, self.seed, groups, mirrored=True)
         return shifts, "torus shifts of the array of spots, mirrored ones among them"
 
-    def real(self) -> Iterator[np.ndarray]:
-        """Yield each patient's real tiles, read anew."""
-        return (self.patients.read(p) for p in range(self.n))
+    def real(self) -> Tiles:
+        """Return each patient's real tiles, read anew."""
+        sizes = [len(x) for x in self.patients.tiles]
+        return Tiles(sizes, lambda some: (self.patients.read(p) for p in some))
 
     def splits(self) -> tuple[str, list[tuple[list[np.ndarray], list[np.ndarray]]] | None]:
         """Return what the ceiling is, and how each patient's tiles are halved (None: each tile left from right)."""

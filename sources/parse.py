@@ -11,8 +11,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from common.checkpoint import resolve_checkpoint
 from common.config import GANSettings, load_config
 from common.errors import InputError, shorten, warn
@@ -20,9 +18,11 @@ from common.run import pick_device
 from datasets.cohort import open_cohort
 from datasets.expression import ExpressionTable, read_cohort_tables
 from datasets.keys import slide_key
-from sources.gan import GAN, GANSource, open_gan, run_name
+from datasets.leaks import HELD_OUT
+from sources.gan import GAN, GANSource, open_gan, refuse_trained, run_name
 from sources.real import FolderSource, RealSource
 from sources.statistics import StatisticsSource
+from sources.tile_folder import makers_of
 from sources.vae import Fit
 
 
@@ -71,12 +71,21 @@ def parse_source(text: str) -> SourceSpec:
 class Opener:
     """Opens the sources of one call: settings and flags, the device, one common size of the tiles."""
 
-    def __init__(self, args: argparse.Namespace, vae_checkpoint: str | None = None) -> None:
-        """Flags in `args` win over every config's settings; `vae_checkpoint` over the configs' and the runs'."""
-        self.args, self.vae_checkpoint = args, vae_checkpoint
-        self.device, self.seed = torch.device("cpu"), 99  # the flags', else the first config's; set by open_all
+    def __init__(
+        self, args: argparse.Namespace, specs: dict[str, SourceSpec], vae_checkpoint: str | None = None
+    ) -> None:
+        """Read the configs; what they say of device and seed is known then, and the sources are not opened.
+
+        Flags in `args` win over every config's settings; `vae_checkpoint` over the configs' and the runs'.
+        """
+        self.args, self.specs, self.vae_checkpoint = args, specs, vae_checkpoint
+        configs = [c for spec in specs.values() if (c := spec.path if spec.kind == "real" else spec.config)]
+        settings = [self.settings(config) for config in dict.fromkeys(configs)]
+        self.device = pick_device(settings[0].device if settings else getattr(args, "device", None) or "0")
+        given = getattr(args, "seed", None)
+        self.seed = given if given is not None else settings[0].seed if settings else 99
+        self.feature_side = max((s.feature_side for s in settings), default=0)  # 0: the extractor's own side
         self.img_size: int | None = None  # pixels, of all tiles in this call; set by open_all
-        self.feature_side = 0  # of the configs in use; 0: the extractor's own side
         self.conditional = False  # whether any generator takes a profile
         self._gans: dict[str, GAN] = {}
         self._tables: dict[str, ExpressionTable] = {}
@@ -85,19 +94,14 @@ class Opener:
         """Return the settings of a config file, flags applied."""
         return load_config(GANSettings, config, self.args)
 
-    def open_all(self, specs: dict[str, SourceSpec]) -> dict[str, Any]:
+    def open_all(self) -> dict[str, Any]:
         """Return the opened sources by name; what may fail cheaply is tried first.
 
         All tiles are brought to one size: the smallest that a generator makes or a folder holds; without any, the
         smallest `img_size` of the configs. InputError where real tiles of a held-out split are of donors whom a
-        generator or its VAE was trained on.
+        generator or its VAE was trained on, also one that made a folder's tiles, as the manifest there says.
         """
-        configs = [c for spec in specs.values() if (c := spec.path if spec.kind == "real" else spec.config)]
-        settings = [self.settings(config) for config in dict.fromkeys(configs)]
-        self.device = pick_device(settings[0].device if settings else getattr(self.args, "device", None) or "0")
-        given = getattr(self.args, "seed", None)
-        self.seed = given if given is not None else settings[0].seed if settings else self.seed
-        self.feature_side = max((s.feature_side for s in settings), default=0)
+        specs = self.specs
         opened = {name: StatisticsSource(spec.path) for name, spec in specs.items() if spec.kind == "statistics"}
         folders = {name: FolderSource(spec.path) for name, spec in specs.items() if spec.kind == "folder"}
         made = [self._gan(spec.path).state["img_size"] for spec in specs.values() if spec.kind == "run"]
@@ -115,11 +119,13 @@ class Opener:
                 opened[name] = self._real(spec)
             elif spec.kind == "run":
                 opened[name] = self._run(spec)
-        if getattr(self.args, "split", "all") != "all":
-            for source in opened.values():
-                if isinstance(source, RealSource) and source.patient is None:
-                    for gan in self._gans.values():
-                        gan.refuse_trained(source.cohort)
+        held_out = [s.cohort for s in opened.values() if isinstance(s, RealSource) and s.patient is None]
+        if held_out and getattr(self.args, "split", "all") in HELD_OUT:
+            models = [gan.trained_on for gan in self._gans.values()]
+            models += [model for folder in folders.values() for model in makers_of(folder.path)]
+            for cohort in held_out:
+                for model in models:
+                    refuse_trained(model, cohort)
         return {name: opened[name] for name in specs}
 
     def _real(self, spec: SourceSpec) -> RealSource:

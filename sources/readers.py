@@ -1,7 +1,6 @@
 """What expression says of tiles, and tiles of expression: components, ridges, directions, shifts."""
 
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -14,6 +13,7 @@ from common.errors import InputError
 from metrics.comparison import Measured
 from metrics.morphology import MEASURES
 from metrics.prediction import RidgeModel, fit_ridge
+from sources.division import divided
 from sources.evaluation import LEAST, STRIP, Patients, Ruler, View
 from sources.profiles import Profiles
 
@@ -76,21 +76,20 @@ class Readers:
         axes, scores = axes[:kept], (c - centre) @ axes[:kept].T
         groups = _groups(patients)
         numbers = np.concatenate(patients.tiles)
-        parts = [ruler.morphology(images, mpp) for images in _strips(patients, numbers)]
-        values = {name: np.concatenate([part[name] for part in parts]) for name in MEASURES}
+        values = _seen(patients, numbers, lambda images: ruler.table(images, mpp))  # (n, measures)
         ends = np.cumsum([len(x) for x in patients.tiles])[:-1]
-        each = Measured([], {name: np.split(v, ends) for name, v in values.items()})
+        each = Measured([], {name: np.split(values[:, k], ends) for k, name in enumerate(MEASURES)})
         means = _filled(np.stack([each.mean_of(name) for name in MEASURES], 1))  # (rows, measures)
         featured = np.concatenate(patients.featured)
         order = np.argsort(numbers)
-        of_tile = _filled(np.stack(list(values.values()), 1)[order[np.searchsorted(numbers[order], featured)]])
+        of_tile = _filled(values[order[np.searchsorted(numbers[order], featured)]])
         to_morphology = fit_ridge(scores, means, groups)
         return cls(patients, centre, axes, scores.std(0), scores, groups, to_morphology, featured, of_tile)
 
     def look(self, view: View, most: int | None = None) -> Look:
         """Return `view` of the training tiles, of at most about `most`, evenly spaced, and its ridges."""
         rows = np.arange(len(self.train_tiles))[:: max(1, -(-len(self.train_tiles) // (most or len(self.train_tiles))))]
-        train = np.concatenate([view(images) for images in _strips(self.patients, self.train_tiles[rows])])
+        train = _seen(self.patients, self.train_tiles[rows], view)
         whose = np.repeat(np.arange(len(self.scores)), [len(x) for x in self.patients.featured])[rows]
         groups = self.groups[whose]
         to_components = fit_ridge(train, self.scores[whose][:, :COMPONENTS], groups)
@@ -149,10 +148,11 @@ def read_shift(path: str | Path, profiles: Profiles) -> torch.Tensor:
     return rule.condition(mean + shift, mean, std) - rule.condition(mean, mean, std)
 
 
-def _strips(patients: Patients, numbers: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the tiles of these numbers, uint8 (at most STRIP, H, W, 3)."""
-    for start in range(0, len(numbers), STRIP):
-        yield patients.cohort.tiles.read(numbers[start : start + STRIP])
+def _seen(patients: Patients, numbers: np.ndarray, view: View) -> np.ndarray:
+    """Return a view (n, d) of the tiles of these numbers, STRIP in memory at a time; the ranks divide the strips."""
+    strips = np.split(numbers, range(STRIP, len(numbers), STRIP))
+    read = patients.cohort.tiles.read
+    return divided(["seen"], strips, lambda mine: ({"seen": view(read(strip))} for strip in mine))["seen"]
 
 
 def _filled(values: np.ndarray) -> np.ndarray:

@@ -1,12 +1,25 @@
 """A folder of generated tiles and its manifest: what they were made from, and which files they are."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.errors import InputError, shorten
-from common.files import read_json, write_json
+import numpy as np
+from tqdm import tqdm
+
+from common.checkpoint import load_checkpoint
+from common.distributed import current
+from common.errors import InputError, shorten, warn
+from common.files import read_json, remove_partials, write_json
+from common.together import together
+from datasets.leaks import TrainedOn
+from datasets.tiles import generated_folders
+from models.generate import cut_at_chunks
+from sources.division import from_main
+from sources.gan import GANSource
+from sources.pictures import write_png
+from sources.real import RealSource
 
 # Not compared: paths may be spelled otherwise, and a distance follows from what was loaded; digests say what that was.
 NOT_COMPARED = {"checkpoint", "table", "config", "label", "distance"}
@@ -60,6 +73,71 @@ class TileFolder:
         if profiles is not None:
             tiles = [tile | {"profile": name} for tile, name in zip(tiles, profiles, strict=True)]
         write_json(self.manifest, {"made_from": described, "finished": True, "n": n, "tiles": tiles})
+
+
+def write_tiles(
+    source: GANSource | RealSource, about: dict[str, Any], folder: TileFolder, n: int, seed: int, batch_size: int
+) -> None:
+    """Write what is missing of n tiles, and the manifest; several ranks divide the chunks of tiles that are missing."""
+    described = source.describe() | about | {"seed": seed}
+    missing = np.empty((0, 2), np.int64)
+    with together():
+        if current().main:
+            folder.open(described)
+            remove_partials(folder.path)
+            missing = np.array(folder.missing(n, seed), np.int64).reshape(-1, 2)
+    pieces = cut_at_chunks(from_main(missing).tolist())
+    mine = pieces[current().share(len(pieces))]
+    count = sum(stop - first for first, stop in mine)
+    with together() as group, tqdm(total=count, unit="tile", desc=source.label, mininterval=1, disable=None) as bar:
+        for k, stop in group.steps(mine, rounds=-(-len(pieces) // current().world)):
+            for batch in numbered_tiles(source, k, stop, n, seed, batch_size):
+                for tile in batch:
+                    write_png(folder.tile(seed, k), tile)
+                    k += 1
+                bar.update(len(batch))
+    if current().main:
+        profile_of = source.profile_of_tiles(n, seed) if isinstance(source, GANSource) else None
+        names = None if profile_of is None else [source.names[i] for i in profile_of]
+        folder.close(described, n, seed, names)
+
+
+def numbered_tiles(
+    source: GANSource | RealSource, first: int, stop: int, n: int, seed: int, batch_size: int
+) -> Iterator[np.ndarray]:
+    """Yield tiles `first` to `stop` - 1 of the n that (source, seed) name, uint8 (b, H, W, 3), b <= `batch_size`."""
+    if isinstance(source, GANSource):
+        yield from source.batches(stop - first, seed, batch_size, first)
+    else:
+        chosen = source.choose(n, seed)[first:stop]
+        yield from (source.read(chosen[i : i + batch_size]) for i in range(0, len(chosen), batch_size))
+
+
+def makers_of(folder: str | Path) -> list[TrainedOn]:
+    """Return who trained the models that made a folder's pictures, as its manifests name them.
+
+    A warning, once, where that cannot be known: no manifest, no such checkpoint any more, or another one in its place.
+    """
+    folder = Path(folder)
+    places = generated_folders(folder)
+    doubts, found = [] if places else ["no manifest.json of generate_tissue_images.py"], {}
+    for place in places:
+        made_from = read_json(place / "manifest.json").get("made_from")
+        made_from = made_from if isinstance(made_from, dict) else {}
+        path, digest = made_from.get("checkpoint"), made_from.get("digest")
+        if made_from.get("kind") == "real" or digest in found:
+            continue
+        if not isinstance(path, str) or not Path(path).is_file():
+            doubts.append(f"its manifest.json names {path or 'no checkpoint'}, which is not there")
+            continue
+        state, now = load_checkpoint(path, "gan")
+        if now == digest:
+            found[digest] = TrainedOn(path, state)
+        else:
+            doubts.append(f"{path} is not the model any more that made it")
+    if doubts:
+        warn(f"{folder}: {shorten(dict.fromkeys(doubts), 1)}: whether held-out donors trained it cannot be checked")
+    return list(found.values())
 
 
 def _short(value: object) -> str:

@@ -4,10 +4,11 @@ import importlib
 import json
 import os
 import shlex
-import socket
 import subprocess
 import sys
 from pathlib import Path
+
+from common.launching import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,11 +27,11 @@ def start(words, world, folder, **environment):
     return started
 
 
-def start_alone(words, folder, **environment):
-    """Start `python words` in `folder`; return the one process, its stdout and stderr piped."""
+def start_alone(words, folder, program=sys.executable, **environment):
+    """Start `program words` in `folder`; return the one process, its stdout and stderr piped."""
     environment = {name: str(value) for name, value in ({"OMP_NUM_THREADS": 1} | environment).items()}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    words = [sys.executable, *map(str, words)]
+    words = [program, *map(str, words)]
     return [subprocess.Popen(words, env={**os.environ, **environment}, cwd=folder, **pipes)]
 
 
@@ -56,12 +57,6 @@ def run_lines(lines, world, folder):
     """
     plan = json.dumps([[line, free_port()] for line in lines])
     return run([__file__, plan], world, folder)
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 if __name__ == "__main__":

@@ -4,10 +4,14 @@ import gan_toy
 import pytest
 import torch
 
+from common import distributed
 from common.config import GANSettings, load_config
+from common.distributed import Ranks
 from common.errors import InputError
 from datasets.cohort import open_cohort
 from models.gan_settings import resolve_gan_settings
+from models.networks import build_generator, generator_args
+from models.step_draws import StepDraws
 from sources import batches
 from sources.batches import Batches, place_of
 
@@ -68,3 +72,31 @@ def test_tiles_that_do_not_fit_a_gpu_are_refused_with_their_size(monkeypatch):
 
 def test_free_memory_is_that_of_this_machine():
     assert 1e8 < batches.free_memory() < 1e14
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_shares_of_ranks_are_the_batch_of_one(tmp_path, monkeypatch, world):
+    gan_toy.make_cohort(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    cfg = load_config(GANSettings, "lung.json", turns=True, loss_type="wgangpvae", gan_type="residual", batch_size=7)
+    resolve_gan_settings(cfg)
+    cohort = open_cohort(cfg, ("train",))
+    conditions = torch.randn(len(cohort.slides), 12, generator=torch.Generator().manual_seed(0))
+    generator = build_generator(generator_args(cfg, 12))
+
+    def taken(ranks):
+        monkeypatch.setattr(distributed, "_here", ranks)
+        source = Batches(cohort, conditions, cfg, CPU, 0, 3)
+        draws = StepDraws(cfg, source.rows, CPU)
+        for step in (1, 2, 3):
+            real, shown = source.take(step, 0, 16)
+            place = (step, 0)
+            drawn = [draws.noise(generator, *place), draws.epsilon(*place), draws.signs(real, *place).transpose(0, 1)]
+            yield [real, shown.c, shown.keep, shown.patients, *drawn, draws.augmented(real, 0.5, "real", *place)]
+
+    whole = list(taken(Ranks()))
+    shares = [list(taken(Ranks(k, world))) for k in range(world)]
+    for step, parts in enumerate(whole):
+        assert {len(part) for part in parts} == {7}
+        for i, part in enumerate(parts):
+            assert torch.equal(part, torch.cat([share[step][i] for share in shares])), i

@@ -445,8 +445,9 @@ def test_tiles_are_viewed_a_strip_at_a_time(monkeypatch):
         seen.append(len(x))
         return x[:, 0, 0, :1].astype(int)
 
-    images = (np.full((n, 4, 4, 3), k, np.uint8) for k, n in enumerate(sizes))
-    found = evaluation.viewed({"first": view}, images)["first"]
+    images = [np.full((n, 4, 4, 3), k, np.uint8) for k, n in enumerate(sizes)]
+    tiles = evaluation.Tiles(sizes, lambda some: (images[p] for p in some))
+    found = evaluation.viewed({"first": view}, tiles)["first"]
     assert [x[:, 0].tolist() for x in found] == [[k] * n for k, n in enumerate(sizes)] and seen == [6, 8, 2]
 
 

@@ -43,7 +43,7 @@ def log_of(run):
     path, found = run / "log.jsonl", []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
-            found.append({k: v for k, v in json.loads(line).items() if k != "seconds"})
+            found.append(gan_toy.repeatable(json.loads(line)))
         except ValueError:
             continue
     return found

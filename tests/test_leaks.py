@@ -139,6 +139,32 @@ def test_a_gan_alone_is_enough_to_refuse_tiles_of_its_vaes_donors(work, capsys):
     assert f"in split test: {TEST[0]};" in said and "rna-gan.model: was trained on 1 donor" in said
 
 
+def test_a_folder_of_generated_tiles_is_checked_by_its_manifest_or_a_note_says_why_not(work, capsys):
+    assert (
+        run(generate_tissue_images, "--checkpoint checkpoints/gan --config lung.json --sample_size 4 --out made") == 0
+    )
+    words = "--config lung.json --split test --sample_size 4 --iterations 1 --device cpu --extractor_side 32 --out fid"
+    assert run(fid, f"--checkpoint made {words}") == 0  # its model has seen no donor of the test split
+    assert "cannot be checked" not in capsys.readouterr().err
+    assign("test", [TRAIN[2]])
+    assert run(fid, f"--checkpoint made {words}") == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"gan.model: was trained on 1 donor that tiles/lung has in split test: {TRAIN[2]};" in said
+
+    shutil.copytree("made", "plain")
+    Path("plain/manifest.json").unlink()
+    change("checkpoints/gan/gan.model", "gan", images_seen=7)
+    for folder, why in (("plain", "no manifest.json"), ("made", "gan.model is not the model any more that made it")):
+        assert run(fid, f"--checkpoint {folder} {words}") == 0
+        notes = [line for line in capsys.readouterr().err.splitlines() if "cannot be checked" in line]
+        assert len(notes) == 1 and f"{folder}: " in notes[0] and why in notes[0], notes
+    Path("checkpoints/gan/gan.model").unlink()
+    assert run(fid, f"--checkpoint made {words}") == 0
+    assert "gan.model, which is not there: whether held-out donors trained it" in capsys.readouterr().err
+    assert run(fid, f"--checkpoint plain {words.replace('--split test', '')}") == 0
+    assert "cannot be checked" not in capsys.readouterr().err  # nobody is called held out
+
+
 def test_who_is_held_out_is_said_and_who_is_not_is_warned_of(work, capsys):
     for donor, split in ((TEST[0], "test"), (TRAIN[0], "train")):
         words = (

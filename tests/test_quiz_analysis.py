@@ -53,6 +53,7 @@ def test_d_prime_and_accuracy_of_each_model_are_those_of_the_observers(answered)
         assert block["d_prime"]["value"] == pytest.approx(d, abs=0.3), model
         assert block["d_prime"]["low"] < d < block["d_prime"]["high"] and block["accuracy"]["n"] == 400
         assert block["accuracy"]["value"] == pytest.approx(norm.cdf(d - 0.75), abs=0.08)
+        assert block["criterion"]["value"] == pytest.approx(0.75 - d / 2, abs=0.15)
         area = norm.cdf(d / np.sqrt(2))  # of equal-variance observers (Green and Swets 1966)
         assert block["roc_area"]["value"] == pytest.approx(area, abs=0.06)
     everything = found["all"]

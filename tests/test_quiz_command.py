@@ -137,7 +137,7 @@ def test_only_serving_needs_the_web_packages(tmp_path):
     deck = make_quiz(tmp_path, n=16, per_visit=4, per_cell=4)
     open_answers(deck.folder)
     code = f"import sys; sys.modules.update(dict.fromkeys({WEB!r}))\n"
-    code += "import serve_quiz, prepare_data, generate_tissue_images, quiz.app, quiz.build, quiz.analysis\n"
+    code += "import serve_quiz, prepare_data, quiz.app, quiz.build, quiz.analysis\n"
     code += f"args = serve_quiz.build_parser().parse_args(['export', '--quiz', {str(deck.folder)!r}])\n"
     code += "sys.exit(serve_quiz.main(args) or 0)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -59,8 +59,8 @@ class Training:
         return load_checkpoint(self.folder / "run" / name)[0]
 
     def log(self):
-        lines = map(json.loads, (self.folder / "run" / "log.jsonl").read_text().splitlines())
-        return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+        lines = (self.folder / "run" / "log.jsonl").read_text().splitlines()
+        return [gan_toy.repeatable(json.loads(line)) for line in lines]
 
     def spoil_losses(self, *steps, once=False):
         """Make the loss of these steps NaN, each time that they are taken or only the first."""
