@@ -2,7 +2,8 @@
 
 Every rank runs the same command on the same inputs and takes its share of each batch. Rank 0 alone prints and writes.
 No wait is without end: RANK_TIMEOUT seconds in the environment (600) is the longest that a rank waits for the others. A
-rank that is gone ends the others with exit status 75; the same command goes on from the last checkpoint.
+rank that is gone ends the others with exit status 75; the same command goes on from the last checkpoint. One that
+leaves with an error ends them with its own exit status, so that nobody starts again what would fail again.
 """
 
 import ctypes
@@ -22,7 +23,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from common.errors import Elsewhere, InputError, Stopped, shorten
+from common.errors import Elsewhere, InputError, Stopped, exit_status, shorten
 from common.launching import launch as launch  # --parallel
 
 TIMEOUT = 600  # seconds
@@ -165,6 +166,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     except BaseException as error:
         failed = error
         error.told = not _may_speak(rank, error)  # common.errors.run_command asks
+        _tell_others(rank, error)
         raise
     finally:
         _here = ALONE
@@ -237,13 +239,18 @@ def _together(action: Callable[[], T]) -> T:
 
 
 def _gone() -> list[int]:
-    """Return the ranks whose process has ended here, else those that do not answer within ROLL_CALL seconds."""
+    """Return the ranks whose process has ended here, else those that do not answer within ROLL_CALL seconds.
+
+    Elsewhere, with its exit status, where one has left with an error.
+    """
     others = [k for k in range(_here.world) if k != _here.rank]
     try:
         _store.set_timeout(timedelta(seconds=ROLL_CALL))
         _store.set(f"here/{_here.rank}", "")
         deadline = time.monotonic() + ROLL_CALL
         while True:
+            if left := [k for k in others if _store.check([f"failed/{k}"])]:
+                raise Elsewhere(int(_store.get(f"failed/{left[0]}")))
             ended = sorted(_ended_here(others))
             silent = [k for k in others if not _store.check([f"here/{k}"])]
             if ended or not silent or time.monotonic() > deadline:
@@ -271,6 +278,13 @@ def _may_speak(rank: int, error: BaseException) -> bool:
     return True
 
 
+def _tell_others(rank: int, error: BaseException) -> None:
+    """Leave this rank's exit status for those that will miss it; not of what comes to all, nor of a signal."""
+    if isinstance(error, Exception) and not isinstance(error, LostRank | Elsewhere) and type(error) is not Stopped:
+        with suppress(RuntimeError):
+            _store.set(f"failed/{rank}", str(exit_status(error)))
+
+
 def _leave(ranks: Ranks, at_once: bool, gone: Iterable[int]) -> None:
     """Leave the group; rank 0, which may hold the store, last. `at_once`: a GPU may wait for a rank that is gone."""
     if at_once:
@@ -282,7 +296,7 @@ def _leave(ranks: Ranks, at_once: bool, gone: Iterable[int]) -> None:
     with suppress(RuntimeError):
         _store.set_timeout(timedelta(seconds=1))
         _store.set(f"left/{ranks.rank}", "")
-        deadline = time.monotonic() + ROLL_CALL
+        deadline = time.monotonic() + 3 * ROLL_CALL  # longer than the others' roll call
         while ranks.main and time.monotonic() < deadline:
             staying = {k for k in range(ranks.world) if not _store.check([f"left/{k}"])}
             if not staying - _ended_here(staying) - set(gone):

@@ -34,6 +34,8 @@ class Stopped(Exception):
 class Elsewhere(Exception):
     """Another rank has said what is wrong: this one leaves with the same exit status, and says nothing."""
 
+    told = True
+
     def __init__(self, status: int) -> None:
         super().__init__(f"another rank left with exit status {status}")
         self.status = status

@@ -56,18 +56,24 @@ def talk(ranks):
 def differ(ranks):
     agree("the tables", f"digest {ranks.rank}")
 
-def bad(ranks):
-    if ranks.rank == 1:
+def bad(ranks, rank=1):
+    if ranks.rank == rank:
         raise InputError("tile 7 is damaged")
     ranks.wait()
+
+def bad_0(ranks):
+    bad(ranks, 0)
 
 def all_bad(ranks):
     raise InputError("batch_size too small")
 
-def die(ranks):
-    if ranks.rank == 1:
+def die(ranks, rank=1):
+    if ranks.rank == rank:
         os.kill(os.getpid(), signal.SIGKILL)
     ranks.wait()
+
+def die_0(ranks):
+    die(ranks, 0)
 
 def hang(ranks):
     if ranks.rank == 1:
@@ -153,7 +159,9 @@ def test_an_error_is_one_line_whichever_rank_has_it(script):
     status, _, err = many_ranks.run(["job.py", "all_bad"], 3, script)
     assert status == [2, 2, 2] and len("".join(err).splitlines()) == 1 and "batch_size too small" in "".join(err)
     status, _, err = many_ranks.run(["job.py", "bad"], 2, script)
-    assert status == [75, 2] and err == ["", "job.py: error: rank 1: tile 7 is damaged\n"]
+    assert status == [2, 2] and err == ["", "job.py: error: rank 1: tile 7 is damaged\n"]
+    status, _, err = many_ranks.run(["job.py", "bad_0"], 3, script)
+    assert status == [2, 2, 2] and err == ["job.py: error: tile 7 is damaged\n", "", ""]
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -162,6 +170,14 @@ def test_a_rank_that_is_killed_is_named_and_the_others_leave(script, world):
     assert status[1] == -signal.SIGKILL and [s for k, s in enumerate(status) if k != 1] == [75] * (world - 1)
     (said,) = "".join(err).splitlines()
     assert f"rank 1 of {world} is gone" in said and "type the same command again" in said
+
+
+def test_where_the_rank_with_the_store_is_killed_each_says_so_in_one_line(script):
+    status, _, err = many_ranks.run(["job.py", "die_0"], 3, script)
+    assert status == [-signal.SIGKILL, 75, 75] and err[0] == ""
+    for rank in (1, 2):
+        (said,) = err[rank].splitlines()
+        assert f"rank {rank}: rank 0 of 3 is gone" in said
 
 
 def test_a_rank_that_hangs_is_named_after_a_bounded_wait(script):

@@ -229,6 +229,10 @@ def test_the_readmes_slurm_script_requeues_what_was_stopped(cohort):
     slurm = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_ID": os.getpid(), "SLURM_NTASKS": 2}
     slurm |= {"SLURM_NTASKS_PER_NODE": 2, "SLURM_CPUS_PER_TASK": 1, "PATH": f"{cohort}/bin:{os.environ['PATH']}"}
     slurm |= {"PYTHONPATH": os.pathsep.join(p for p in sys.path if "site-packages" in p)}
+    # What would fail again is not started again.
+    (process,) = many_ranks.start_alone(["job"], cohort, program="bash", MORE="--batch_size 1", **slurm)
+    (status,), _, (err,) = many_ranks.finish([process])
+    assert status == 2 and "batch_size 1" in err and not (cohort / "requeued").exists()
     (process,) = many_ranks.start_alone(["job"], cohort, program="bash", **slurm)
     until(lambda: steps_of("run") > 2)
     for pid in (cohort / "pids").read_text().split():  # as Slurm does before the time is over
