@@ -5,13 +5,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from common.errors import EXIT_STOPPED, InputError
+from common.errors import EXIT_STOPPED, SAID, InputError
 
 FAREWELL = 30  # seconds that the others have for leaving, once one has failed; ours
 # Else torch prints dozens of lines of addresses where the rank with its store is gone. It asks when it is imported.
@@ -40,16 +41,20 @@ def launch(processes: int, argv: list[str]) -> int:
 
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     before = {number: signal.signal(number, pass_on) for number in numbers}
+    said = tempfile.TemporaryFile("a+")  # noqa: SIM115 (closed below)
+    shared[SAID] = str(said.fileno())
     try:
         for k in range(count):  # a session of their own: Ctrl-C comes to them from here, once
             environment = {**own, **os.environ, **shared, "RANK": str(k), "LOCAL_RANK": str(k)}
-            started.append(subprocess.Popen(words, env=environment, start_new_session=True))
+            process = subprocess.Popen(words, env=environment, start_new_session=True, pass_fds=[said.fileno()])
+            started.append(process)
         _until_all_have_ended(started, pass_on)
     finally:
         for process in started:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+        said.close()
         for number, handler in before.items():
             signal.signal(number, handler)
     faults = [process.returncode for process in started if process.returncode not in (0, EXIT_STOPPED)]

@@ -23,6 +23,10 @@ from common.errors import InputError, Stopped, command_parser, run_command, warn
 def main(args):
     if args.parallel:
         return launch(args.parallel, [__file__, *args.words])
+    if args.what == "early" or args.what + os.environ["RANK"] == "early_1":
+        raise InputError("a GPU is broken")
+    if args.what == "early_":
+        return 0
     with joined(torch.device("cpu")) as ranks:
         assert current() is ranks
         return globals()[args.what](ranks)
@@ -185,7 +189,8 @@ def test_a_rank_that_hangs_is_named_after_a_bounded_wait(script):
     _, said = started[0].communicate(timeout=60)
     started[1].kill()
     started[1].communicate()
-    assert started[0].returncode == 75 and "rank 1 of 2 is gone" in said
+    assert started[0].returncode == 75
+    assert "rank 1 of 2 does not answer within 5 s; RANK_TIMEOUT=10 in the environment allows more" in said
 
 
 def test_ranks_that_do_not_come_are_told_of(script):
@@ -207,6 +212,52 @@ def test_launch_starts_ranks_and_returns_their_status(script):
     process = launched(script, "die", "--parallel", "2")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75 and "rank 1 of 2 is gone" in err
+
+
+def test_what_is_wrong_before_the_ranks_have_met_is_said(script):
+    status, _, err = many_ranks.run(["job.py", "early_"], 2, script)
+    assert status == [0, 2] and err == ["", "job.py: error: rank 1: a GPU is broken\n"]
+    process = launched(script, "early", "--parallel", "3")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and err.count("\n") == 1 and "a GPU is broken" in err, "once"
+
+
+LEAVING = """
+import sys, threading, time, torch.distributed
+from common import distributed
+from common.errors import InputError, command_parser, run_command
+
+def main(args):
+    error = InputError("tile 7 is damaged")
+    if sys.argv[1:]:
+        distributed.FAREWELL, distributed._store = 0.1, torch.distributed.HashStore()
+        distributed._leave(distributed.Ranks(1, 2), error, ())
+        time.sleep(300)
+    threading.Thread(target=time.sleep, args=(300,)).start()  # as a GPU that waits for a rank that is gone
+    error.at_once = True
+    raise error
+
+parser = command_parser("test")
+parser.add_argument("how", nargs="?")
+sys.exit(run_command(main, parser))
+"""
+
+
+@pytest.mark.parametrize("words", [[], ["hangs on the way"]])
+def test_an_error_where_a_gpu_waits_for_ever_leaves_with_its_own_status(tmp_path, words):
+    (tmp_path / "job.py").write_text(LEAVING)
+    status, _, _ = many_ranks.finish(
+        many_ranks.start_alone(["job.py", *words], tmp_path, PYTHONPATH=many_ranks.ROOT), 60
+    )
+    assert status == [2]
+
+
+def test_a_gpu_that_is_too_small_is_no_lost_rank():
+    def action():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        distributed._together(action)
 
 
 def test_launch_passes_a_signal_on(script):
