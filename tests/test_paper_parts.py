@@ -32,6 +32,7 @@ def test_stages_of_a_vae_are_its_layers_with_known_flops():
     vae = BetaVAE(50, [20, 10], [20], 6)
     stages = trace_vae(vae)
     assert [s.shape for s in stages] == [(20,), (10,), (6,), (6,), (20,), (50,)]
+    assert stages[0].name == "Linear, BatchNorm, LeakyReLU"
     assert [s.flops for s in stages] == [
         2 * a * b for a, b in ((50, 20), (20, 10), (10, 6), (10, 6), (6, 20), (20, 50))
     ]
