@@ -53,7 +53,7 @@ from datasets.cohort import Cohort, open_cohort, write_left_out
 from models.average import average_decay, update_average
 from models.compiling import MODES, compile_networks
 from models.conditioning import CONDITIONS, CRITIC_CONDITIONS
-from models.gan_losses import LOSSES, Shown, critic_step, generator_step
+from models.gan_losses import LOSSES, Shown
 from models.gan_settings import (
     CACHES,
     check_gan_settings,
@@ -63,6 +63,7 @@ from models.gan_settings import (
     older_settings,
     resolve_gan_settings,
 )
+from models.gan_steps import critic_step, generator_step
 from models.gan_training import GANTraining
 from models.memory import gan_need, tell
 from models.networks import GAN_TYPES
