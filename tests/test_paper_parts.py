@@ -17,7 +17,7 @@ from figures.trace import totals, trace_critic, trace_generator, trace_vae
 from models.betavae import BetaVAE
 from models.gan_settings import resolve_gan_settings
 from models.networks import build_critic, build_generator, generator_args
-from paper.classifier import curve_runs
+from paper.classifier import curve_runs, first_pretrained
 from paper.epochs import kid_lines
 from paper.kept import Kept
 from paper.latent import principal
@@ -154,16 +154,26 @@ def test_the_matrix_writes_each_pair_twice_and_leaves_what_is_unknown_blank():
     assert sorted(words) == ["1.50\n± 0.25", "1.50\n± 0.25", "−0.01\n± 0.00"]
 
 
-def test_curves_are_of_runs_with_the_same_table_and_settings():
-    base = {"task": "k_fold", "img_size": 16, "seed": 1, "settings": {}, "shuffled_labels": False}
-    one = {"tables": [{"sha256": "x"}]}
+def test_curves_are_of_runs_with_the_same_network_table_settings_and_pre_training():
+    base = {"task": "k_fold", "img_size": 16, "seed": 1, "settings": {}, "shuffled_labels": False, "folds": [{}] * 5}
+    base |= {"backbone": "a small CNN, all weights trained from random initialisation", "tables": [{"sha256": "x"}]}
+    pre = base | {"backbone": "a small CNN, all weights trained from self-supervised pre-training on 3 tiles"}
+    on = {"n": 3, "sha256": "s", "settings": {"num_epochs": 20}}
     found = {
-        "pre": base | one | {"pretraining": {"n": 3}, "train_tiles": 8},
-        "few": base | one | {"pretraining": None, "train_tiles": 8},
-        "all": base | one,
-        "shuffled": base | one | {"shuffled_labels": True},
+        "a test of others": pre | {"pretraining": on, "task": "train_test"},
+        "a control": pre | {"pretraining": on | {"sha256": "t"}, "shuffled_labels": True},
+        "pre": pre | {"pretraining": on, "train_tiles": 8},
+        "pre on others": pre | {"pretraining": on | {"sha256": "t"}, "train_tiles": 8},
+        "pre longer": pre | {"pretraining": on | {"settings": {"num_epochs": 40}}, "train_tiles": 8},
+        "few": base | {"pretraining": None, "train_tiles": 8},
+        "all": base,
+        "shuffled": base | {"shuffled_labels": True},
         "other": base | {"tables": [{"sha256": "y"}]},
+        "three folds": base | {"folds": [{}] * 3},
+        "other network": base | {"backbone": "torchvision's resnet50, all weights trained from random initialisation"},
     }
     assert curve_runs(found) == {"pre": "part", "few": "part", "all": "whole"}
-    del found["pre"]
+    assert first_pretrained(found) is found["pre"]
+    for name in ("pre", "pre on others", "pre longer"):
+        del found[name]
     assert curve_runs(found) == {}
