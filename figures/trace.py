@@ -130,7 +130,7 @@ def _linear_parts(layers: nn.Sequential) -> list[_Part]:
 
 def _words(layers: object) -> str:
     names = {"BatchNorm1d": "BatchNorm", "BatchNorm2d": "BatchNorm", "Up": "ConvT 4 x 4", "Down": "Conv 4 x 4"}
-    names |= {"ConvTranspose2d": "ConvT 4 x 4"}
+    names |= {"ConvTranspose2d": "ConvT 4 x 4", "JointBatchNorm1d": "BatchNorm", "JointBatchNorm2d": "BatchNorm"}
     kinds = [type(layer).__name__ for layer in layers]
     return ", ".join(names.get(kind, kind) for kind in kinds if kind != "Identity")
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from common.checkpoint import save_checkpoint
 from common.config import GANSettings
 from common.errors import InputError
 from figures.paper_architecture import count
@@ -32,6 +33,7 @@ def test_stages_of_a_vae_are_its_layers_with_known_flops():
     vae = BetaVAE(50, [20, 10], [20], 6)
     stages = trace_vae(vae)
     assert [s.shape for s in stages] == [(20,), (10,), (6,), (6,), (20,), (50,)]
+    assert stages[0].name == "Linear, BatchNorm, LeakyReLU"
     assert [s.flops for s in stages] == [
         2 * a * b for a, b in ((50, 20), (20, 10), (10, 6), (10, 6), (6, 20), (20, 50))
     ]
@@ -134,7 +136,10 @@ def test_kid_lines_of_each_run_are_found_and_runs_without_are_named(tmp_path):
     run_folder(tmp_path, "b", "wganvae", [{"step": 1, "kid": None}])
     run_folder(tmp_path, "vae", "", [])
     (tmp_path / "vae" / "config.json").write_text('{"encoder_sizes": [3]}')
-    (table,), without = kid_lines(tmp_path)
+    run_folder(tmp_path, "c", "wgan", kid)
+    digest = save_checkpoint(tmp_path / "c" / "c.model", "gan", {"epoch": 1})
+    (table, finished), without = kid_lines(tmp_path)
+    assert set(table["digest"]) == {""} and set(finished["digest"]) == {digest}
     assert without == ["b"] and table["label"].tolist() == ["GAN, wgan (penalty and clipping)"]
     assert table[["images", "kid", "n", "extractor", "tissue"]].iloc[0].tolist() == [8, 3.0, 50, "e", "lung"]
     with pytest.raises(InputError, match=r"no log.jsonl with lines of kid"):
@@ -152,6 +157,7 @@ def test_the_matrix_writes_each_pair_twice_and_leaves_what_is_unknown_blank():
     figure = matrix_figure(["a", "b"], {"kid": {("b", "a"): (1.5, 0.25), ("a", "a"): (-0.01, 0.0)}})
     words = [text.get_text() for text in figure.axes[0].texts if "±" in text.get_text()]
     assert sorted(words) == ["1.50\n± 0.25", "1.50\n± 0.25", "−0.01\n± 0.00"]
+    assert [text.get_position() for text in figure.axes[0].texts if text.get_text() == "–"] == [(1, 1)]
 
 
 def test_curves_are_of_runs_with_the_same_network_table_settings_and_pre_training():
