@@ -47,6 +47,8 @@ def draw(ask: Ask) -> dict[str, Drawn]:
             f"{learned['n']} tiles of {learned['source']} ({learned['settings']['num_epochs']} epochs; "
             f"{learned['augmentation']}). One training seed: differences within the intervals say nothing. "
         )
+        if learned.get("tested_donors_seen"):
+            caption += f"Pre-training knows {learned['tested_donors_seen']} of the tested donors: not a fair test. "
     else:
         caption += f"Pre-training against scratch is not drawn: it needs runs made by: {ask.command('pretrain')}. "
     caption += f"Seed {listed(m['seed'] for m in found.values())}. No extractor; networks: {settings}."
