@@ -127,6 +127,8 @@ def test_one_person_in_many_visits_is_one_visitor(answered):
     assert found["visitors"] == 1 and found["visits"] == 40
     assert found["all"]["accuracy"]["interval"] == "Wilson over answers"
     assert found["quality"]["means"]["gan"]["visitors"] == 1
+    assert found["quality"]["means"]["gan"]["interval"] is None, "one visitor cannot say how others would differ"
+    assert {pair["interval"] for pair in found["quality"]["differences"]} == {None}
 
 
 def test_a_visitor_who_saw_one_kind_only_has_no_d_prime(answered):
