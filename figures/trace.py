@@ -129,9 +129,9 @@ def _linear_parts(layers: nn.Sequential) -> list[_Part]:
 
 
 def _words(layers: object) -> str:
-    names = {"BatchNorm1d": "BatchNorm", "BatchNorm2d": "BatchNorm", "Up": "ConvT 4 x 4", "Down": "Conv 4 x 4"}
-    names |= {"ConvTranspose2d": "ConvT 4 x 4", "JointBatchNorm1d": "BatchNorm", "JointBatchNorm2d": "BatchNorm"}
+    names = {"Up": "ConvT 4 x 4", "Down": "Conv 4 x 4", "ConvTranspose2d": "ConvT 4 x 4"}
     kinds = [type(layer).__name__ for layer in layers]
+    kinds = ["BatchNorm" if "BatchNorm" in kind else kind for kind in kinds]  # over one process or several
     return ", ".join(names.get(kind, kind) for kind in kinds if kind != "Identity")
 
 

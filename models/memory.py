@@ -1,8 +1,8 @@
 """What a training will take of its device's memory, told before it starts.
 
 Two steps are played through with tensors that have a shape and no content (torch's "meta" device): that takes a second
-and next to no memory. Counted is what is alive at the worst moment of the second step, and two copies of the largest
-layer's weights, which convolutions and checkpoints lay out anew. Not counted: what else the libraries take for
+and next to no memory. Counted is what is alive at the worst moment of the second step, and two copies of a GAN's
+largest tensor, as convolutions lay out anew what they read and write. Not counted: what else the libraries take for
 themselves (a CUDA context, compiled kernels), and memory that lies between blocks. Measured: benchmarks/memory.py.
 """
 
@@ -29,7 +29,7 @@ from models.gan_settings import least_rows
 from models.networks import build_critic, build_generator, generator_args
 from models.passes import Passes
 
-COPIES = 2  # of the largest layer's weights
+COPIES = 2  # of the largest tensor
 MOMENTS = 2  # numbers that Adam and AdamW keep of each weight
 META = torch.device("meta")
 
@@ -38,9 +38,9 @@ META = torch.device("meta")
 class MemoryNeed:
     """Bytes that a training takes, each a part.
 
-    average: of the generator; of a beta-VAE the best epoch's copy. activations: of a step with `batch` items.
-    workspace: copies of the largest layer. data: what is kept on the device. evaluation: what one takes, at another
-    time than the activations.
+    average: of the generator (a beta-VAE's best epoch is copied when there are no gradients). activations: of a step
+    with `batch` items. workspace: copies of the largest tensor. data: what is kept on the device. evaluation: what one
+    takes, at another time than the activations.
     """
 
     weights: int
@@ -115,14 +115,14 @@ def gan_need(cfg: GANSettings, latent_dim: int, data: int = 0, evaluation: int =
         critic_step(critic, optimizers[1], loss, images, fake, epsilon, shown, **options)
         generator_step(critic, optimizers[0], loss, fake, shown, images)
 
-    weights = [size_of(part) for part in (generator, critic)]
+    weights, made = [size_of(part) for part in (generator, critic)], allocations_of(step)
     return MemoryNeed(
         weights=sum(weights),
         gradients=sum(weights),
         optimiser=MOMENTS * sum(weights),
         average=weights[0] * (2 if evaluation else 1),
-        activations=max(peak_of(step) - sum(weights), 0) + real.numel() * real.element_size(),
-        workspace=COPIES * max(map(largest, (generator, critic))),
+        activations=max(made.peak - sum(weights), 0) + real.numel() * real.element_size(),
+        workspace=COPIES * max(made.largest, largest(generator), largest(critic)),
         batch=batch,
         data=data,
         evaluation=evaluation,
@@ -147,9 +147,15 @@ def vae_need(cfg: BetaVAESettings, model_args: dict[str, Any], rows: int, data: 
             beta_vae_loss(x, *model(x, noise[part], kept[part]), beta=cfg.beta)["total"].backward()
 
     weights = size_of(model)
-    activations = max(peak_of(step) - weights, 0)
     return MemoryNeed(
-        weights, weights, MOMENTS * weights, weights, activations, COPIES * largest(model), _rows(batch), data
+        weights=weights,
+        gradients=weights,
+        optimiser=MOMENTS * weights,
+        average=0,
+        activations=max(allocations_of(step).peak - weights, 0),
+        workspace=0,
+        batch=_rows(batch),
+        data=data,
     )
 
 
@@ -169,21 +175,21 @@ def largest(model: nn.Module) -> int:
     return max(t.numel() * t.element_size() for t in model.parameters())
 
 
-def peak_of(step: Callable[[], None]) -> int:
-    """Return the bytes that are alive at the worst moment of the second of two calls, of those that `step` makes."""
+def allocations_of(step: Callable[[], None]) -> "Allocations":
+    """Return what two calls of `step` make: the peak is that of the second."""
     with alone(), Allocations() as made:  # no other rank is asked
         step()
         made.peak = made.alive
         step()
-    return made.peak
+    return made
 
 
 class Allocations(TorchDispatchMode):
-    """Counts the bytes of the tensors that PyTorch makes inside it: `alive` now, and at most (`peak`)."""
+    """Counts the bytes of the tensors that PyTorch makes inside it: `alive` now, `peak` at most, `largest` of one."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.alive = self.peak = 0
+        self.alive = self.peak = self.largest = 0
         self._known: dict[int, weakref.ref] = {}
 
     def __torch_dispatch__(
@@ -209,4 +215,4 @@ class Allocations(TorchDispatchMode):
 
         self._known[key] = weakref.ref(storage, gone)
         self.alive += size
-        self.peak = max(self.peak, self.alive)
+        self.peak, self.largest = max(self.peak, self.alive), max(self.largest, size)

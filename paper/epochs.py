@@ -42,7 +42,7 @@ def draw(ask: Ask) -> dict[str, Drawn]:
     for tissue in dict.fromkeys(table["tissue"]):
         missing = [loss for loss in ABLATION if loss not in set(table["loss"][table["tissue"] == tissue])]
         lacking += [f"{tissue} {loss}" for loss in missing]
-    n = listed(table["n"].astype(int))
+    n, n_real = listed(table["n"].astype(int)), listed(table["n_real"].astype(int))
     runs = "; ".join(
         f"{r.run}: {r.label}, seed {r.seed}, {f'digest {short(r.digest)}' if r.digest else 'not finished: no digest'}"
         for r in table.drop_duplicates("run").itertuples()
@@ -53,7 +53,7 @@ def draw(ask: Ask) -> dict[str, Drawn]:
         f"course of training, against real tiles shown. wgan is gradient penalty and weight clipping, wgangp and "
         f"wganvae are the penalty alone: the published comparison, wgan against wganvae, changes clipping and "
         f"expression at once; wgan against wgangp is clipping alone, wgangp against wganvae expression alone. n = {n} "
-        f"generated tiles. Extractor: {extractors}. Runs, with the digest at their end: {runs}."
+        f"generated and {n_real} real tiles. Extractor: {extractors}. Runs, with the digest at their end: {runs}."
     )
     if without:
         caption += f" Without such lines, so not drawn: {', '.join(without)}; made by: {ask.command('kid')}."
@@ -90,8 +90,9 @@ def point(line: dict[str, Any]) -> dict[str, Any]:
     """Return what is drawn of one line of a log."""
     extractor = line.get("kid_extractor", "")
     name = extractor if isinstance(extractor, str) else json.dumps(extractor, sort_keys=True)
-    about = {"images": line["images"], "kid": line["kid"], "n": line.get("kid_n", 0), "step": line.get("step", 0)}
-    return about | {"extractor": name, "weights": line.get("kid_weights", "")}
+    about = {"images": line["images"], "kid": line["kid"]}
+    about |= {"n": line.get("kid_n", 0), "n_real": line.get("kid_n_real", 0)}
+    return about | {"step": line.get("step", 0), "extractor": name, "weights": line.get("kid_weights", "")}
 
 
 def tissue_of(said: dict[str, Any]) -> str:

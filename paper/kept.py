@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.archives import read_npz
 from common.checkpoint import content_digest
+from common.errors import InputError
 from common.files import atomic_path
 from datasets.expression import ExpressionTable
 
@@ -31,10 +33,10 @@ class Kept:
         described = json.dumps({"format": FORMAT, **of}, sort_keys=True)
         path = self.folder / f"{hashlib.sha256(described.encode()).hexdigest()[:32]}.npz"
         try:
-            with np.load(path, allow_pickle=False) as file:
-                if str(file["of"]) == described:
-                    return {name: file[name] for name in file.files if name != "of"}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            file = read_npz(path)
+            if str(file["of"]) == described:
+                return {name: array for name, array in file.items() if name != "of"}
+        except (InputError, OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             pass
         found = make()
         with atomic_path(path) as partial, open(partial, "wb") as file:

@@ -8,14 +8,17 @@ Writes  shift_tissue.* and shift_sex.*: held-out donors' profiles before and aft
         reverse; the first that betaVAE_interpolation.py has.
 """
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
 import torch
 
+from common.archives import read_npz
 from common.errors import InputError
 from common.files import read_json
 from datasets.expression import ExpressionTable
@@ -127,8 +130,14 @@ def profiles_of(ask: Ask, vae: TrainedVAE, kind: str) -> Profiles:
 
 def move(p: Profiles, folder: Path, a: str, b: str) -> Moved:
     """Move held-out profiles of `a` to `b` and look at them: where they are, and what the classifier says."""
-    with np.load(folder / f"shift_{a}_to_{b}.npz", allow_pickle=False) as file:
+    path = folder / f"shift_{a}_to_{b}.npz"
+    try:
+        file = read_npz(path)
         shift, start = torch.from_numpy(file["shift"]), torch.from_numpy(file["mean_from"])
+    except (BadZipFile, ValueError, KeyError, TypeError, EOFError, zlib.error) as error:
+        raise InputError(
+            f"{path}: not a shift of betaVAE_interpolation.py ({str(error)[:80]}); make it again"
+        ) from None
     train, held = {g: p.rows(g, "train") for g in (a, b)}, {g: p.rows(g, "test") for g in (a, b)}
     both = np.concatenate([train[a], train[b]])
     classifier = GroupClassifier(p.scaled[both], p.group[both])
