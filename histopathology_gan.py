@@ -77,6 +77,8 @@ from sources.gan_record import cohort_digest, describe_model
 from sources.gan_saves import Saves, resume
 from sources.watching import Watch, is_due, open_watch
 
+CHECKED_EACH_STEP = ("cpu",)  # devices on which looking at a loss stops nothing
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser. A flag that is given wins over the config."""
@@ -275,7 +277,8 @@ def fit(
         measure = is_due(cfg, step * per_step, per_step, step == cfg.num_epochs * epoch_steps)
 
         # Go back where something is not finite. It is looked at in bulk, so that a GPU is not stopped at every step.
-        if step % cfg.log_interval == 0 or epoch_ends or save_now or measure or device.type == "cpu":
+        looked = device.type in CHECKED_EACH_STEP or skips.careful(step)
+        if looked or step % cfg.log_interval == 0 or epoch_ends or save_now or measure:
             bad = skips.first_bad({k: bool(v) for k, v in unchecked.items()}, step, gan.state)
             unchecked.clear()
             if bad:
