@@ -130,8 +130,8 @@ def _is_first_to_say(text: str) -> bool:
 
     Those that something else started cannot know of one another then: each speaks.
     """
-    if SAID not in os.environ:
-        return True
+    if SAID not in os.environ or os.environ.get("LAUNCHED_BY") != str(os.getppid()):
+        return True  # nor does a process have the file that a rank has started in turn
     import fcntl  # not on Windows, nor does anything start several processes there
 
     with open(int(os.environ[SAID]), "a+", encoding="utf-8", closefd=False) as said:
