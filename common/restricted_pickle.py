@@ -19,6 +19,10 @@ MAX_VALUES = 100_000  # values of one pickle; by default a published store lists
 MAX_DEPTH = 8  # of nesting
 MAX_DESCRIBED = 1_000_000  # values of a checkpoint's pickle: its objects have thousands, and see RUN
 STEPS = 4  # opcodes for each value: marks and memo entries take memory too
+MAX_NAME = 200  # characters of a name, and of a storage's key: two long strings joined over and over fill any memory
+MAX_KEY = 1000  # characters of a dict's key, and below:
+MAX_INT_KEY = 2**60  # larger ones may share one hash, and take the square of their number in time
+MAX_DIMS = 8  # of a tensor
 ATOMS = {
     "BININT", "BININT1", "BININT2", "LONG1", "INT",
     "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
@@ -169,6 +173,8 @@ class _Machine:
         elif name in ("APPEND", "APPENDS"):
             self._append([self._pop()] if name == "APPEND" else self._pop_to_mark())
         elif name in PUTS:
+            if not 0 <= argument <= STEPS * self.most:  # chosen numbers may share one hash
+                raise ValueError(f"{name} at byte {place}: a place beyond all that are filled")
             self.memo[argument] = self._top()
         elif name == "MEMOIZE":
             self.memo[len(self.memo)] = self._top()
@@ -237,7 +243,7 @@ class _Describer(_Machine):
         elif name in MORE_ATOMS:
             self._push(argument)
         elif name == "GLOBAL":
-            self._push(Name(argument.replace(" ", ".", 1)))
+            self._push(Name(_word(argument).replace(" ", ".", 1)))
         elif name == "STACK_GLOBAL":
             attribute, module = self._pop()[0], self._pop()[0]
             self._push(Name(f"{_word(module)}.{_word(attribute)}"))
@@ -254,7 +260,7 @@ class _Describer(_Machine):
             self._push(Opaque(_name(parts[-1])))
         elif name == "INST":
             self._pop_to_mark()
-            self._push(Opaque(argument.replace(" ", ".", 1)))
+            self._push(Opaque(_word(argument).replace(" ", ".", 1)))
         elif name == "OBJ":
             self._push(Opaque(_name(self._pop_to_mark()[0][0])))
         elif name == "BUILD":
@@ -300,13 +306,24 @@ class _Describer(_Machine):
         if len(items) % 2 or not isinstance(target, dict | Opaque):
             raise ValueError(f"SETITEMS: {len(items)} keys and values for a {type(target).__name__}")
         if isinstance(target, dict):
-            target |= {k: v for (k, _), (v, _) in zip(items[::2], items[1::2], strict=True) if isinstance(k, KEYS)}
+            target |= {k: v for (k, _), (v, _) in zip(items[::2], items[1::2], strict=True) if _is_key(k)}
 
 
 def _word(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"a {type(value).__name__} where a name was expected")
+    if len(value) > MAX_NAME:
+        raise ValueError(f"a name of {len(value)} characters")
     return value
+
+
+def _is_key(value: Any) -> bool:
+    """Return whether a dict keeps this key. ValueError for one that takes long to find: long, or a huge number."""
+    if isinstance(value, int) and abs(value) >= MAX_INT_KEY:
+        raise ValueError("a dict's key is a number of 2^60 or more")
+    if isinstance(value, str | bytes) and len(value) > MAX_KEY:
+        raise ValueError(f"a dict's key has {len(value)} characters")
+    return isinstance(value, KEYS)
 
 
 def _name(value: Any) -> str:
@@ -324,7 +341,7 @@ def _persistent(value: Any, place: int) -> Any:
             return made_by
         whole = len(value) == 5 or (len(value) == 6 and value[5] is None)  # the older form has views of storages
         if kind == "storage" and whole and isinstance(key, str) and _is_count(rest[1]):
-            return Storage(key, made_by.name, rest[1])
+            return Storage(_word(key), made_by.name, rest[1])
     raise ValueError(f"persistent id at byte {place}: a storage was expected")
 
 
@@ -338,8 +355,8 @@ def _reduced(made_by: str, arguments: Any) -> Any:
         return arguments[0]
     if made_by in REBUILT and len(arguments) >= 4:
         storage, offset, size, stride = arguments[:4]
-        numbers = [offset, *size, *stride] if isinstance(size, tuple) and isinstance(stride, tuple) else [None]
-        if isinstance(storage, Storage) and all(map(_is_count, numbers)) and len(size) == len(stride):
+        both = isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride) <= MAX_DIMS
+        if both and isinstance(storage, Storage) and all(map(_is_count, (offset, *size, *stride))):
             return Stored(storage, offset, size, stride)
         raise ValueError("a tensor without storage, size and stride that fit one another")
     return Opaque(made_by)

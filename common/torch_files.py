@@ -25,7 +25,6 @@ from common.restricted_pickle import Stored, describe
 
 MAX_PICKLE = 1 << 28  # bytes: of the object without its numbers. The published code's logs of losses take 9 a number
 MAX_DIRECTORY = 1 << 24  # bytes of a zip's list of members; a file has some hundreds, of 70 bytes
-MAX_DIMS = 8
 END_OF_ZIP = struct.Struct("<4s4H2LH")  # signature, disks, members, bytes and place of their list, comment
 MAGIC = 0x1950A86A20F9469CFC6C  # torch.serialization.MAGIC_NUMBER
 LEGACY_START = b"\x8a\x0a" + MAGIC.to_bytes(10, "little") + b"."  # as a pickle, after the two bytes of its version
@@ -92,7 +91,7 @@ class TorchFile:
         storage, width = stored.storage, DTYPES[stored.storage.kind].itemsize
         count = math.prod(stored.size)
         last = stored.offset + sum((n - 1) * step for n, step in zip(stored.size, stored.stride, strict=True))
-        if not count or len(stored.size) > MAX_DIMS or last >= storage.numel:
+        if not count or last >= storage.numel:
             raise InputError(
                 f"{self.path}: {name}: shape {str(stored.size)[:60]} reaches beyond its {storage.numel} numbers, or is "
                 f"empty: damaged; {REMEDY}"
