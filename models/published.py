@@ -19,8 +19,8 @@ import torch
 
 from common.checkpoint import content_digest
 from common.errors import InputError
-from common.restricted_pickle import Opaque, Stored
 from common.torch_files import OURS, TorchFile, open_torch_file
+from common.torch_pickle import Opaque, Stored
 from models.betavae import BetaVAE
 from models.dcgan import DCGANGenerator
 

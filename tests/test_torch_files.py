@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import InputError
-from common.restricted_pickle import Opaque, Skipped, Stored, describe
 from common.torch_files import TorchFile, open_torch_file
+from common.torch_pickle import Opaque, Skipped, Stored, describe
 from models.published import open_published, vae_inside
 
 OLD = {"_use_new_zipfile_serialization": False}
@@ -426,7 +426,7 @@ def test_two_long_texts_are_not_joined_over_and_over():
 
 def test_a_tensor_has_few_dimensions(monkeypatch):
     looked = []
-    monkeypatch.setattr("common.restricted_pickle._is_count", lambda value: looked.append(value) or True)
+    monkeypatch.setattr("common.torch_pickle._is_count", lambda value: looked.append(value) or True)
     with pytest.raises(InputError, match="a tensor without storage, size and stride"):
         describe(pickled(tensor((1,) * 1000, (1,) * 1000)), "here")
     assert len(looked) < 20
@@ -481,7 +481,7 @@ def test_keys_that_are_no_text_are_no_names(tmp_path):
 
 
 def test_a_long_pickle_is_stopped(monkeypatch):
-    monkeypatch.setattr("common.restricted_pickle._Describer.most", 1000)
+    monkeypatch.setattr("common.torch_pickle._Describer.most", 1000)
     with pytest.raises(InputError, match="more than 1000 values"):
         describe(b"\x80\x02(" + b"K\x01" * 1100 + b"t.", "here")
     with pytest.raises(InputError, match="more than 4000 opcodes"):
