@@ -53,7 +53,7 @@ from datasets.cohort import Cohort, open_cohort, write_left_out
 from models.average import average_decay, update_average
 from models.compiling import MODES, compile_networks
 from models.conditioning import CONDITIONS, CRITIC_CONDITIONS
-from models.gan_losses import LOSSES, Shown, critic_step, generator_step
+from models.gan_losses import LOSSES, Shown
 from models.gan_settings import (
     CACHES,
     check_gan_settings,
@@ -63,6 +63,7 @@ from models.gan_settings import (
     older_settings,
     resolve_gan_settings,
 )
+from models.gan_steps import critic_step, generator_step
 from models.gan_training import GANTraining
 from models.memory import gan_need, tell
 from models.networks import GAN_TYPES
@@ -75,6 +76,8 @@ from sources.gan_expression import Expression, open_profiles
 from sources.gan_record import cohort_digest, describe_model
 from sources.gan_saves import Saves, resume
 from sources.watching import Watch, is_due, open_watch
+
+CHECKED_EACH_STEP = ("cpu",)  # devices on which looking at a loss stops nothing
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -274,7 +277,8 @@ def fit(
         measure = is_due(cfg, step * per_step, per_step, step == cfg.num_epochs * epoch_steps)
 
         # Go back where something is not finite. It is looked at in bulk, so that a GPU is not stopped at every step.
-        if step % cfg.log_interval == 0 or epoch_ends or save_now or measure or device.type == "cpu":
+        looked = device.type in CHECKED_EACH_STEP or skips.careful(step)
+        if looked or step % cfg.log_interval == 0 or epoch_ends or save_now or measure:
             bad = skips.first_bad({k: bool(v) for k, v in unchecked.items()}, step, gan.state)
             unchecked.clear()
             if bad:
