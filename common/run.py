@@ -121,6 +121,7 @@ class Run:
             state, digest = load_checkpoint(last, kind)
             self._last_is_whole = True
         except DamagedCheckpoint as error:
+            self._last_is_whole = False  # it may have been, before the run went back to it
             if not previous.exists():
                 raise
             try:
