@@ -13,8 +13,11 @@ import pytest
 import torch
 from conftest import ROOT
 
+import betaVAE_training
+import histopathology_gan
 from common import files
 from common.checkpoint import load_checkpoint, save_checkpoint
+from common.config import BetaVAESettings, GANSettings, load_config
 from common.errors import InputError, command_parser, run_command
 from common.run import Run
 
@@ -129,6 +132,19 @@ def test_a_disk_whose_fault_torch_hides_is_asked_again(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no") as found:
         load_checkpoint(tmp_path / "last.pt", KIND)
     assert found.value.errno == errno.EIO
+
+
+@pytest.mark.parametrize("command", [histopathology_gan, betaVAE_training])
+def test_a_flag_says_how_often_to_save_and_600_seconds_is_the_default(command, tmp_path):
+    cls = GANSettings if command is histopathology_gan else BetaVAESettings
+    (tmp_path / "a.json").write_text("{}")
+    for words, expected in (("", 600), ("--save_every 0", 0), ("--save_every 30", 30)):
+        args = command.build_parser().parse_args(["--config", "a.json", *words.split()])
+        assert load_config(cls, tmp_path / "a.json", args).save_every == expected
+    Run(tmp_path / "run", {"save_every": 0, "lr": 1})
+    Run(tmp_path / "run", {"save_every": 600, "lr": 1})  # an older run goes on
+    Run(tmp_path / "older", {"lr": 1})
+    Run(tmp_path / "older", {"save_every": 600, "lr": 1})
 
 
 # ---- The order on the disk ----
