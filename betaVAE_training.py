@@ -22,36 +22,32 @@ loss or weight is not finite, the run goes back to last.pt and leaves that batch
 import argparse
 import math
 import sys
-from copy import deepcopy
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from common.checkpoint import NonFiniteError
 from common.config import PRECISIONS, BetaVAESettings, add_scale, load_config, settings_dict
 from common.distributed import joined, launch, sum_gradients, under_torchrun
 from common.errors import InputError, command_parser, run_command
 from common.memory import keep_freed_memory
 from common.progress import Progress
 from common.rehearsal import rehearse
-from common.run import FREE_TO_CHANGE, Run, generator_for, pick_device, seed_for
+from common.run import Run, pick_device, seed_for
 from common.skips import Skips
+from datasets.epochs import Epochs
 from datasets.expression import ExpressionTable, read_cohort_tables
-from datasets.fingerprint import differences, fingerprints
-from datasets.leaks import trained_by
-from models.betavae import BetaVAE, beta_vae_loss, finished_state
-from models.betavae_settings import OPTIMIZERS, check_vae_settings
+from datasets.fingerprint import fingerprints
+from models.betavae import beta_vae_loss
+from models.betavae_settings import check_vae_settings
+from models.betavae_training import PARTS, BetaVAETraining, evaluate, network_args
 from models.expression_scaler import ExpressionScaler
 from models.memory import tell, vae_need
 from models.passes import Passes
 from models.schedules import learning_rate
 from sources.vae_report import measure_best
+from sources.vae_saves import Saves
 
-PARTS = ("total", "reconstruction", "kl")
 FEWEST_DONORS = {"train": 2, "val": 1, "test": 1}
 
 
@@ -74,17 +70,22 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> int | None:
-    """Settings, data, run, training, test."""
+    """Settings, data, run; then `fit`, network and loop, and the test."""
+    # Settings.
     if args.parallel and not under_torchrun():
         return launch(args.parallel, [__file__, *args.words])
     cfg = load_config(BetaVAESettings, args.config, args)
     check_vae_settings(cfg, args.config)
     device = pick_device(cfg.device)
+
+    # Data.
     table = read_cohort_tables(cfg)
     check_splits(table, cfg)
     part = {s: table.rows((table.obs["split"] == s).to_numpy()) for s in FEWEST_DONORS}
     counts = ", ".join(f"{s} {len(p)} profiles of {p.obs['donor'].nunique()} donors" for s, p in part.items())
-    before = settings_dict(BetaVAESettings())
+
+    # Run: a folder that holds these settings; or, of a dry run, two in a temporary place.
+    before = settings_dict(BetaVAESettings())  # what an older config.json does not say was so
 
     def train(cfg: BetaVAESettings, restart: bool = False, batches: int | None = None) -> None:
         with Run(cfg.save_dir, settings_dict(cfg), restart, before, ranks) as run:
@@ -105,7 +106,7 @@ def main(args: argparse.Namespace) -> int | None:
                 f"{args.config}: batch_size {cfg.batch_size} is under {ranks.world}, the processes; raise it"
             )
         kept = sum(part[s].values.nbytes for s in ("train", "val"))
-        need = vae_need(cfg, network_args(cfg, table), len(part["train"]), kept)
+        need = vae_need(cfg, network_args(cfg, len(table.genes)), len(part["train"]), kept)
         tell(need, device)
         if args.dry_run:
             what = "data, two steps, validation, test, saving and loading"
@@ -113,12 +114,6 @@ def main(args: argparse.Namespace) -> int | None:
         else:
             train(cfg, args.restart)
     return None
-
-
-def network_args(cfg: BetaVAESettings, table: ExpressionTable) -> dict[str, Any]:
-    """Return the arguments of the settings' BetaVAE for the genes of the table."""
-    keys = ("encoder_sizes", "decoder_sizes", "latent_dim", "input_dropout", "decoder_output")
-    return {"n_genes": len(table.genes)} | {key: getattr(cfg, key) for key in keys}
 
 
 def fit(
@@ -138,105 +133,38 @@ def fit(
     scaler, train = ExpressionScaler.fit_transform(values["train"], cfg.transform, cfg.missing_genes)
     train, val = train.to(device), scaler.transform(values["val"]).to(device)
 
-    # The model, and where an earlier call of this command left it.
-    torch.manual_seed(seed_for(cfg.seed, "weights"))
-    model_args = network_args(cfg, table)
-    model = BetaVAE(**model_args).to(device)
-    optimizer = OPTIMIZERS[cfg.optimizer](model.parameters(), lr=cfg.lr, weight_decay=cfg.weights_decay, fused=True)
+    # The network, its optimiser, and where an earlier call of this command left them.
+    vae = BetaVAETraining(cfg, len(table.genes), device)
+    model, optimizer = vae.model, vae.optimizer
     if device.type == "cpu":
         keep_freed_memory()
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16")
-    place = {"step": 0, "epoch": 0, "batch": 0, "sums": dict.fromkeys(PARTS, 0.0), "best": None}
-    best_weights: dict[str, Tensor] | None = None  # of an epoch whose best.pt is not yet written
-    data = fingerprints(table)
-    order = partial(epoch_batches, len(train), cfg.batch_size, cfg.seed)
-    steps_in_epoch = len(order(0)[:batches])
-    beginning = deepcopy({"optimizer": optimizer.state_dict()} | place)  # the weights are drawn again
-
-    def batch_of(step: int) -> Tensor:
-        epoch, number = divmod(step - 1, steps_in_epoch)
-        return order(epoch)[number]
-
-    def shown() -> int:
-        """Return the profiles shown so far."""
-        return place["epoch"] * len(train) + sum(map(len, order(place["epoch"])[: place["batch"]]))
-
-    def take_up(state: dict[str, Any] | None) -> None:
-        nonlocal best_weights
-        if state is None:
-            torch.manual_seed(seed_for(cfg.seed, "weights"))
-            state = beginning | {"model": BetaVAE(**model_args).state_dict()}
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        place.update(deepcopy({key: state[key] for key in place}))
-        best_weights = None
-
-    skips = Skips(run.folder, lambda step: [str(name) for name in part["train"].obs.index[batch_of(step).numpy()]])
-    saved = run.restore("betavae_training")
-    if saved is not None:
-        check_data(saved, data, table, run)
-        if saved["best"] is not None and not (run.folder / "best.pt").is_file():
-            raise InputError(
-                f"{run.folder}: best.pt, of epoch {saved['best']['epoch']}, is gone and last.pt does not hold it; put "
-                "it back, or train again with --restart, which moves the old run aside"
-            )
-        take_up(saved)
-        skips.load(saved)
+    epochs = Epochs(len(train), cfg.batch_size, cfg.seed, batches)
+    names = part["train"].obs.index
+    skips = Skips(run.folder, lambda step: [str(name) for name in names[epochs.of_step(step).numpy()]])
+    saves = Saves(run, vae, skips, table, part, scaler, fingerprints(table))
+    place = saves.place  # step, epoch, batch, the sums of the epoch's losses, the best epoch
+    if saves.resume():
         print(f"{run.folder}: going on after step {place['step']}, epoch {place['epoch']} of {cfg.num_epochs}")
-    del saved  # gigabytes at the paper's size
 
-    def state() -> dict[str, Any]:
-        networks = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        return networks | {"data": data} | place | skips.state()
-
-    def save() -> bool:
-        """Save; return False where a weight is not finite: the files on disk stay as they were."""
-        nonlocal best_weights
-        bad = False
-        try:
-            if ranks.main:
-                with run.saving():
-                    if best_weights is not None:
-                        write_best(best_weights, place["best"]["epoch"], place["best"])
-                        best_weights = None
-                    run.save("last.pt", "betavae_training", state())
-        except NonFiniteError:
-            bad = True
-        return not ranks.any(bad)
+    # Of each batch this rank has a share, which passes through the network at once, or a part after another.
+    ranks, passes = run.ranks, Passes(cfg.micro_batch, least=2)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16")
+    total, shown = cfg.num_epochs * len(train), epochs.shown(place["epoch"], place["batch"])
+    progress = Progress(run.name, "profiles", total, shown, device, quiet=not ranks.main)
 
     def go_back(step: int, what: str) -> None:
-        skips.blame(step, what, f"lower lr ({cfg.lr:g}) or check the tables")
-        take_up(run.restore("betavae_training"))
-        progress.go_to(shown())
+        saves.go_back(step, what)
+        progress.go_to(epochs.shown(place["epoch"], place["batch"]))
 
-    def write_best(weights: dict[str, Tensor], epoch: int, validation: dict[str, float] | None) -> None:
-        state = {
-            "model_args": model_args,
-            "model": weights,
-            "genes": table.genes,
-            "unit": table.unit,
-            "scaler": scaler.state(),
-            "split_seed": cfg.split_seed,
-            "min_gene_coverage": cfg.min_gene_coverage,
-            "missing_genes": cfg.missing_genes,
-            "settings": {k: v for k, v in settings_dict(cfg).items() if k not in FREE_TO_CHANGE | {"num_epochs"}},
-            "epoch": epoch,
-            "validation": validation,
-        } | trained_by(part["train"].obs["donor"], part["train"].obs.index)
-        tissues = list(part["train"].obs["tissue"])
-        run.save("best.pt", "betavae", finished_state(state, values["train"], tissues, values["val"], device))
-
-    ranks, passes = run.ranks, Passes(cfg.micro_batch, least=2)
-    total = cfg.num_epochs * len(train)
-    progress = Progress(run.name, "profiles", total, shown(), device, quiet=not ranks.main)
     enough = bool(cfg.max_steps) and place["step"] >= cfg.max_steps
     run.hold_signals()  # until the last step is saved
     while place["epoch"] < cfg.num_epochs and not enough:
-        # One epoch over the training donors.
+        # One epoch over the training donors, or what is left of it.
         model.train()
         stopping, bad = False, None
-        for batch in order(place["epoch"])[place["batch"] : batches]:
-            torch.manual_seed(seed_for(cfg.seed, "step", place["step"]))  # dropout and noise depend on the step alone
+        for batch in epochs.batches(place["epoch"])[place["batch"] :]:
+            # What a step has of its number alone: dropout and noise, the rate.
+            torch.manual_seed(seed_for(cfg.seed, "step", place["step"]))
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(place["step"], cfg)
             number, finite, parts = place["step"] + 1, True, dict.fromkeys(PARTS, 0.0)
@@ -260,7 +188,7 @@ def fit(
                     parts = dict(zip(PARTS, ranks.sum(sums).tolist(), strict=True))
                     if finite := all(map(math.isfinite, parts.values())):
                         optimizer.step()
-            if bad := skips.first_bad({number: finite}, number, state):
+            if bad := skips.first_bad({number: finite}, number, saves.state):
                 break
 
             # Count, report, leave where a signal or max_steps says so.
@@ -273,16 +201,15 @@ def fit(
                 run.log(number, {"skipped": skips[number]})
             elif cfg.log_interval and number % cfg.log_interval == 0:
                 run.log(number, {f"batch_{k}": v for k, v in parts.items()})
-            if passes.changed:
-                print(f"{run.folder}: step {place['step']}: {passes.changed}", flush=True)
-                run.log(place["step"], {"micro_batch": passes.size})
-                passes.changed = ""
+            passes.tell(run, number)
             enough = bool(cfg.max_steps) and place["step"] >= cfg.max_steps
             stopping, due = run.after_step(every=cfg.save_every)
-            if (stopping or enough or due) and not save():
+            if (stopping or enough or due) and not saves.save():
                 bad = number
             if stopping or enough or bad:
                 break
+
+        # Go back where something is not finite; stop, or end inside an epoch.
         optimizer.zero_grad(set_to_none=True)
         if bad:
             go_back(bad, "the loss is not finite" if not finite else "a weight is not finite")
@@ -290,10 +217,10 @@ def fit(
             continue
         if stopping:
             run.stop(place["step"])
-        if place["batch"] < steps_in_epoch:
+        if place["batch"] < epochs.steps:
             break  # max_steps, within an epoch
 
-        # Validate, keep the best, report, save.
+        # Validate, and keep the best.
         validation = evaluate(model, val, cfg)
         if not all(map(math.isfinite, validation.values())):
             go_back(place["step"], "the validation loss is not finite")
@@ -301,9 +228,10 @@ def fit(
             continue
         if place["best"] is None or validation[cfg.best_by] < place["best"][cfg.best_by]:
             place["best"] = {"epoch": place["epoch"] + 1, **validation}
-            if ranks.main:
-                best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
-        epoch_steps = range(place["step"] - steps_in_epoch + 1, place["step"] + 1)
+            saves.keep_best()
+
+        # Report, and save.
+        epoch_steps = range(place["step"] - epochs.steps + 1, place["step"] + 1)
         seen = 1 - sum(len(skips[step]) for step in epoch_steps if step in skips) / len(train)
         report = {f"train_{k}": v / (seen or 1) for k, v in place["sums"].items()}
         report |= {f"val_{k}": v for k, v in validation.items()}
@@ -312,7 +240,7 @@ def fit(
         run.log(place["step"], {"epoch": place["epoch"], **report, **progress.report()})
         progress.show(f"train {report['train_total']:.4f} val {report['val_total']:.4f}")
         stopping, due = run.after_step(epoch_ends=True, every=cfg.save_every)
-        if (due or stopping or enough or place["epoch"] == cfg.num_epochs) and not save():
+        if (due or stopping or enough or place["epoch"] == cfg.num_epochs) and not saves.save():
             go_back(place["step"], "a weight is not finite")
             enough = False
             continue
@@ -321,31 +249,7 @@ def fit(
     progress.close()
     run.release_signals()
     if place["best"] is None and ranks.main:  # max_steps ended the run inside its first epoch
-        write_best(model.state_dict(), place["epoch"], None)
-
-
-def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
-    """Return the row numbers of each batch of an epoch: a permutation of (seed, epoch), in batches of `batch_size`.
-
-    A last batch of a single row, which batch norm cannot use, joins the batch before it.
-    """
-    batches = list(torch.randperm(n, generator=generator_for(seed, "order", epoch)).split(batch_size))
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
-
-
-@torch.no_grad()
-def evaluate(model: BetaVAE, x: Tensor, cfg: BetaVAESettings) -> dict[str, float]:
-    """Return the loss's parts on `x` (n, genes) z-scores: the training's formula, with the same noise every time."""
-    model.eval()
-    sums = dict.fromkeys(PARTS, 0.0)
-    noise = torch.randn(len(x), cfg.latent_dim, generator=generator_for(cfg.seed, "validation")).to(x.device)
-    for rows, e in zip(x.split(cfg.batch_size), noise.split(cfg.batch_size), strict=True):
-        losses = beta_vae_loss(rows, *model(rows, e), beta=cfg.beta)
-        for name in PARTS:
-            sums[name] += losses[name].item() * len(rows) / len(x)
-    return sums
+        saves.write_best(model.state_dict(), place["epoch"], None)
 
 
 def check_splits(table: ExpressionTable, cfg: BetaVAESettings) -> None:
@@ -357,15 +261,6 @@ def check_splits(table: ExpressionTable, cfg: BetaVAESettings) -> None:
         raise InputError(
             f"{table.source}: too few donors to split by split_seed {cfg.split_seed}: {have}; at least {need} are "
             "needed; add donors, or choose another split_seed"
-        )
-
-
-def check_data(saved: dict, now: dict[str, str], table: ExpressionTable, run: Run) -> None:
-    """InputError, naming what differs, where the tables are not those that the run was started on."""
-    if differ := differences(saved["data"], now):
-        raise InputError(
-            f"{table.source}: not the tables that the run in {run.folder} was started on: other {', '.join(differ)}; "
-            "restore them, use another folder, or --restart to move the old run aside"
         )
 
 

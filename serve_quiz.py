@@ -61,7 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--codes", help="file of the codes that the study admits, one a line (any code)")
     add("--quality", choices=["optional", "required", "off"], default="optional", help="rating of 1 to 5 (%(default)s)")
     add(
-        "--behind_proxy", action="store_true", help="behind a TLS proxy here: Secure cookie, its X-Forwarded-For counts"
+        "--behind_proxy",
+        action="store_true",
+        help="behind a TLS proxy here that passes Host on: Secure cookie, X-Forwarded-For",
     )
     add("--visits_per_minute", type=int, default=120, help="that one address may begin (%(default)s)")
     add = parts["export"].add_argument

@@ -19,7 +19,8 @@ Writes  <out>/metrics.json: accuracy, weighted F1 and AUC with 95 % intervals (b
 --backbone FILE       a torchvision state dict, frozen, a linear head trained on its features (--finetune: all)
 --pretrain SOURCE     first learn features without labels (SimCLR: models/contrastive.py) on the pictures of a folder or
                       of a table, such as synthetic tiles; for the backbones that are trained as a whole. metrics.json
-                      says on what, and which GAN made them; one that has seen a held-out donor of the table is refused
+                      says on what, and which GAN made them; one that has seen a held-out donor of the table is refused,
+                      one that has seen another of its donors gives a warning
 --train_tiles N       train on N tiles of each fold's training part at most, seeded, all classes and groups in turn
 --shuffle_labels      control: labels shuffled within each table, for training and for testing; expect chance
 """
@@ -97,7 +98,9 @@ def main(args: argparse.Namespace) -> int | None:
     device = pick_device(args.device)
     pictures = Pictures([p for t in tables for p in t.paths], args.img_size or min(t.side for t in tables))
     classifier = Classifier(args.backbone, len(classes), args.seed, args.finetune)
-    unlabelled = read_unlabelled(args.pretrain, args.patch_data_path, tables[-1]) if args.pretrain else None
+    unlabelled, seen = None, 0
+    if args.pretrain:
+        unlabelled, seen = read_unlabelled(args.pretrain, args.patch_data_path, tables[-1])
     pictures.keep()
     if args.shuffle_labels:
         for number in range(len(tables)):
@@ -114,6 +117,7 @@ def main(args: argparse.Namespace) -> int | None:
         weights, history = pretrain(classifier.network(0), shown.read, len(shown), chosen, seed, device)
         classifier.start_from(weights, f"self-supervised pre-training on {len(shown)} tiles")
         pretraining = unlabelled.describe() | {"settings": asdict(chosen), "loss": history, "augmentation": VIEWS}
+        pretraining["tested_donors_seen"] = seen
     read = pictures.read
     if classifier.features is not None:
         features = frozen_features(classifier.features, pictures.read, len(pictures), device)
@@ -197,20 +201,27 @@ def refuse_leaks(train: ImageTable, test: ImageTable) -> None:
             model.refuse_held_out(rows, str(test.path))
 
 
-def read_unlabelled(source: str, folder: str, test: ImageTable) -> Unlabelled:
-    """Return the pictures to pre-train on; InputError where a GAN that made them has seen a held-out donor of `test`,
-    or where pictures of such a donor are among them."""
+def read_unlabelled(source: str, folder: str, test: ImageTable) -> tuple[Unlabelled, int]:
+    """Return the pictures to pre-train on, and how many donors of `test` they come from, or from a GAN that knows them.
+
+    InputError where `test` calls such a donor held out, else a warning.
+    """
     found = read_unlabelled_pictures(source, folder)
-    held_out = test.said["split"].isin(HELD_OUT).to_numpy()
-    if test.groups is not None and held_out.any():
-        rows = pd.DataFrame({"donor": test.groups, "split": test.said["split"].to_numpy()}, test.names)
-        models = [TrainedOn.read(path) for path in found.made_by]
-        if found.own_donors:
-            models.append(TrainedOn(Path(source), trained_by(found.own_donors, [])))
-        for model in models:
-            if model is not None:
-                model.refuse_held_out(rows, str(test.path))
-    return found
+    if test.groups is None:
+        return found, 0
+    models = [model for path in found.made_by if (model := TrainedOn.read(path))]
+    if found.own_donors:
+        models.append(TrainedOn(Path(source), trained_by(found.own_donors, [])))
+    rows = pd.DataFrame({"donor": test.groups, "split": test.said["split"].to_numpy()}, test.names)
+    for model in models:
+        model.refuse_held_out(rows, str(test.path))
+    seen = [donor for donor in np.unique(test.groups) if any(model.has_donor(donor) for model in models)]
+    if seen:
+        warn(
+            f"--pretrain {source}: knows {len(seen)} donor(s) that {test.path} tests ({shorten(seen)}): what it gains "
+            "is not what new donors would show; make the table with prepare_data.py toy --split test"
+        )
+    return found, len(seen)
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -28,7 +28,8 @@ from benchmarks.turns import cpu, has_bf16, serve, take_turns
 from common.memory import keep_freed_memory
 from models.conditioning import ConditionedCritic
 from models.dcgan import DCGANDiscriminator, DCGANGenerator
-from models.gan_losses import LOSSES, critic_step, generator_step, wasserstein_critic, wasserstein_generator
+from models.gan_losses import LOSSES, wasserstein_critic, wasserstein_generator
+from models.gan_steps import critic_step, generator_step
 
 SIDES = ("ours", "peer", "train_ops")
 DIMS, CHANNELS, PENALTY = 2048, 64, 10.0

@@ -34,7 +34,8 @@ from benchmarks.turns import cpu
 from common.distributed import joined, sum_gradients
 from common.launching import free_port
 from models.betavae import BetaVAE, beta_vae_loss
-from models.gan_losses import LOSSES, critic_step, generator_step
+from models.gan_losses import LOSSES
+from models.gan_steps import critic_step, generator_step
 from models.gan_training import GANTraining
 from models.networks import build_critic, build_generator, generator_args
 from models.step_draws import StepDraws

@@ -43,6 +43,10 @@ class Skips:
     def __getitem__(self, step: int) -> list[str]:
         return self._steps[step]
 
+    def careful(self, step: int) -> bool:
+        """Say whether this step is to be looked at by itself: it is taken again after a fault."""
+        return step <= self._careful_until
+
     def first_bad(self, looked_at: dict[int, bool], step: int, state: Callable[[], dict[str, Any]]) -> int | None:
         """Return the first step whose losses were not finite, None where all were. `step`: the one just taken.
 
@@ -51,7 +55,7 @@ class Skips:
         """
         if bad := [number for number, finite in sorted(looked_at.items()) if not finite]:
             return bad[0]
-        return step if step <= self._careful_until and first_non_finite(state()) else None
+        return step if self.careful(step) and first_non_finite(state()) else None
 
     def blame(self, step: int, what: str, remedy: str) -> None:
         """Leave out `step` from now on; InputError the third time. The caller goes back to the last checkpoint."""

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from figures.print_style import INK, PAGE, letters, page, printed
+from figures.plots import GREY
+from figures.print_style import INK, PAGE, PALE, letters, page, printed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,6 +19,7 @@ DIGITS = {"fid": 1, "kid": 2}
 def matrix_figure(names: Sequence[str], cells: Mapping[str, Mapping[tuple[str, str], tuple[float, float]]]) -> "Figure":
     """A panel per measure; its cells (a, b) -> (mean, sd), in either order of the names; floors are (a, a)."""
     from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Rectangle
 
     shades = LinearSegmentedColormap.from_list("shades", ["#56b4e9", "#ffffff"])  # near is blue
     figure = page(PAGE, 10 + 80)
@@ -33,6 +35,9 @@ def matrix_figure(names: Sequence[str], cells: Mapping[str, Mapping[tuple[str, s
                 words = f"{found[0]:.{digits}f}\n± {found[1]:.{max(digits, 1)}f}".replace("-", "−")
                 ax.text(j, i, words, ha="center", va="center", fontsize=5.6, color=INK, linespacing=1.2)
         ax.imshow(grid, cmap=shades, interpolation="nearest")
+        for i, j in np.argwhere(np.isnan(grid)):  # not white, which is the farthest
+            ax.text(j, i, "–", ha="center", va="center", fontsize=5.6, color=GREY)
+            ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=PALE, lw=0, zorder=0.5))
         ticks = range(len(names))
         ax.set_xticks(ticks, [name.replace("_", "\n") for name in names], fontsize=5.8)
         ax.set_yticks(ticks, [name.replace("_", "\n") for name in names], fontsize=5.8)

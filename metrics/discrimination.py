@@ -87,7 +87,8 @@ def compared_ratings(
 
     `ratings` (visitors, tiles), NaN where not given; `groups` (tiles,) names. Visitors and tiles are resampled, each
     by themselves, a rating weighing as often as its visitor times its tile was drawn (Owen 2007, Ann Appl Stat 1:386):
-    so the intervals allow for other visitors and for other tiles. Groups without a rating are left out.
+    so the intervals allow for other visitors and for other tiles. Groups without a rating are left out; of one visitor
+    or one tile, which cannot say how others differ, there is no interval.
     """
     given = np.isfinite(ratings)
     values = np.where(given, ratings, 0.0)
@@ -101,8 +102,10 @@ def compared_ratings(
         with np.errstate(invalid="ignore"):
             boots[name] = total[:, own].sum(1) / weight[:, own].sum(1)
         n = int(given[:, own].sum())
-        means[name] = {"mean": float(values[:, own].sum() / n), "interval": percentiles(boots[name]), "n": n}
-        means[name] |= {"visitors": int(given[:, own].any(1).sum()), "tiles": int(given[:, own].any(0).sum())}
+        by = {"visitors": int(given[:, own].any(1).sum()), "tiles": int(given[:, own].any(0).sum())}
+        if min(by.values()) < 2:
+            boots[name] = np.full(resamples, np.nan)
+        means[name] = {"mean": float(values[:, own].sum() / n), "interval": percentiles(boots[name]), "n": n} | by
     pairs = []
     for i, a in enumerate(names):
         for b in names[i + 1 :]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -46,6 +47,12 @@ def free_settings(cfg: GANSettings) -> set[str]:
 def least_rows(cfg: GANSettings) -> int:
     """Return the fewest rows of a batch that may pass through the networks at a time."""
     return cfg.batch_size if cfg.penalty_per == "batch" else 1
+
+
+def older_settings(cfg: GANSettings) -> dict[str, Any]:
+    """Return what was so in a run of this loss whose older config.json does not say it."""
+    resolve_gan_settings(before := GANSettings(loss_type=cfg.loss_type))
+    return settings_dict(before)
 
 
 def check_gan_settings(cfg: GANSettings, config: str) -> None:

@@ -16,7 +16,9 @@ class GANTraining:
     """Networks with fresh weights by `cfg.seed`, on `device`. `latent_dim`: of the expression, 0 without."""
 
     def __init__(self, cfg: GANSettings, latent_dim: int, device: torch.device) -> None:
-        self.cfg, self.args = cfg, generator_args(cfg, latent_dim)
+        self.cfg, self.device, self.args = cfg, device, generator_args(cfg, latent_dim)
+        self.per_step = cfg.batch_size * cfg.critic_steps  # images that a step shows
+        self._latent_dim = latent_dim
         torch.manual_seed(seed_for(cfg.seed, "weights"))
         self.generator = build_generator(self.args).to(device)
         self.critic = build_critic(cfg, latent_dim).to(device)
@@ -30,6 +32,10 @@ class GANTraining:
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds of it."""
         return {name: getattr(self, name).state_dict() for name in self._parts}
+
+    def fresh_state(self) -> dict[str, Any]:
+        """Return the state that it began with: the weights are drawn again."""
+        return GANTraining(self.cfg, self._latent_dim, self.device).state()
 
     def load(self, saved: dict[str, Any]) -> None:
         """Go on from a checkpoint's `state`."""

@@ -24,8 +24,9 @@ from common.run import generator_for
 from common.words import bytes_in_words
 from models.augment import augmented
 from models.betavae import BetaVAE, beta_vae_loss
-from models.gan_losses import LOSSES, NOTHING_SHOWN, Shown, critic_step, generator_step
+from models.gan_losses import LOSSES, NOTHING_SHOWN, Shown
 from models.gan_settings import least_rows
+from models.gan_steps import critic_step, generator_step
 from models.networks import build_critic, build_generator, generator_args
 from models.passes import Passes
 

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from common.distributed import current
 from common.errors import InputError
+from common.run import Run
 
 
 class Passes:
@@ -30,11 +31,22 @@ class Passes:
         most = max(n // world // self.least, 1)
         return min(-(-n // world // self.size), most) if self.size else 1
 
+    def rows(self, n: int) -> int:
+        """Return how many rows, at most, of a batch of `n` go through at once."""
+        return (first := self.of(n)[0]).stop - first.start
+
     def of(self, n: int) -> list[slice]:
         """Return the rows of each pass, of a batch of `n`."""
         share = current().share(n)
         rows = pieces(share.stop - share.start, self.count(n))
         return [slice(share.start + part.start, share.start + part.stop) for part in rows]
+
+    def tell(self, run: Run, step: int) -> None:
+        """Tell the user and the log, once, that another size was chosen."""
+        if self.changed:
+            print(f"{run.folder}: step {step}: {self.changed}", flush=True)
+            run.log(step, {"micro_batch": self.size})
+            self.changed = ""
 
     def trials(self, n: int) -> Iterator["Trial"]:
         """Yield trials of an update with a batch of `n`, each with half the rows a pass of the last.

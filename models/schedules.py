@@ -1,12 +1,13 @@
 """What changes with the images or batches shown: settings, learning rates, and the side of the tiles."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
-from common.config import BetaVAESettings
+from common.config import BetaVAESettings, GANSettings
 
 
 def eased(start: float, end: float, images: int, over: int) -> float:
@@ -27,6 +28,11 @@ def side_at(images: int, first: int, full: int, over: int) -> int:
         return full
     doublings = (full // first).bit_length() - 1
     return first * 2 ** (images * doublings // over)
+
+
+def sides_of(cfg: GANSettings, images: Iterable[int]) -> list[int]:
+    """Return all sides that a training has after these numbers of images, the smallest first."""
+    return sorted({side_at(n, cfg.first_side, cfg.img_size, cfg.grow_images) for n in images})
 
 
 def rate_groups(model: nn.Module, equalised: bool) -> list[dict[str, Any]]:

@@ -39,13 +39,16 @@ def draw(ask: Ask) -> dict[str, Drawn]:
         f"{'; '.join(about(name, found[name]) for name in dict.fromkeys(bars['run']))}. "
     )
     if len(curves):
-        learned = next(m["pretraining"] for m in found.values() if m.get("pretraining"))
+        first = first_pretrained(found)
+        learned = first["pretraining"]
         caption += (
-            f"(b, c) {len(next(iter(found.values()))['folds'])}-fold by donor, trained on so many real tiles of each "
+            f"(b, c) {len(first['folds'])}-fold by {first['folds_by']}, trained on so many real tiles of each "
             f"fold, from scratch and after self-supervised pre-training (SimCLR, NT-Xent; Chen et al. 2020) on "
             f"{learned['n']} tiles of {learned['source']} ({learned['settings']['num_epochs']} epochs; "
             f"{learned['augmentation']}). One training seed: differences within the intervals say nothing. "
         )
+        if learned.get("tested_donors_seen"):
+            caption += f"Pre-training knows {learned['tested_donors_seen']} of the tested donors: not a fair test. "
     else:
         caption += f"Pre-training against scratch is not drawn: it needs runs made by: {ask.command('pretrain')}. "
     caption += f"Seed {listed(m['seed'] for m in found.values())}. No extractor; networks: {settings}."
@@ -67,18 +70,35 @@ def lines_of(name: str, m: dict[str, Any]) -> list[dict[str, Any]]:
 def curve_runs(found: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Return the runs of the curves: "part" those with few tiles, "whole" those with all; {} without pre-trained ones.
 
-    All are k-fold on the table, with the network, of the first pre-trained run by name.
+    All are k-fold on the table, with the network, of the first pre-trained run by name; pre-trained ones as it was.
     """
-    first = next((m for m in found.values() if m.get("pretraining") and m["task"] == "k_fold"), None)
+    first = first_pretrained(found)
     if first is None:
         return {}
     chosen = {}
     for name, m in found.items():
-        same = all(m[key] == first[key] for key in ("task", "img_size", "seed", "settings"))
-        same = same and [t["sha256"] for t in m["tables"]] == [t["sha256"] for t in first["tables"]]
-        if same and not m["shuffled_labels"]:
+        same = of_curve(m) == of_curve(first) and not m["shuffled_labels"]
+        if same and (not m.get("pretraining") or as_pretrained(m) == as_pretrained(first)):
             chosen[name] = "part" if m.get("train_tiles") or m.get("pretraining") else "whole"
     return chosen
+
+
+def first_pretrained(found: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the first pre-trained k-fold run by name, None where there is none."""
+    pretrained = (m for m in found.values() if m.get("pretraining") and m["task"] == "k_fold")
+    return next((m for m in pretrained if not m["shuffled_labels"]), None)
+
+
+def of_curve(m: dict[str, Any]) -> list[Any]:
+    """Return what runs of one curve share: the network (without where it starts), the table's rows, the settings."""
+    network = m["backbone"].split(", all weights")[0]
+    shared = [m[key] for key in ("task", "img_size", "seed", "settings")]
+    return [network, len(m["folds"]), [t["sha256"] for t in m["tables"]], *shared]
+
+
+def as_pretrained(m: dict[str, Any]) -> list[Any]:
+    """Return what a run was pre-trained on, and how."""
+    return [m["pretraining"].get("sha256"), m["pretraining"].get("settings")]
 
 
 def about(name: str, m: dict[str, Any]) -> str:

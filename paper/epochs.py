@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from common.checkpoint import load_checkpoint
 from common.errors import InputError
 from common.files import read_json
 from datasets.keys import slug
@@ -42,15 +43,17 @@ def draw(ask: Ask) -> dict[str, Drawn]:
         missing = [loss for loss in ABLATION if loss not in set(table["loss"][table["tissue"] == tissue])]
         lacking += [f"{tissue} {loss}" for loss in missing]
     n, n_real = listed(table["n"].astype(int)), listed(table["n_real"].astype(int))
-    runs = "; ".join(f"{r.run}: {r.label}, seed {r.seed}" for r in table.drop_duplicates("run").itertuples())
+    runs = "; ".join(
+        f"{r.run}: {r.label}, seed {r.seed}, {f'digest {short(r.digest)}' if r.digest else 'not finished: no digest'}"
+        for r in table.drop_duplicates("run").itertuples()
+    )
     extractors = listed(f"{e} (weights {short(w)})" for e, w in zip(table["extractor"], table["weights"], strict=True))
     caption = (
         f"Kernel distance (KID, lower is better) between generated tiles and real tiles of validation donors, in the "
         f"course of training, against real tiles shown. wgan is gradient penalty and weight clipping, wgangp and "
         f"wganvae are the penalty alone: the published comparison, wgan against wganvae, changes clipping and "
         f"expression at once; wgan against wgangp is clipping alone, wgangp against wganvae expression alone. n = {n} "
-        f"generated and {n_real} real tiles. Extractor: {extractors}. Runs: {runs}. Digests change with every point; "
-        f"those of the finished runs stand in their .model files."
+        f"generated and {n_real} real tiles. Extractor: {extractors}. Runs, with the digest at their end: {runs}."
     )
     if without:
         caption += f" Without such lines, so not drawn: {', '.join(without)}; made by: {ask.command('kid')}."
@@ -75,7 +78,9 @@ def kid_lines(folder: Path) -> tuple[list[pd.DataFrame], list[str]]:
         kind = "RNA-GAN" if is_conditional(loss) else "GAN"
         label = f"{kind}, {loss}" + (f" ({CRITICS[loss]})" if loss in CRITICS else "")
         about = {"run": run.name, "tissue": tissue_of(said), "kind": kind, "loss": loss, "label": label}
-        found.append(table.assign(**about, seed=said.get("seed", "")))
+        model = run / f"{run.name}.model"  # of the last point; those before left none
+        digest = load_checkpoint(model, "gan")[1] if model.is_file() else ""
+        found.append(table.assign(**about, seed=said.get("seed", ""), digest=digest))
     if not found:
         raise InputError(f"{folder}: no log.jsonl with lines of kid in it")
     return found, without

@@ -37,10 +37,10 @@ def draw(ask: Ask) -> dict[str, Drawn]:
     lacking = [name for name in EXPECTED if name not in names]
     caption = (
         f"Distances between sets of tiles, mean ± sd over {m['iterations']} draws (fid/{name}). (a) Fréchet distance; "
-        f"(b) kernel distance (KID, unbiased: it may be below 0). Deeper blue is closer. Diagonal: two disjoint halves "
-        f"of the real tiles, n = {', '.join(map(str, halves))} each, the floor that no generator can be expected to "
-        f"pass; a Fréchet distance grows as n falls. n = {', '.join(map(str, sizes))} tiles per set and draw. Seed "
-        f"{m['seed']}; extractor {extractor['name']} at {side} px ({m['img_size']} px tiles), weights "
+        f"(b) kernel distance (KID, unbiased: it may be below 0). Deeper blue is closer, grey not measured. Diagonal: "
+        f"two disjoint halves of the real tiles, n = {', '.join(map(str, halves))} each, the floor that no generator "
+        f"can be expected to pass; a Fréchet distance grows as n falls. n = {', '.join(map(str, sizes))} tiles per set "
+        f"and draw. Seed {m['seed']}; extractor {extractor['name']} at {side} px ({m['img_size']} px tiles), weights "
         f"{short(extractor['weights_digest'])}. Loaded: {loaded(m)}."
     )
     caption += f" Not among the sources: {', '.join(lacking)}." if lacking else ""

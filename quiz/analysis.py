@@ -81,8 +81,9 @@ def analyse(table: pd.DataFrame, seed: int = 99, resamples: int = RESAMPLES) -> 
 def group(rows: pd.DataFrame, own: pd.DataFrame, rng: np.random.Generator, resamples: int) -> dict[str, Any]:
     """Return accuracy over the answers `own`, and sensitivity, specificity, d', criterion, ROC area over `rows`.
 
-    Each is {value, low, high, interval}: by a bootstrap over visitors from FEW_VISITORS on; below, shares have
-    Wilson's, as if answers were independent, the others none. d' and criterion are of pooled answers.
+    Each is {value, low, high, interval}: by a bootstrap over visitors where FEW_VISITORS saw such tiles; of fewer, and
+    where all did alike (its interval would have no width), shares have Wilson's, as if answers were independent, the
+    others none. d' and criterion are of pooled answers.
     """
     visitors, place = np.unique(rows["visitor"], return_inverse=True)
     n = len(visitors)
@@ -98,21 +99,28 @@ def group(rows: pd.DataFrame, own: pd.DataFrame, rng: np.random.Generator, resam
     counts = np.stack([per_visitor(mask) for mask in columns], 1)  # (visitors, 6 + 2 * RATINGS)
     total = counts.sum(0)
     boots = drawn_counts(n, resamples, rng) @ counts if n >= FEW_VISITORS else None
+    seen_by = (counts > 0).sum(0)  # visitors with an answer that counts in each column
 
     def share(a: int, b: int) -> dict[str, Any]:
-        return block(lambda c: c[..., a] / c[..., b], wilson(total[a], total[b]) if total[b] else None, int(total[b]))
+        plain = wilson(total[a], total[b]) if total[b] else None
+        return block(lambda c: c[..., a] / c[..., b], plain, int(total[b]), seen_by[b])
 
-    def block(what: Callable, plain: tuple[float, float] | None, size: int) -> dict[str, Any]:
+    def block(what: Callable, plain: tuple[float, float] | None, size: int, visitors: int) -> dict[str, Any]:
         with np.errstate(invalid="ignore", divide="ignore"):
             value = float(what(total))
-            interval = percentiles(what(boots)) if boots is not None else plain
-        kind = "none" if interval is None else "bootstrap over visitors" if boots is not None else "Wilson over answers"
-        low, high = interval or (None, None)
+            drawn = percentiles(what(boots)) if visitors >= FEW_VISITORS else None
+        drawn = drawn if drawn and drawn[0] < drawn[1] else None
+        kind = "bootstrap over visitors" if drawn else "Wilson over answers" if plain else "none"
+        low, high = drawn or plain or (None, None)
         return {"value": value if np.isfinite(value) else None, "low": low, "high": high, "interval": kind, "n": size}
 
-    both = bool(total[3] and total[5])
+    both, saw_both = bool(total[3] and total[5]), min(seen_by[3], seen_by[5])
     pooled = (lambda c: d_prime(c[..., 2], c[..., 3], c[..., 4], c[..., 5])) if both else _undefined
     bias = (lambda c: criterion(c[..., 2], c[..., 3], c[..., 4], c[..., 5])) if both else _undefined
+
+    def area(c: np.ndarray) -> np.ndarray:
+        return roc_area(c[..., 6 : 6 + RATINGS], c[..., 6 + RATINGS :])
+
     return {
         "visitors": n,
         "accuracy": share(0, 1),
@@ -121,10 +129,11 @@ def group(rows: pd.DataFrame, own: pd.DataFrame, rng: np.random.Generator, resam
             lambda c: 1 - c[..., 4] / c[..., 5],
             wilson(total[5] - total[4], total[5]) if total[5] else None,
             int(total[5]),
+            seen_by[5],
         ),
-        "d_prime": block(pooled, None, len(rows)),
-        "criterion": block(bias, None, len(rows)),
-        "roc_area": block(lambda c: roc_area(c[..., 6 : 6 + RATINGS], c[..., 6 + RATINGS :]), None, len(rows)),
+        "d_prime": block(pooled, None, len(rows), saw_both),
+        "criterion": block(bias, None, len(rows), saw_both),
+        "roc_area": block(area, None, len(rows), saw_both),
     }
 
 

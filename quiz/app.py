@@ -17,6 +17,7 @@ from quiz.guard import (
     address_key,
     form_token,
     is_ours,
+    known_token,
     new_token,
     read_form,
 )
@@ -80,8 +81,9 @@ def make_app(deck: Deck, store: Store, options: Options) -> Headers:
             raise HTTPException(429, headers={"Retry-After": str(seconds)})
 
     def with_cookie(response: Response, token: str) -> Response:
+        # Not strict: who follows another site's link would come without it, be given a new one, and lose the visit.
         response.set_cookie(
-            COOKIE, token, max_age=COOKIE_SECONDS, path="/", httponly=True, samesite="strict", secure=options.secure
+            COOKIE, token, max_age=COOKIE_SECONDS, path="/", httponly=True, samesite="lax", secure=options.secure
         )
         return response
 
@@ -116,7 +118,7 @@ def make_app(deck: Deck, store: Store, options: Options) -> Headers:
         return RedirectResponse("/result" if visit.finished else f"/quiz/{visit.current}", 303)
 
     def start_page(request: Request, visit: Visit | None, error: str = "", code: str = "") -> Response:
-        token = request.cookies.get(COOKIE) or new_token()
+        token = known_token(request.cookies.get(COOKIE)) or new_token()
         values = {"visit": visit, "form": form_token(token), "error": error, "code": code}
         return with_cookie(page("start.html", 422 if error else 200, **values), token)
 
@@ -177,7 +179,9 @@ def make_app(deck: Deck, store: Store, options: Options) -> Headers:
         if isinstance(answer := _read_answer(form, options.quality), str):
             return tile_page(request, visit, position, form, int(form["revision"]), answer)
         if store.answer(visit, position, answer, int(form["revision"]), may_change=not options.study):
-            return current(store.visit(request.cookies[COOKIE])) if position == visit.current else _next(position)
+            return (
+                current(store.visit(request.cookies[COOKIE]) or visit) if position == visit.current else _next(position)
+            )
         before = store.answer_at(visit, position)
         if visit.finished or before is None or before[0] == answer:  # the same form twice: nothing to tell
             return current(store.visit(request.cookies[COOKIE]) or visit)

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import ipaddress
+import re
 import secrets
 import threading
 import time
@@ -13,6 +14,7 @@ from urllib.parse import parse_qsl
 COOKIE = "visit"
 FORM_BYTES = 4096  # the largest form has some 200
 FIELDS = 16
+TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")  # 32 bytes of secrets.token_urlsafe
 KEPT = 20_000  # rate limits remembered; the longest unused are forgotten first
 
 HEADERS = {
@@ -62,6 +64,11 @@ def address_key(address: str | None) -> str:
 def new_token() -> str:
     """Return a token for a browser that has no visit yet."""
     return secrets.token_urlsafe(32)
+
+
+def known_token(cookie: str | None) -> str | None:
+    """Return a cookie's value where it can be a token; what somebody else wrote into it is not sent back."""
+    return cookie if cookie and TOKEN.fullmatch(cookie) else None
 
 
 def form_token(token: str) -> str:

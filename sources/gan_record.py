@@ -1,43 +1,16 @@
-"""What a GAN's training takes from the beta-VAE and the cohort, and what its checkpoints say of them."""
+"""What a GAN's checkpoints and settings say of the cohort and the beta-VAE that it was trained with."""
 
 from typing import Any
 
 import torch
 
-from common.checkpoint import content_digest, load_checkpoint, resolve_checkpoint
-from common.config import GANSettings, settings_dict
-from common.errors import InputError, warn
+from common.checkpoint import content_digest
+from common.config import settings_dict
 from common.run import FREE_TO_CHANGE
 from datasets.cohort import Cohort
 from datasets.leaks import trained_by
 from models.gan_losses import is_conditional
-from models.published import open_published
-from sources.profiles import Profiles
-
-
-def adopt(cfg: GANSettings, profiles: Profiles, config: str) -> None:
-    """Change `cfg` to what the VAE says: its split of the donors, and where z is added its dimension."""
-    asked = {"split_seed": profiles.split_seed}
-    if cfg.condition == "add":
-        asked["encoding_dims"] = profiles.vae.latent_dim
-    for key, value in asked.items():
-        if getattr(cfg, key) != value:
-            warn(f"{config}: {key} = {getattr(cfg, key)}, the beta-VAE {profiles.path} has {value}: that is used")
-            setattr(cfg, key, value)
-
-
-def adopt_split(cfg: GANSettings, config: str) -> None:
-    """Change `cfg.split_seed` to that of the VAE it names, if that is there: a plain GAN's held-out donors are its."""
-    try:
-        path = resolve_checkpoint(cfg.vae_checkpoint)
-    except InputError:
-        return  # a plain GAN needs no VAE
-    if open_published(path):
-        return  # and a published one says nothing of donors
-    seed = load_checkpoint(path, "betavae")[0]["split_seed"]
-    if cfg.split_seed != seed:
-        warn(f"{config}: split_seed = {cfg.split_seed}, the beta-VAE {path} has {seed}: that is used")
-        cfg.split_seed = seed
+from models.gan_training import GANTraining
 
 
 def cohort_digest(cohort: Cohort) -> str:
@@ -48,11 +21,15 @@ def cohort_digest(cohort: Cohort) -> str:
 
 
 def describe_model(
-    cfg: GANSettings, cohort: Cohort, vae: dict[str, Any], epoch: float, images_seen: int
+    gan: GANTraining, cohort: Cohort, vae: dict[str, Any], epoch_steps: int, step: int
 ) -> dict[str, Any]:
-    """Return what a GAN checkpoint says besides its weights: enough to use them, and to know whose they are."""
+    """Return what a GAN checkpoint says besides its weights: enough to use them, and to know whose they are.
+
+    `vae`: as Expression has it; `epoch_steps`: steps in an epoch.
+    """
+    cfg = gan.cfg
     settings = {k: v for k, v in settings_dict(cfg).items() if k not in FREE_TO_CHANGE | {"num_epochs"}}
-    return {
+    about = {
         "settings": settings,
         "conditional": is_conditional(cfg.loss_type),
         "vae_digest": vae["digest"],
@@ -63,7 +40,9 @@ def describe_model(
         "tiles": len(cohort.tiles),
         "img_size": cfg.img_size,
         "mpp": cohort.tiles.mpp,
-        "epoch": epoch,
-        "images_seen": images_seen,
+        "epoch": step / epoch_steps,
+        "images_seen": step * gan.per_step,
         "split_seed": cfg.split_seed,
-    } | trained_by(cohort.slides["donor"], cohort.slides["slide"], *vae["trained_on"])
+    }
+    trained = trained_by(cohort.slides["donor"], cohort.slides["slide"], *vae["trained_on"])
+    return about | trained | {"generator_args": gan.args}

@@ -17,6 +17,7 @@ import betaVAE_training
 from common.checkpoint import load_checkpoint
 from common.config import BetaVAESettings
 from common.errors import run_command
+from datasets.epochs import epoch_batches
 from datasets.expression import read_expression, write_expression
 from datasets.keys import split_of
 from datasets.leaks import donor_digests, marks
@@ -191,10 +192,10 @@ def test_the_published_schedule_swings():
 
 @pytest.mark.parametrize("n", [1, 2, 8, 9, 17, 160])
 def test_each_row_once_per_epoch_and_never_alone(n):
-    batches = betaVAE_training.epoch_batches(n, 8, 99, 0)
+    batches = epoch_batches(n, 8, 99, 0)
     assert sorted(torch.cat(batches).tolist()) == list(range(n))
     assert n == 1 or min(map(len, batches)) > 1
-    assert n < 8 or not torch.equal(batches[0], betaVAE_training.epoch_batches(n, 8, 99, 1)[0])
+    assert n < 8 or not torch.equal(batches[0], epoch_batches(n, 8, 99, 1)[0])
 
 
 @pytest.mark.parametrize(

@@ -117,11 +117,13 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_the_command_pre_trains_on_a_folder_or_a_table_and_says_so(folder, tmp_path):
+def test_the_command_pre_trains_on_a_folder_or_a_table_and_says_so(folder, tmp_path, capsys):
     flags = ("--csv_path", "real.csv", "--num_epochs", 2, "--folds", 3, "--pretrain_epochs", 2, "--train_tiles", 12)
     _, scratch = run(folder, tmp_path / "scratch", *flags)
     _, by_folder = run(folder, tmp_path / "folder", *flags, "--pretrain", folder / "synthetic")
+    assert "knows" not in capsys.readouterr().err and by_folder["pretraining"]["tested_donors_seen"] == 0
     _, by_table = run(folder, tmp_path / "table", *flags, "--pretrain", "synthetic.csv")
+    assert "knows 10 donor(s) that" in capsys.readouterr().err and by_table["pretraining"]["tested_donors_seen"] == 10
     assert scratch["pretraining"] is None and scratch["train_tiles"] == 12
     assert all(f["n_train"] + f["n_validation"] == 12 for f in scratch["folds"])
     about = by_folder["pretraining"]
@@ -152,6 +154,9 @@ def test_a_gan_that_has_seen_a_held_out_donor_may_not_make_the_tiles_to_pre_trai
         assert run(tmp_path, tmp_path / "out", *flags)[0] == status
         if status:
             assert "GTEX-0002" in capsys.readouterr().err
+            table.to_csv(tmp_path / "any.csv", index=False)  # which calls nobody held out
+            assert run(tmp_path, tmp_path / "out", "--csv_path", "any.csv", *flags[2:])[0] == 0
+            assert "knows 1 donor(s)" in capsys.readouterr().err
     assert read_unlabelled_pictures(drawn).made_by == [str(tmp_path / "gan.model")]
 
 

@@ -19,6 +19,7 @@ from common.errors import run_command
 from common.run import Run
 from models.gan_settings import for_rehearsal
 from models.schedules import side_at
+from sources import gan_saves
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_a_dry_run_fails_as_the_run_would_and_leaves_nothing(cohort, capsys, mon
     def broken(*_):
         raise OSError(28, "No space left on device", "samples/epoch_0001.png")
 
-    monkeypatch.setattr(histopathology_gan, "write_png", broken)
+    monkeypatch.setattr(gan_saves, "write_png", broken)
     before = files(cohort)
     assert gan("--model_dir checkpoints/run --loss_type wgan --dry_run") == 2
     assert "no space left on the disk" in capsys.readouterr().err and files(cohort) == before

@@ -12,6 +12,7 @@ import pytest
 import torch
 from figures_study import command, finish_study, make_study
 
+from common.checkpoint import load_checkpoint
 from common.errors import InputError
 from figures import measure, page, plots, tile_sections
 from figures.results import metrics_under, read_log, series_of
@@ -370,6 +371,10 @@ def test_every_caption_says_n_seed_extractor_and_digest_and_that_the_papers_valu
     assert "No held-out donor has a profile of male" in captions["shift_sex.txt"]
     assert "gan_brain" in captions["epochs.txt"] and "--eval_every" in captions["epochs.txt"]
     assert "lung wgangp" in captions["epochs.txt"]
+    digest = load_checkpoint(whole / "checkpoints/gan_lung/gan_lung.model", "gan")[1]
+    assert f"digest {digest[:12]}" in captions["epochs.txt"]
+    seen = metrics_under(whole / "classifier")["pretrained_16"]["pretraining"]["tested_donors_seen"]
+    assert seen > 0 and f"Pre-training knows {seen} of the tested donors" in captions["classifier.txt"]
 
 
 def test_the_tables_hold_what_the_metrics_do(whole, drawn):

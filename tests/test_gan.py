@@ -12,16 +12,8 @@ from models.augment import augmented, cut_out, moved, turned
 from models.average import average_decay, calibrate_batch_norm, calibration_inputs, update_average
 from models.conditioning import ConditionedCritic, ConditionedGenerator, InputRule
 from models.dcgan import DCGANDiscriminator, DCGANGenerator
-from models.gan_losses import (
-    LOSSES,
-    Shown,
-    critic_step,
-    generator_step,
-    gradient_penalty,
-    is_conditional,
-    mismatched_pairs,
-    zero_penalty,
-)
+from models.gan_losses import LOSSES, Shown, gradient_penalty, is_conditional, mismatched_pairs, zero_penalty
+from models.gan_steps import critic_step, generator_step
 from models.networks import align_moments
 from models.resampling import down, up
 from models.residual import ResidualCritic

@@ -19,6 +19,7 @@ from datasets.cohort import open_cohort
 from datasets.expression import read_cohort_tables
 from datasets.feed import tile_batches
 from datasets.keys import split_of
+from sources import gan_saves
 from sources.batches import Batches
 from sources.gan import open_gan
 from sources.profiles import Profiles
@@ -210,7 +211,7 @@ def test_a_grid_that_fails_loses_no_training_and_is_not_blamed_on_the_weights(co
         raise ValueError("no picture")
 
     with monkeypatch.context() as patch:
-        patch.setattr(command, "write_png", fails)
+        patch.setattr(gan_saves, "write_png", fails)
         assert train("--model_dir run --loss_type wgan --max_steps 2") != 0
     said = capsys.readouterr().err
     assert "no picture" in said and "lower lr" not in said

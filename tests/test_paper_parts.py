@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from common.checkpoint import save_checkpoint
 from common.config import GANSettings
 from common.errors import InputError
 from figures.paper_architecture import count
@@ -17,7 +18,7 @@ from figures.trace import totals, trace_critic, trace_generator, trace_vae
 from models.betavae import BetaVAE
 from models.gan_settings import resolve_gan_settings
 from models.networks import build_critic, build_generator, generator_args
-from paper.classifier import curve_runs
+from paper.classifier import curve_runs, first_pretrained
 from paper.epochs import kid_lines
 from paper.kept import Kept
 from paper.latent import principal
@@ -135,7 +136,10 @@ def test_kid_lines_of_each_run_are_found_and_runs_without_are_named(tmp_path):
     run_folder(tmp_path, "b", "wganvae", [{"step": 1, "kid": None}])
     run_folder(tmp_path, "vae", "", [])
     (tmp_path / "vae" / "config.json").write_text('{"encoder_sizes": [3]}')
-    (table,), without = kid_lines(tmp_path)
+    run_folder(tmp_path, "c", "wgan", kid)
+    digest = save_checkpoint(tmp_path / "c" / "c.model", "gan", {"epoch": 1})
+    (table, finished), without = kid_lines(tmp_path)
+    assert set(table["digest"]) == {""} and set(finished["digest"]) == {digest}
     assert without == ["b"] and table["label"].tolist() == ["GAN, wgan (penalty and clipping)"]
     assert table[["images", "kid", "n", "extractor", "tissue"]].iloc[0].tolist() == [8, 3.0, 50, "e", "lung"]
     with pytest.raises(InputError, match=r"no log.jsonl with lines of kid"):
@@ -153,18 +157,29 @@ def test_the_matrix_writes_each_pair_twice_and_leaves_what_is_unknown_blank():
     figure = matrix_figure(["a", "b"], {"kid": {("b", "a"): (1.5, 0.25), ("a", "a"): (-0.01, 0.0)}})
     words = [text.get_text() for text in figure.axes[0].texts if "±" in text.get_text()]
     assert sorted(words) == ["1.50\n± 0.25", "1.50\n± 0.25", "−0.01\n± 0.00"]
+    assert [text.get_position() for text in figure.axes[0].texts if text.get_text() == "–"] == [(1, 1)]
 
 
-def test_curves_are_of_runs_with_the_same_table_and_settings():
-    base = {"task": "k_fold", "img_size": 16, "seed": 1, "settings": {}, "shuffled_labels": False}
-    one = {"tables": [{"sha256": "x"}]}
+def test_curves_are_of_runs_with_the_same_network_table_settings_and_pre_training():
+    base = {"task": "k_fold", "img_size": 16, "seed": 1, "settings": {}, "shuffled_labels": False, "folds": [{}] * 5}
+    base |= {"backbone": "a small CNN, all weights trained from random initialisation", "tables": [{"sha256": "x"}]}
+    pre = base | {"backbone": "a small CNN, all weights trained from self-supervised pre-training on 3 tiles"}
+    on = {"n": 3, "sha256": "s", "settings": {"num_epochs": 20}}
     found = {
-        "pre": base | one | {"pretraining": {"n": 3}, "train_tiles": 8},
-        "few": base | one | {"pretraining": None, "train_tiles": 8},
-        "all": base | one,
-        "shuffled": base | one | {"shuffled_labels": True},
+        "a test of others": pre | {"pretraining": on, "task": "train_test"},
+        "a control": pre | {"pretraining": on | {"sha256": "t"}, "shuffled_labels": True},
+        "pre": pre | {"pretraining": on, "train_tiles": 8},
+        "pre on others": pre | {"pretraining": on | {"sha256": "t"}, "train_tiles": 8},
+        "pre longer": pre | {"pretraining": on | {"settings": {"num_epochs": 40}}, "train_tiles": 8},
+        "few": base | {"pretraining": None, "train_tiles": 8},
+        "all": base,
+        "shuffled": base | {"shuffled_labels": True},
         "other": base | {"tables": [{"sha256": "y"}]},
+        "three folds": base | {"folds": [{}] * 3},
+        "other network": base | {"backbone": "torchvision's resnet50, all weights trained from random initialisation"},
     }
     assert curve_runs(found) == {"pre": "part", "few": "part", "all": "whole"}
-    del found["pre"]
+    assert first_pretrained(found) is found["pre"]
+    for name in ("pre", "pre on others", "pre longer"):
+        del found[name]
     assert curve_runs(found) == {}

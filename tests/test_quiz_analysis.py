@@ -102,12 +102,33 @@ def test_few_visitors_have_wilsons_interval_and_say_so(tmp_path):
     assert block["d_prime"]["low"] is None and found["quality"] == {"means": {}, "differences": []}
 
 
+def test_where_all_visitors_did_alike_an_interval_still_has_a_width(answered):
+    """Who knows all tiles: a bootstrap over visitors gives 1 to 1, which no 1,600 answers can show."""
+    right = answered[1].assign(answer=answered[1]["truth"], correct=True)
+    found = json.loads(json.dumps(analyse(right, resamples=50), allow_nan=False))
+    for block in (found["all"], found["by_model"]["gan"], found["by_tissue"]["lung"]):
+        accuracy = block["accuracy"]
+        assert accuracy["value"] == accuracy["high"] == 1 and 0.98 < accuracy["low"] < 1
+        assert accuracy["interval"] == block["specificity"]["interval"] == "Wilson over answers"
+    assert found["all"]["d_prime"]["interval"] == "none" and "right 1.000 (0.998 to 1.000)" in summary(found)[1]
+
+
+def test_a_model_that_few_saw_has_wilsons_interval_though_many_saw_real_tiles(answered):
+    table = answered[1]
+    few = table[(table["model"] != "gan") | (table["visitor"] <= 2)]
+    found = analyse(few, resamples=50)["by_model"]["gan"]
+    assert found["visitors"] == 40 and found["accuracy"]["interval"] == "Wilson over answers"
+    assert found["d_prime"]["low"] is None and found["specificity"]["interval"] == "bootstrap over visitors"
+
+
 def test_one_person_in_many_visits_is_one_visitor(answered):
     alone = answered[1].assign(visitor=1)
     found = json.loads(json.dumps(analyse(alone, resamples=50), allow_nan=False))
     assert found["visitors"] == 1 and found["visits"] == 40
     assert found["all"]["accuracy"]["interval"] == "Wilson over answers"
     assert found["quality"]["means"]["gan"]["visitors"] == 1
+    assert found["quality"]["means"]["gan"]["interval"] is None, "one visitor cannot say how others would differ"
+    assert {pair["interval"] for pair in found["quality"]["differences"]} == {None}
 
 
 def test_a_visitor_who_saw_one_kind_only_has_no_d_prime(answered):

@@ -193,6 +193,18 @@ def test_the_back_button_and_a_second_click_count_nothing_twice(site, open_page)
     assert stored(site) == [(1, 1, None), (1, 3, None)]
 
 
+def test_a_link_on_another_site_leads_back_to_the_same_visit(site, open_page):
+    page = open_page()
+    page.get_by_role("button", name="Start").click()
+    page.wait_for_url("**/quiz/1")
+    elsewhere = page.context.new_page()
+    elsewhere.goto(f"data:text/html,<a href='{site[1]}'>a quiz</a>")
+    elsewhere.get_by_role("link", name="a quiz").click()
+    elsewhere.wait_for_url(f"{site[1]}/")
+    assert elsewhere.get_by_role("link", name="Go on with tile 1 of 4").is_visible()
+    assert page.reload().url.endswith("/quiz/1"), "nor does the link end the visit in the first tab"
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_contrast_focus_and_names_on_every_page(site, open_page, scheme):
     page = open_page(color_scheme=scheme)

@@ -183,6 +183,17 @@ def test_the_update_that_spoilt_a_weight_is_blamed_and_not_the_step_after_it(tra
     assert [line["step"] for line in training.log() if "skipped" in line] == [6]
 
 
+def test_it_is_blamed_too_where_losses_are_looked_at_in_bulk(tmp_path, monkeypatch, capsys):
+    training = Training("gan", tmp_path / "a", monkeypatch)
+    gan_toy.write_config(tmp_path / "a" / "lung.json", ["lung"], num_epochs=99, log_interval=100)
+    monkeypatch.setattr(histopathology_gan, "CHECKED_EACH_STEP", ())  # as on a GPU
+    assert training.run(2) == 0
+    training.spoil_weights(6)
+    assert training.run() == 0
+    assert training.state()["step"] == STEPS and list(training.state()["skips"]["steps"]) == ["6"]
+    assert "at step 6;" in capsys.readouterr().err
+
+
 def test_from_the_start_where_there_is_no_checkpoint_yet(training):
     training.spoil_losses(1)
     assert training.run(3) == 0

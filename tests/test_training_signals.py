@@ -21,18 +21,18 @@ GAN = "histopathology_gan.py --config lung.json --loss_type wganvae --n_workers 
 VAE = "betaVAE_training.py --config vae.json"
 # Where the signal comes: in which function of which training, at which call of it; how many steps are done then.
 PLACES = {
-    "reading the table, GAN": (GAN, "histopathology_gan.read_cohort_tables", 1, None),
+    "reading the table, GAN": (GAN, "sources.gan_expression.read_cohort_tables", 1, None),
     "opening the tiles": (GAN, "histopathology_gan.open_cohort", 1, None),
     "making the run folder": (GAN, "histopathology_gan.write_left_out", 1, None),
     "building the networks": (GAN, "histopathology_gan.GANTraining", 1, None),
     "reading the first tiles": (GAN, "sources.batches.tile_batches", 1, None),
     "in the first step": (GAN, "histopathology_gan.critic_step", 1, 1),
     "in a later step": (GAN, "histopathology_gan.generator_step", 3, 3),
-    "measuring batch norm": (GAN, "histopathology_gan.calibrate_batch_norm", 1, 4),  # at the end of epoch 1
+    "measuring batch norm": (GAN, "sources.gan_saves.calibrate_batch_norm", 1, 4),  # at the end of epoch 1
     "saving": (GAN, "common.checkpoint.torch.save", 1, 4),
     "reading back what was saved": (GAN, "common.checkpoint._read_back", 1, 4),
     "saving the model": (GAN, "histopathology_gan.describe_model", 1, 4),
-    "drawing the grid": (GAN, "histopathology_gan.sample_tiles", 1, 4),
+    "drawing the grid": (GAN, "sources.gan_saves.sample_tiles", 1, 4),
     "reading the table, VAE": (VAE, "betaVAE_training.read_cohort_tables", 1, None),
     "scaling": (VAE, "betaVAE_training.fingerprints", 1, None),
     "in a step, VAE": (VAE, "betaVAE_training.beta_vae_loss", 2, 2),
