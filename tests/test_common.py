@@ -286,6 +286,8 @@ def test_a_wandb_key_is_found_without_asking_the_network(tmp_path, monkeypatch):
         (NotADirectoryError(errno.ENOTDIR, "not", "e/f"), 2, "e/f: a folder was expected, a file stands in its place"),
         (OSError(errno.EIO, "Input/output error", "g"), 2, "g: Input/output error; a file that can be read"),
         (ZeroDivisionError("oops"), 1, "fault of the program"),
+        (MemoryError(), 2, "out of memory: end what else runs on this machine, ask for more (Slurm: --mem) or lower"),
+        (RuntimeError("CUDA out of memory. Tried"), 2, "out of memory (CUDA out of memory. Tried): end what else"),
     ],
 )
 def test_every_error_is_one_line_and_a_status(capsys, error, status, words):
