@@ -98,7 +98,7 @@ def test_a_hostile_pickle_is_not_executed(tmp_path):
     (tmp_path / "a.pt").write_bytes(pickle.dumps(Payload()))
     torch.save({"kind": "gan", "digest": "", "state": Payload()}, tmp_path / "b.pt")
     for name in ("a.pt", "b.pt"):
-        with pytest.raises(InputError, match="not a readable checkpoint"):
+        with pytest.raises(InputError, match=r"not a readable checkpoint|b\.pt: asks for \w+\.mkdir"):
             load_checkpoint(tmp_path / name)
     assert not (tmp_path / "pwned").exists()
 
