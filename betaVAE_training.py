@@ -14,7 +14,7 @@ Writes into the run folder, the config's save_dir:
     best.pt         the model of the best validation epoch (best_by), with gene order, scaler and latent statistics
     metrics.json    errors on test donors, all and per tissue, beside tissue mean and PCA; test_genes.csv: per gene
     previous.pt     the last.pt before it: where the disk damages last.pt, the run goes on from there
-last.pt is written at the end of an epoch and every save_every seconds where that is set, but no more often than costs a
+last.pt is written at the end of an epoch and every --save_every seconds (600), but no more often than costs a
 twentieth of the time. SIGTERM, SIGINT and SIGUSR1 end the run after the current step, saved, with status 75. Where a
 loss or weight is not finite, the run goes back to last.pt and leaves that batch out; the third time it ends.
 """
@@ -62,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--save_dir", help="the run folder")
     parser.add_argument("--num_epochs", type=int)
     parser.add_argument("--max_steps", type=int, help="stop after so many steps in all; 0: no such limit")
+    parser.add_argument("--save_every", type=int, help="seconds between saves (600); 0: at the end of an epoch only")
     parser.add_argument("--precision", choices=PRECISIONS, help="bf16: autocast; the loss stays fp32")
     parser.add_argument("--dry_run", action="store_true", help="two steps of everything in a temporary place, then end")
     parser.add_argument("--restart", action="store_true", help="move an earlier run in the folder aside")

@@ -1,4 +1,4 @@
-"""Sealed checkpoints: tensors, numbers, strings, lists and dicts only, opened with weights_only=True, digest checked.
+"""Sealed checkpoints: tensors, numbers, strings, lists and dicts only, looked through first, digest checked.
 
 A checkpoint is one file, {"kind": ..., "digest": ..., "state": {...}}. The digest is a SHA-256 over the content of
 `state` (names, dtypes, shapes, bytes), so it names the model itself: a GAN stores its VAE's, a metric its generator's.
@@ -16,12 +16,12 @@ from typing import Any
 import torch
 
 from common.archives import read_torch, refuse_unusual
-from common.errors import NO_SPACE, InputError, did_you_mean
+from common.errors import NO_SPACE, InputError, did_you_mean, out_of_memory
 from common.exported import WEIGHTS, read_exported
 from common.files import atomic_path
 
 SUFFIXES = (".model", ".pt")  # a run may be named by its folder with one of these appended
-PROBE = 1 << 20  # bytes that are written to learn why torch could write no more
+PROBE = 1 << 20  # bytes that are written, or read at a time, to learn why torch could not
 
 
 class NonFiniteError(ValueError):
@@ -82,7 +82,8 @@ def load_checkpoint(path: str | Path, kind: str | None = None) -> tuple[dict[str
     """Return (state, digest) of the checkpoint at `path`, on the CPU.
 
     `kind` names what the caller can use ("betavae", "gan", ...). InputError where the file is missing, cut short, not
-    one of ours, altered since it was written, or of another kind. No pickled code is ever executed.
+    one of ours, altered since it was written, or of another kind; OSError and MemoryError where a file that may be
+    whole cannot be read. No pickled code is ever executed.
     """
     path = Path(path)
     if not path.is_file():
@@ -92,11 +93,14 @@ def load_checkpoint(path: str | Path, kind: str | None = None) -> tuple[dict[str
             refuse_unusual(saved := read_exported(path), str(path))
         else:
             saved = read_torch(path)
-    except PermissionError:
+    except OSError:  # the disk's fault, or the network's: the file may be whole
         raise
     except InputError as error:
         raise DamagedCheckpoint(str(error)) from None
     except Exception as error:  # a damaged zip, a foreign pickle and a text file all fail in their own ways
+        if out_of_memory(error):
+            raise MemoryError(f"{path} does not fit into what is free") from None
+        _read_through(path)
         raise DamagedCheckpoint(
             f"{path}: not a readable checkpoint, or cut short ({type(error).__name__}); copy or train it again"
         ) from None
@@ -114,6 +118,13 @@ def load_checkpoint(path: str | Path, kind: str | None = None) -> tuple[dict[str
             f"{path}: holds a {saved['kind']} checkpoint, a {kind} checkpoint was expected; check the path"
         )
     return saved["state"], saved["digest"]
+
+
+def _read_through(path: Path) -> None:
+    """OSError where the disk does not give the file's bytes, which torch tells as it tells of damage."""
+    with open(path, "rb") as file:
+        while file.read(PROBE):
+            pass
 
 
 def resolve_checkpoint(path: str | Path) -> Path:

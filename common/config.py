@@ -60,7 +60,7 @@ class DataSettings:
     max_steps: int = 0  # stop after so many steps; 0: no such limit
     batch_size: int = 8
     log_interval: int = 100  # steps
-    save_every: int = 0  # seconds between checkpoints inside an epoch; 0: at the end of each epoch only
+    save_every: int = 600  # seconds between checkpoints inside an epoch; 0: at the end of each epoch only
     micro_batch: int = 0  # rows of a batch that pass through the networks at a time; 0: all
     optimizer: str = "Adam"
     weights_decay: float = 0.0

@@ -175,8 +175,21 @@ def _explain(error: BaseException) -> tuple[str, int]:
             f"{what}: the GPU's memory is too small for this; lower --micro_batch (training) or --batch_size, or end "
             "another program that uses the GPU"
         ), EXIT_BAD_INPUT
+    if out_of_memory(error):
+        what = " ".join(str(error).split())[:200]
+        return (
+            f"out of memory{what and f' ({what})'}: end what else runs on this machine, ask for more (Slurm: --mem) or "
+            "lower batch_size, and type the same command again",
+            EXIT_BAD_INPUT,
+        )
     hint = "this is a fault of the program; run again with --debug for the traceback"
     return f"{type(error).__name__}: {error} ({hint})", EXIT_FAULT
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out, of the machine or a GPU: torch says so by a RuntimeError."""
+    words = ("can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))
 
 
 def explain_os_error(error: OSError) -> str:

@@ -10,6 +10,7 @@ import torch
 from common.distributed import current
 from common.errors import Stopped
 from common.memory import PeakMemory
+from common.run import refuse_no_folder
 from common.stopping import Interrupted, signals_handled, stop_requested
 from common.words import bytes_in_words
 
@@ -21,8 +22,9 @@ def rehearse(
 
     The folder has the run's name, and lies in a hidden one beside the run's, on the same disk; that is removed at the
     end, however it ends. Then one line says `what` went well, and the memory taken against the `estimate` (bytes).
-    Stopped where a signal asks for it.
+    InputError without a save_dir, as the run gives it. Stopped where a signal asks for it.
     """
+    refuse_no_folder(save_dir)
     run, peak, taken = Path(save_dir), PeakMemory(device), 0.0
     above = next(folder for folder in run.parents if folder.is_dir())
     # Several processes of one job share it: they know one port.

@@ -66,8 +66,7 @@ class Run:
         `defaults`: what settings that an older run's config.json does not have were in effect. `free`: settings that,
         beside FREE_TO_CHANGE, may differ in this run.
         """
-        if not str(folder):
-            raise InputError("no run folder: set save_dir in the config or name one with --save_dir / --model_dir")
+        refuse_no_folder(folder)
         self.folder, self.ranks, self._free = Path(folder), ranks, FREE_TO_CHANGE | set(free)
         self._wandb: Any = None
         self._inside, self._holds = ExitStack(), False
@@ -121,6 +120,7 @@ class Run:
             state, digest = load_checkpoint(last, kind)
             self._last_is_whole = True
         except DamagedCheckpoint as error:
+            self._last_is_whole = False  # it may have been, before the run went back to it
             if not previous.exists():
                 raise
             try:
@@ -257,6 +257,12 @@ class Run:
                 f"{self.folder}: holds a run with other settings: {shorten(pairs, 3)}; "
                 "use another folder, or --restart to move the old run aside"
             )
+
+
+def refuse_no_folder(folder: str | Path) -> None:
+    """InputError where no run folder is named."""
+    if not str(folder):
+        raise InputError("no run folder: set save_dir in the config or name one with --save_dir / --model_dir")
 
 
 def seed_for(seed: int, *place: int | str) -> int:

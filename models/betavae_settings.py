@@ -25,6 +25,8 @@ def check_vae_settings(cfg: BetaVAESettings, path: str) -> None:
     for key in ("batch_size", "latent_dim", "num_epochs", "warmup_batches", "cosine_batches", "lr"):
         if getattr(cfg, key) <= (1 if key == "batch_size" else 0):
             raise InputError(f"{path}: {key} {getattr(cfg, key)}: a larger number was expected")
+    if cfg.save_every < 0:
+        raise InputError(f"{path}: save_every {cfg.save_every}: seconds, 0 or more, were expected")
     if cfg.micro_batch and cfg.micro_batch < 2:  # batch norm knows nothing of a single row
         raise InputError(f"{path}: micro_batch {cfg.micro_batch}: 0, or 2 or more, were expected")
     if not 0 <= cfg.input_dropout < 1:

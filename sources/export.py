@@ -1,7 +1,8 @@
 """A trained model for others: safetensors, its settings, and a model card that says what is known of it.
 
 The card names no donor: counts, digests and settings only, paths without their folders. config.json beside it keeps the
-state as the checkpoint has it, with the SHA-256 of each training donor's name, so that held-out donors stay checked.
+state as the checkpoint has it, with the SHA-256 of each training donor's name, so that held-out donors stay checked: it
+has no salt, and whoever has a list of names can try them.
 """
 
 import json
@@ -83,7 +84,7 @@ def model_card(name: str, kind: str, state: dict[str, Any], digest: str, file: P
     folder, and taken where they name that digest.
     """
     settings = {k: _last_names(v) if k in PATHS else v for k, v in state["settings"].items() if v not in ("", [], None)}
-    found = measured(digest, file)
+    found = _in_training(state) + measured(digest, file)
     parts = [
         "---\nlicense: other\nlicense_name: to-be-stated\ntags: [histology, gene-expression, synthetic-data]\n---",
         f"# {name}",
@@ -144,8 +145,9 @@ def _data(state: dict[str, Any], digest: str, file: Path) -> list[str]:
         lines.append("who trained it: not known, so no donor can be called held out")
     else:
         lines.append(
-            f"{len(donors)} training donors (with those of its beta-VAE), {len(rows or [])} rows; config.json holds "
-            f"the SHA-256 of each name, no name: {content_digest(donors)}"
+            f"{len(donors)} training donors (with those of its beta-VAE), {len(rows or [])} rows: "
+            f"{content_digest(donors)}. config.json holds the SHA-256 of each name, no name; it has no salt, so "
+            "whoever has a list of donors (GTEX's and TCGA's are public) can try them and learn who is among these"
         )
     if state.get("split_seed") is not None:
         share = "64 % train, 16 % val, 20 % test"
@@ -156,37 +158,64 @@ def _data(state: dict[str, Any], digest: str, file: Path) -> list[str]:
 
 
 def measured(digest: str, file: Path) -> list[str]:
-    """Return a line for each metrics.json that names the model's digest, in the run, beside it or in this folder."""
+    """Return a line for each metrics.json that names the model's digest, in the run, beside it or in this folder.
+
+    A warning where one cannot be read, or names the model and does not have what this version writes.
+    """
     found: dict[Path, list[str]] = {}
     for folder in (file.parent, file.parent.parent.parent, Path()):
         for path in sorted(p.resolve() for pattern in FOUND_IN for p in folder.glob(pattern)):
             if path not in found:
+                found[path] = []
                 try:
                     found[path] = _lines(read_json(path), digest)
-                except (InputError, KeyError, TypeError, AttributeError):  # another tool's file
-                    found[path] = []
+                except InputError as error:
+                    warn(f"not in the model card: {error}")
+                except KeyError as error:
+                    warn(f"not in the model card: {path}: names this model, but has no {error}; measure it again")
     return [line for lines in found.values() for line in lines]
 
 
-def _lines(metrics: dict[str, Any], digest: str) -> list[str]:
+def _lines(metrics: Any, digest: str) -> list[str]:
+    """Return what a metrics.json says of the model, nothing where it is of others. KeyError where a key is missing."""
+    if not isinstance(metrics, dict):
+        return []
     if metrics.get("vae_digest") == digest and "test" in metrics:
         return [
             f"reconstruction of held-out donors, {group} (n = {methods['profiles']} of {methods['donors']} donors), "
-            f"mean squared error in {metrics['units']}: "
+            f"mean squared error in {metrics['unit']}: "
             + "; ".join(f"{m} {v['mse']:.3f}" for m, v in methods.items() if isinstance(v, dict))
             for group, methods in metrics["test"].items()
         ]
-    if isinstance(metrics.get("gan"), dict) and metrics["gan"].get("digest") == digest:
+    if _digest_of(metrics.get("gan")) == digest:
         return [f"does it follow the expression? Split {metrics['split']}: {metrics['summary']}"]
-    own = {key for key, source in metrics.get("sources", {}).items() if source.get("digest") == digest}
-    extractor = metrics.get("extractor", {})
+    sources = metrics.get("sources")
+    if not isinstance(sources, dict) or not (own := {k for k, v in sources.items() if _digest_of(v) == digest}):
+        return []
+    extractor = metrics["extractor"]
     return [
-        f"{_side(metrics['sources'][pair['a']])} against {_side(metrics['sources'][pair['b']])}, n = "
+        f"{_side(sources[pair['a']])} against {_side(sources[pair['b']])}, n = "
         f"{pair['n_a']} and {pair['n_b']}, {len(pair['draws'])} draws, {extractor['name']} "
-        f"({extractor['digest'][:8]}): "
+        f"({extractor['weights_digest'][:8]}): "
         + ", ".join(f"{m.upper()} {pair[m]['mean']:.4g} (sd {pair[m]['sd']:.2g})" for m in ("fid", "kid") if pair[m])
-        for pair in metrics.get("pairs", [])
+        for pair in metrics["pairs"]
         if own & {pair["a"], pair["b"]}
+    ]
+
+
+def _digest_of(described: Any) -> Any:
+    return described.get("digest") if isinstance(described, dict) else None
+
+
+def _in_training(state: dict[str, Any]) -> list[str]:
+    """Return a line with what a GAN's best.model was chosen by."""
+    found = state.get("validation") or {}
+    if "kid" not in found:
+        return []
+    return [
+        f"in training, tiles of validation donors, n = {found['kid_n']} drawn and {found['kid_n_real']} real, "
+        f"{found['kid_extractor']} ({found['kid_weights'][:8]}): KID {found['kid']:.4g}, by which it was chosen, the "
+        "least of the run's: it flatters the model"
     ]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.checkpoint import content_digest, load_checkpoint
+from common.checkpoint import DamagedCheckpoint, content_digest, load_checkpoint
 from common.config import GANSettings
 from common.distributed import alone
 from common.errors import InputError, another_rank, warn
@@ -75,11 +75,18 @@ class Watch:
         return CHUNK * BYTES_PER_PIXEL * max(self.extractor.input_side, self.cfg.img_size) ** 2
 
     def resume(self, run: Run, images: int) -> None:
-        """Take the best so far from the run's best.model; a run at 0 `images`, or measured otherwise, has none."""
+        """Take the best so far from the run's best.model; a run at 0 `images`, or measured otherwise, has none.
+
+        Nor has one whose best.model is damaged, with a warning.
+        """
         path = run.folder / BEST
         if not images or not path.is_file():
             return
-        found = load_checkpoint(path, "gan")[0].get("validation", {})
+        try:
+            found = load_checkpoint(path, "gan")[0].get("validation", {})
+        except DamagedCheckpoint as error:
+            warn(f"{error}. Going on without a best so far: the next measurement makes {path} again")
+            return
         if found.get("of") == self._of:
             self.best = found["kid"]
         else:

@@ -134,6 +134,24 @@ def test_a_dry_run_asks_for_all_that_a_later_step_does():
     assert cfg.eval_every == 0 and for_rehearsal(GANSettings(eval_every=9)).eval_every == 1
 
 
+def test_save_every_below_0_is_refused(cohort, capsys):
+    assert gan("--loss_type wgan --save_every -1 --dry_run") == 2
+    assert vae(write_cohort(cohort / "vae", n_donors=30, n_genes=100), "--save_every", "-1", "--dry_run") == 2
+    said = capsys.readouterr().err
+    assert "lung.json: save_every = -1: expected 0 or more" in said and "vae.json: save_every -1: seconds, 0 or" in said
+
+
+@pytest.mark.parametrize("flag", ["", "--dry_run"])
+def test_without_a_run_folder_a_dry_run_says_what_a_run_says(cohort, capsys, flag):
+    before = files(cohort)
+    assert gan(f"--loss_type wgan {flag}") == 2
+    config = write_cohort(cohort / "vae", n_donors=30, n_genes=100, save_dir="")
+    assert vae(config, *flag.split()) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert sum("error: no run folder: set save_dir in the config or name one with --save_dir" in s for s in said) == 2
+    assert {p: b for p, b in files(cohort).items() if "vae" not in p.parts} == before
+
+
 # ---- A normal run ----
 
 

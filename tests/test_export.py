@@ -9,8 +9,10 @@ import numpy as np
 import published_files as published
 import pytest
 import torch
+from betavae_cohort import write_cohort
 from safetensors.torch import load_file, save_file
 
+import betaVAE_training
 import fid
 import generate_tissue_images
 import histopathology_gan
@@ -20,6 +22,7 @@ from common.errors import InputError
 from common.exported import read_exported, write_exported
 from datasets.tiles import read_image, read_image_folder
 from models.dcgan import DCGANGenerator
+from models.features import load_extractor
 from sources.export import export_model
 from sources.gan import open_gan
 from sources.vae import Fit, open_vae
@@ -150,50 +153,47 @@ def test_any_state_of_a_checkpoint_comes_back_to_the_bit(tmp_path, dtype):
 # ---- The card ----
 
 
-def test_the_card_says_what_is_known_and_names_no_donor(cohort):
+def test_the_card_says_what_is_known_and_names_no_donor(cohort, capsys):
     digest = open_gan("checkpoints/rna-gan_lung").digest
     vae = load_checkpoint("checkpoints/betavae_tissues/best.pt")[0]
-    spread = {"mean": 12.5, "sd": 0.25, "low": 12, "high": 13}
-    pair = {"a": "A", "b": "B", "n_a": 600, "n_b": 580, "draws": [{}, {}], "fid": spread, "kid": None}
-    sources = {
-        "A": {"label": "RNA-GAN lung", "digest": digest, "kind": "rna-gan", "run": "lung", "profiles": [PATIENT]}
-    }
-    sources["A"]["label"] += f", profile {PATIENT}"
-    sources["B"] = {"label": f"real, {PATIENT}", "digest": None, "kind": "real", "patient": None}
+    shared = "--config lung.json --sample_size 6 --iterations 2 --extractor_side tiles --device cpu"
+    for name in ("rna-gan_lung", "gan_lung"):
+        patient = f"--patient1 {PATIENT} --config2 lung.json" if name == "rna-gan_lung" else ""
+        assert gan_toy.run(fid, f"--checkpoint checkpoints/{name} {shared} {patient} --out fid/{name}") == 0
     found = {
-        f"fid/lung_{PATIENT}_vs_b": {
-            "extractor": {"name": "inception", "digest": "0123456789"},
-            "sources": sources,
-            "pairs": [pair],
-        },
-        "fid/another": {"sources": {"A": {"label": "x", "digest": "other"}}, "pairs": [pair | {"b": "A"}]},
         "conditioning/rna": {"gan": {"digest": digest}, "split": "test", "summary": "tiles follow the expression"},
         "conditioning/no": {"gan": {"digest": "other"}, "split": "test", "summary": "not this one"},
-        "fid/broken": [1],
+        "conditioning/older": {"gan": {"digest": digest}, "split": "test"},
+        "fid/foreign": [1],
+        "fid/lists": {"gan": [], "sources": [], "vae_digest": 3},
     }
     for folder, values in found.items():
         Path(folder).mkdir(parents=True)
         Path(folder, "metrics.json").write_text(json.dumps(values))
+    capsys.readouterr()
     export_model("checkpoints/rna-gan_lung", "out")
-    card = Path("out/README.md").read_text()
+    card, said = Path("out/README.md").read_text(), capsys.readouterr().err
+    older = f"{cohort}/conditioning/older/metrics.json: names this model, but has no 'summary'; measure it again"
+    assert said == f"warning: not in the model card: {older}\n"
     assert card.startswith("---\nlicense: other\n") and "## Licence\n\nNot stated; whoever publishes" in card
     assert (
         digest in card
         and vae_digest(cohort) in card
         and read("checkpoints/rna-gan_lung/config.json")["cohort_digest"] in card
     )
-    assert (
-        "rna-gan lung (of one patient) against real, n = 600 and 580, 2 draws, inception (01234567): FID 12.5 (sd 0.25)"
-        in card
-    )
+    pair, extractor = read("fid/rna-gan_lung/metrics.json")["pairs"][0], load_extractor(side=gan_toy.SIDE)
+    line = f"rna-gan rna-gan_lung (of one patient) against real, n = 6 and 6, 2 draws, {extractor.name} "
+    line += f"({extractor.digest[:8]}): FID {pair['fid']['mean']:.4g} (sd {pair['fid']['sd']:.2g}), "
+    assert line + f"KID {pair['kid']['mean']:.4g} (sd {pair['kid']['sd']:.2g})\n" in card
     assert card.count("against real") == 1  # found from the run and from here, named once
     assert "does it follow the expression? Split test: tiles follow the expression" in card
     assert "not this one" not in card and "other" not in card.split("## Measured")[1].split("## Settings")[0]
+    assert "it has no salt, so whoever has a list of donors (GTEX's and TCGA's are public) can try them" in card
     assert "28 training donors" not in card and f"{len(vae['trained_donors'])} training donors" in card
     assert "by a hash of split_seed 99" in card and '"loss_type": "wgangpvae"' in card
     assert "generate_tissue_images.py --checkpoint THIS_FOLDER" in card
     for text in (card, Path("out/betavae/README.md").read_text()):
-        assert "GTEX" not in text and str(cohort) not in text and not any(d in text for d in vae["trained_donors"])
+        assert "GTEX-" not in text and str(cohort) not in text and not any(d in text for d in vae["trained_donors"])
     assert "data/lung.csv" not in card and '"lung.csv"' in card  # settings without folders
 
 
@@ -201,23 +201,29 @@ def vae_digest(cohort):
     return load_checkpoint(cohort / "checkpoints/betavae_tissues/best.pt")[1]
 
 
-def test_the_card_of_a_vae_has_its_run_s_errors(cohort):
-    digest = vae_digest(cohort)
-    errors = {
-        "model": {"mse": 0.43, "mse_low": 0.4, "mse_high": 0.5},
-        "tissue mean": {"mse": 0.76},
-        "profiles": 9,
-        "donors": 8,
-    }
-    metrics = {"vae_digest": digest, "units": "z-scores", "test": {"lung": errors}}
-    Path("checkpoints/betavae_tissues/metrics.json").write_text(json.dumps(metrics))
-    export_model("checkpoints/betavae_tissues", "out")
-    card = Path("out/README.md").read_text()
-    assert (
-        "held-out donors, lung (n = 9 of 8 donors), mean squared error in z-scores: model 0.430; tissue mean 0.760"
-        in card
-    )
-    assert "60 genes in TPM" in card and "lung (n = 14)" in card
+def test_the_card_of_a_vae_has_its_run_s_errors(tmp_path):
+    config = write_cohort(tmp_path, n_donors=30, n_genes=100, num_epochs=1)
+    assert gan_toy.run(betaVAE_training, f"--config {config}") == 0
+    export_model(tmp_path / "run", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    for group, methods in read(tmp_path / "run" / "metrics.json")["test"].items():
+        line = (
+            f"held-out donors, {group} (n = {methods['profiles']} of {methods['donors']} donors), mean squared error "
+        )
+        line += "in z-scores of log1p TPM, training donors' mean and sd: "
+        assert f"{line}vae {methods['vae']['mse']:.3f}; tissue_mean {methods['tissue_mean']['mse']:.3f}; " in card
+    assert "held-out donors, lung" in card and "100 genes in TPM" in card
+
+
+def test_the_card_of_the_best_of_a_run_says_what_it_was_chosen_by(cohort):
+    gan_toy.write_config(Path("lung.json"), ["lung"], eval_every=8, eval_tiles=6, feature_side=32)
+    assert gan_toy.run(histopathology_gan, "--config lung.json --model_dir run --loss_type wgan --max_steps 2") == 0
+    export_model("run/best.model", "out")
+    kid, extractor = load_checkpoint("run/best.model")[0]["validation"]["kid"], load_extractor(side=32)
+    line = f"validation donors, n = 6 drawn and 6 real, {extractor.name} ({extractor.digest[:8]}): KID {kid:.4g}, by"
+    assert line in Path("out/README.md").read_text()
+    export_model("run", "last")
+    assert "Nothing was found beside the run." in Path("last/README.md").read_text()
 
 
 # ---- What is refused ----

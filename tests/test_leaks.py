@@ -7,6 +7,7 @@ from pathlib import Path
 import gan_toy
 import numpy as np
 import pandas as pd
+import published_files as published
 import pytest
 from betavae_cohort import write_cohort
 from PIL import Image
@@ -23,6 +24,7 @@ from common.errors import InputError
 from datasets.expression import read_expression, splits_of, write_expression
 from datasets.keys import donor_of, split_of
 from datasets.leaks import TrainedOn, donor_digests, trained_by
+from models.dcgan import DCGANGenerator
 
 GAN = "checkpoints/rna-gan/rna-gan.model"
 VAE = "checkpoints/betavae_tissues/best.pt"
@@ -163,6 +165,17 @@ def test_a_folder_of_generated_tiles_is_checked_by_its_manifest_or_a_note_says_w
     assert "gan.model, which is not there: whether held-out donors trained it" in capsys.readouterr().err
     assert run(fid, f"--checkpoint plain {words.replace('--split test', '')}") == 0
     assert "cannot be checked" not in capsys.readouterr().err  # nobody is called held out
+
+
+def test_tiles_of_a_published_gan_are_measured_and_it_is_said_that_it_names_no_donor(work, capsys):
+    published.save_gan(work / "published.model", published.trained(DCGANGenerator(gan_toy.LATENT, gan_toy.SIDE, 4), 1))
+    words = "--checkpoint published.model --config lung.json --sample_size 4 --out made"
+    assert run(generate_tissue_images, words) == 0
+    capsys.readouterr()
+    words = "--config lung.json --split test --sample_size 4 --iterations 1 --device cpu --extractor_side 32 --out fid"
+    assert run(fid, f"--checkpoint made {words}") == 0
+    said = capsys.readouterr().err
+    assert said.count("published.model: ") == 1 and "does not say which donors it was trained on" in said
 
 
 def test_who_is_held_out_is_said_and_who_is_not_is_warned_of(work, capsys):

@@ -13,8 +13,11 @@ import pytest
 import torch
 from conftest import ROOT
 
+import betaVAE_training
+import histopathology_gan
 from common import files
 from common.checkpoint import load_checkpoint, save_checkpoint
+from common.config import BetaVAESettings, GANSettings, load_config
 from common.errors import InputError, command_parser, run_command
 from common.run import Run
 
@@ -83,6 +86,65 @@ def test_another_kind_is_not_taken_for_damage(tmp_path):
     saved_twice(tmp_path)
     with pytest.raises(InputError, match=r"last\.pt: holds a gan_training checkpoint, a betavae_training"):
         Run(tmp_path, {}).restore("betavae_training")
+
+
+def test_a_last_that_is_damaged_while_the_run_goes_never_becomes_the_one_before(tmp_path):
+    run = saved_twice(tmp_path)
+    flip(tmp_path / "last.pt")
+    assert run.restore(KIND)["step"] == 1  # as where a loss is not finite
+    run.save("last.pt", KIND, state(5))
+    assert [step_of(tmp_path / name) for name in ("previous.pt", "last.pt")] == [1, 5]
+
+
+ALLOCATOR = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to ..."
+NOT_DAMAGED = {
+    "memory": (MemoryError(), "last.pt does not fit into what is free): end what else runs on this machine"),
+    "torch's memory": (RuntimeError(ALLOCATOR), "last.pt does not fit into what is free): end what else runs"),
+    "disk": (OSError(errno.EIO, "Input/output error", "last.pt"), "last.pt: Input/output error; a file that can be"),
+    "network": (OSError(errno.ESTALE, "Stale file handle", "last.pt"), "last.pt: Stale file handle; a file that can"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_DAMAGED)
+def test_a_last_that_cannot_be_read_now_is_not_taken_for_damaged(tmp_path, monkeypatch, capsys, name):
+    saved_twice(tmp_path)
+    error, message = NOT_DAMAGED[name]
+
+    def failing(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", failing)
+        assert run_command(lambda args: Run(tmp_path, {}).restore(KIND) and None, command_parser("x"), []) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1 and "previous.pt" not in said
+    assert Run(tmp_path, {}).restore(KIND)["step"] == 2
+
+
+def test_a_disk_whose_fault_torch_hides_is_asked_again(tmp_path, monkeypatch):
+    saved_twice(tmp_path)
+
+    def failing(path, *_, **__):
+        monkeypatch.setattr("builtins.open", lambda *a, **k: (_ for _ in ()).throw(OSError(errno.EIO, "no", str(path))))
+        raise RuntimeError("PytorchStreamReader failed reading file data/0: file read failed")
+
+    monkeypatch.setattr(torch, "load", failing)
+    with pytest.raises(OSError, match="no") as found:
+        load_checkpoint(tmp_path / "last.pt", KIND)
+    assert found.value.errno == errno.EIO
+
+
+@pytest.mark.parametrize("command", [histopathology_gan, betaVAE_training])
+def test_a_flag_says_how_often_to_save_and_600_seconds_is_the_default(command, tmp_path):
+    cls = GANSettings if command is histopathology_gan else BetaVAESettings
+    (tmp_path / "a.json").write_text("{}")
+    for words, expected in (("", 600), ("--save_every 0", 0), ("--save_every 30", 30)):
+        args = command.build_parser().parse_args(["--config", "a.json", *words.split()])
+        assert load_config(cls, tmp_path / "a.json", args).save_every == expected
+    Run(tmp_path / "run", {"save_every": 0, "lr": 1})
+    Run(tmp_path / "run", {"save_every": 600, "lr": 1})  # an older run goes on
+    Run(tmp_path / "older", {"lr": 1})
+    Run(tmp_path / "older", {"save_every": 600, "lr": 1})
 
 
 # ---- The order on the disk ----

@@ -260,12 +260,19 @@ def test_the_best_can_be_named_as_a_checkpoint_and_bears_the_runs_name(cohort):
     assert len(list(Path("drawn").glob("**/*.png"))) >= 2
 
 
-def test_a_file_that_is_no_best_is_refused(cohort):
+def test_a_damaged_best_is_named_and_made_again(cohort, capsys):
     assert train("--loss_type wgan --max_steps 2 --model_dir run") == 0
     Path("run/best.model").write_bytes(b"no checkpoint")
     with pytest.raises(InputError, match="not a readable checkpoint"):
         load_checkpoint("run/best.model", "gan")
-    assert train("--loss_type wgan --max_steps 4 --model_dir run") == 2
+    capsys.readouterr()
+    assert train("--loss_type wgan --max_steps 4 --model_dir run") == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "best.model: not a readable checkpoint" in line]
+    assert len(said) == 1 and "the next measurement makes run/best.model again" in said[0]
+    assert load_checkpoint("run/best.model", "gan")[0]["images_seen"] == 16
+    shutil.copy("run/last.pt", "run/best.model")  # whole, and another file: not to be written over
+    assert train("--loss_type wgan --max_steps 6 --model_dir run") == 2
+    assert "holds a gan_training checkpoint, a gan checkpoint was expected" in capsys.readouterr().err
 
 
 def test_the_report_draws_losses_and_distances_and_nothing_that_is_neither(monkeypatch):
