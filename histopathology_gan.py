@@ -10,10 +10,10 @@ Writes into the run folder (--model_dir): config.json, log.jsonl, <run>.model (t
 tiles) and last.pt (everything, to go on); and a grid of tiles from fixed noise after each epoch into --image_dir. The
 rows of an RNA-GAN's grid are held-out profiles (validation donors), the columns the same noise.
 Typing the same command again goes on where the run stopped; on the CPU the result is the same to the bit. last.pt is
-written at the end of an epoch and every --save_every seconds, but no more often than costs a twentieth of the time; the
-one before it stays as previous.pt, in case the disk damages it. SIGTERM, SIGINT and SIGUSR1 end the run after the
-current step, saved, with status 75. Where a loss or weight is not finite, the run goes back to last.pt and leaves that
-batch out; the third time it ends.
+written at the end of an epoch and every --save_every seconds (600), but no more often than costs a twentieth of the
+time; the one before it stays as previous.pt, in case the disk damages it. SIGTERM, SIGINT and SIGUSR1 end the run after
+the current step, saved, with status 75. Where a loss or weight is not finite, the run goes back to last.pt and leaves
+that batch out; the third time it ends.
 With --eval_every the generator is measured in training, on tiles of validation donors, and the best kept as best.model.
 Each step is one or more updates of the critic, then one of the generator through the last fake batch.
 

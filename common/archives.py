@@ -13,33 +13,68 @@ import numpy as np
 
 from common.errors import InputError
 from common.memory import free_memory
+from common.torch_pickle import describe
 
 MOST_DENSE = 1040  # bytes that one byte of deflate can stand for: 1032 by its format (RFC 1951), and a little
 SMALL = 1 << 26  # bytes of HDF5 data that are never too many, whatever the file says of their storage
 MAX_DEPTH = 64  # of nested lists, dicts and groups
 MAX_VALUES = 10_000_000  # in all of them
+ZIP_START = b"PK\3\4"
 REMEDY = "nothing of it was used; get the file again from who made it"
 
 
 def read_torch(path: str | Path, other_forms: bool = False) -> Any:
     """Return what a file of torch.save holds: tensors on the CPU, numbers, strings, lists and dicts; nothing is run.
 
-    InputError where the archive promises more than the file has, or where a value is of another kind or is larger than
-    its storage; torch's and zipfile's own errors where it is damaged. `other_forms`: also files of PyTorch before 1.6.
+    Its pickle is looked through first, by opcodes, and refused by name where it asks for anything but tensors: torch's
+    own list of what is safe has bytearray and the storages' classes, which a number makes as large as it likes.
+    InputError also where the archive promises more than the file has, or where a value is of another kind or is larger
+    than its storage; torch's and zipfile's own errors where it is damaged. `other_forms`: also files of PyTorch before
+    1.6.
     """
     import torch
 
-    if not other_forms or zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-        promised, size = sum(member.file_size for member in members), Path(path).stat().st_size
-        if promised > size or any(member.compress_type != zipfile.ZIP_STORED for member in members):
-            raise InputError(
-                f"{path}: promises {promised:,} bytes and has {size:,}, not as PyTorch writes it; {REMEDY}"
-            )
+    with open(path, "rb") as file:
+        is_zip = file.read(len(ZIP_START)) == ZIP_START  # as torch decides it
+    if is_zip or not other_forms:
+        _refuse_torch_zip(path, is_zip)
+    else:
+        _refuse_old_torch(path)
     value = torch.load(path, map_location="cpu", weights_only=True)
     refuse_unusual(value, str(path))
     return value
+
+
+def _refuse_torch_zip(path: str | Path, is_zip: bool) -> None:
+    import torch
+
+    from common.torch_files import LOADED, WIDTHS
+
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    promised, size = sum(member.file_size for member in members), Path(path).stat().st_size
+    if not is_zip or promised > size or any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise InputError(f"{path}: promises {promised:,} bytes and has {size:,}, not as PyTorch writes it; {REMEDY}")
+    pickled = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")  # by torch's reader: the bytes it will read
+    storages = describe(pickled, str(path), only=LOADED).storages
+    there = {member.filename.split("/", 1)[-1]: member.file_size for member in members}
+    for key, storage in storages.items():
+        if there.get(f"data/{key}") != storage.numel * WIDTHS[storage.kind]:
+            raise InputError(f"{path}: data/{key}: not the {storage.numel:,} numbers that it should hold; {REMEDY}")
+
+
+def _refuse_old_torch(path: str | Path) -> None:
+    from common.torch_files import LOADED, MAX_PICKLE, WIDTHS
+
+    size, end = Path(path).stat().st_size, 0
+    with open(path, "rb") as file:
+        head = file.read(MAX_PICKLE)
+    for _ in range(5):  # magic number, version, system, object, keys of the storages
+        described = describe(head, str(path), end, only=LOADED)
+        end = described.end
+        promised = sum(storage.numel * WIDTHS[storage.kind] for storage in described.storages.values())
+        if promised > size:
+            raise InputError(f"{path}: promises {promised:,} bytes of numbers and has {size:,}; {REMEDY}")
 
 
 def refuse_unusual(value: Any, path: str) -> None:

@@ -1,4 +1,4 @@
-"""Sealed checkpoints: tensors, numbers, strings, lists and dicts only, opened with weights_only=True, digest checked.
+"""Sealed checkpoints: tensors, numbers, strings, lists and dicts only, looked through first, digest checked.
 
 A checkpoint is one file, {"kind": ..., "digest": ..., "state": {...}}. The digest is a SHA-256 over the content of
 `state` (names, dtypes, shapes, bytes), so it names the model itself: a GAN stores its VAE's, a metric its generator's.

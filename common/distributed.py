@@ -2,7 +2,8 @@
 
 Every rank runs the same command on the same inputs and takes its share of each batch. Rank 0 alone prints and writes.
 No wait is without end: RANK_TIMEOUT seconds in the environment (600) is the longest that a rank waits for the others. A
-rank that is gone ends the others with exit status 75; the same command goes on from the last checkpoint.
+rank that is gone ends the others with exit status 75; the same command goes on from the last checkpoint. One that
+leaves with an error ends them with its own exit status, so that nobody starts again what would fail again.
 """
 
 import ctypes
@@ -10,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,12 +24,12 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from common.errors import Elsewhere, InputError, Stopped, shorten
+from common.errors import Elsewhere, InputError, Stopped, exit_status, shorten
 from common.launching import launch as launch  # --parallel
 
 TIMEOUT = 600  # seconds
 ROLL_CALL = 10  # seconds in which the ranks that are left answer, once one is missed; ours
-FAREWELL = 30  # seconds that a process has for leaving; ours
+FAREWELL = 60  # seconds that a process has for leaving; ours
 BUCKET = 2**25  # numbers that are summed over the ranks at a time
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun's environment
 
@@ -127,6 +129,15 @@ def on_this_machine() -> int:
     return max(_number("LOCAL_WORLD_SIZE", 1), 1) if under_torchrun() else 1
 
 
+def patience_of_several(seconds: float) -> float:
+    """Return how long to wait for something that is tried twice: with several ranks a quarter of RANK_TIMEOUT at most.
+
+    So that the rank that waits says for what, before the others miss it.
+    """
+    several = under_torchrun() and _number("WORLD_SIZE", 1) > 1
+    return min(seconds, _limit() / 4) if several else seconds
+
+
 @contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
     """Join the ranks that torchrun's environment names, until the end of the block; ALONE where there is none.
@@ -141,7 +152,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         raise InputError(f"{', '.join(missing)} not set: start several processes with torchrun, or with --parallel")
     rank, world = _number("RANK", 0), _number("WORLD_SIZE", 1)
     ranks = Ranks(rank, world, _number("LOCAL_RANK", 0))
-    limit = timedelta(seconds=_number("RANK_TIMEOUT", TIMEOUT))
+    limit = timedelta(seconds=_limit())
     _leave_with(_number("LAUNCHED_BY", 0))
     backend = "cpu:gloo"
     if device.type == "cuda":
@@ -156,7 +167,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         ranks.wait()
     except (RuntimeError, LostRank) as error:
         raise InputError(
-            f"rank {rank}: not all {world} ranks met at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} within "
+            f"not all {world} ranks met at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} within "
             f"{limit.total_seconds():g} s ({_first_line(error)}); start all of them, and check address and port"
         ) from None
     failed: BaseException | None = None
@@ -165,10 +176,12 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     except BaseException as error:
         failed = error
         error.told = not _may_speak(rank, error)  # common.errors.run_command asks
+        error.at_once = device.type == "cuda"  # and this: a GPU may wait for a rank that is gone
+        _tell_others(rank, error)
         raise
     finally:
         _here = ALONE
-        _leave(ranks, failed is not None and device.type == "cuda", getattr(failed, "gone", ()))
+        _leave(ranks, failed if getattr(failed, "at_once", False) else None, getattr(failed, "gone", ()))
 
 
 def sum_gradients(optimizer: torch.optim.Optimizer) -> None:
@@ -223,34 +236,46 @@ def agree(what: str, value: str | float) -> None:
 
 
 def _together(action: Callable[[], T]) -> T:
+    start = time.monotonic()
     try:
         return action()
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:  # torch's errors of gloo, of nccl and of its store are of this kind
-        gone = _gone()
+        waited = time.monotonic() - start
+        gone, ended = _gone()
         if not gone and not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise  # a fault of ours
         who = f"rank {shorten(gone, 8)} of {_here.world}" if gone else "another rank"
-        why = "is gone" if gone else f"does not answer ({_first_line(error)})"
+        if waited >= 0.9 * _limit() and not ended:
+            why = f"does not answer within {_limit()} s; RANK_TIMEOUT={2 * _limit()} in the environment allows more"
+        else:
+            why = "is gone" if gone else f"does not answer ({_first_line(error)})"
         lost = LostRank(f"{who} {why}; the run is as its last checkpoint left it")
         lost.gone = gone
         raise lost from None
 
 
-def _gone() -> list[int]:
-    """Return the ranks whose process has ended here, else those that do not answer within ROLL_CALL seconds."""
+def _gone() -> tuple[list[int], bool]:
+    """Return the ranks whose process has ended here, else those that do not answer within ROLL_CALL seconds; which.
+
+    Elsewhere, with its exit status, where one has left with an error.
+    """
     others = [k for k in range(_here.world) if k != _here.rank]
     try:
         _store.set_timeout(timedelta(seconds=ROLL_CALL))
         _store.set(f"here/{_here.rank}", "")
         deadline = time.monotonic() + ROLL_CALL
         while True:
+            if left := [k for k in others if _store.check([f"failed/{k}"])]:
+                raise Elsewhere(int(_store.get(f"failed/{left[0]}")))
             ended = sorted(_ended_here(others))
             silent = [k for k in others if not _store.check([f"here/{k}"])]
             if ended or not silent or time.monotonic() > deadline:
-                return ended or silent
+                return ended or silent, bool(ended)
             time.sleep(0.1)
     except RuntimeError:  # the store is rank 0's, unless torchrun's agent holds it
-        return [] if _here.rank == 0 else [0]
+        return ([], False) if _here.rank == 0 else ([0], True)
 
 
 def _has_ended(pid: int) -> bool:
@@ -271,18 +296,29 @@ def _may_speak(rank: int, error: BaseException) -> bool:
     return True
 
 
-def _leave(ranks: Ranks, at_once: bool, gone: Iterable[int]) -> None:
-    """Leave the group; rank 0, which may hold the store, last. `at_once`: a GPU may wait for a rank that is gone."""
-    if at_once:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(FAREWELL)
+def _tell_others(rank: int, error: BaseException) -> None:
+    """Leave this rank's exit status for those that will miss it; not of what comes to all, nor of a signal."""
+    if isinstance(error, Exception) and not isinstance(error, LostRank | Elsewhere) and type(error) is not Stopped:
+        with suppress(RuntimeError):
+            _store.set(f"failed/{rank}", str(exit_status(error)))
+
+
+def _leave(ranks: Ranks, at_once: BaseException | None, gone: Iterable[int]) -> None:
+    """Leave the group; rank 0, which may hold the store, last. `at_once`: the error for which a GPU is not waited for.
+
+    Then this process ends within FAREWELL seconds, with the error's exit status, whatever else there is to do.
+    """
+    if at_once is not None:
+        last = threading.Timer(FAREWELL, os._exit, (exit_status(at_once),))
+        last.daemon = True
+        last.start()
     else:
         with suppress(RuntimeError):
             dist.destroy_process_group()
     with suppress(RuntimeError):
         _store.set_timeout(timedelta(seconds=1))
         _store.set(f"left/{ranks.rank}", "")
-        deadline = time.monotonic() + ROLL_CALL
+        deadline = time.monotonic() + 3 * ROLL_CALL  # longer than the others' roll call
         while ranks.main and time.monotonic() < deadline:
             staying = {k for k in range(ranks.world) if not _store.check([f"left/{k}"])}
             if not staying - _ended_here(staying) - set(gone):
@@ -306,6 +342,10 @@ def _leave_with(launcher: int) -> None:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+def _limit() -> int:
+    return _number("RANK_TIMEOUT", TIMEOUT)
 
 
 def _number(name: str, otherwise: int) -> int:

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from common.stopping import EXIT_STOPPED, Interrupted, remove_unfinished, signals_handled
 
 EXIT_DONE, EXIT_FAULT, EXIT_BAD_INPUT, EXIT_SOME_FAILED = 0, 1, 2, 3
+SAID = "SAID_IN"  # the environment's name for the number of an open file, of all processes that `launch` starts
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -33,6 +34,8 @@ class Stopped(Exception):
 
 class Elsewhere(Exception):
     """Another rank has said what is wrong: this one leaves with the same exit status, and says nothing."""
+
+    told = True
 
     def __init__(self, status: int) -> None:
         super().__init__(f"another rank left with exit status {status}")
@@ -97,12 +100,18 @@ def run_command(
             message, status = _explain(error)
             if args.debug:
                 traceback.print_exc()
-            # common.distributed: another rank tells the user
-            told = getattr(error, "told", another_rank() and os.environ.get("LOCAL_RANK", "0") != "0")
+            told = getattr(error, "told", None)  # common.distributed: whether another rank tells the user
+            if told is None and isinstance(error, KeyboardInterrupt):  # a signal comes to all
+                told = another_rank() and os.environ.get("LOCAL_RANK", "0") != "0"
+            at_once = getattr(error, "at_once", False)
         remove_unfinished()
-        if not told:
+        text = " ".join(message.split())
+        if told is False or (told is None and _is_first_to_say(text)):
             rank = f"rank {os.environ['RANK']}: " if another_rank() else ""
-            print(f"{parser.prog}: error: {rank}{' '.join(message.split())}", file=sys.stderr, flush=True)
+            print(f"{parser.prog}: error: {rank}{text}", file=sys.stderr, flush=True)
+        if at_once:
+            sys.stdout.flush()
+            os._exit(status)  # what Python does when it ends may wait for a GPU for ever
     return status
 
 
@@ -114,6 +123,25 @@ def exit_status(error: BaseException) -> int:
 def another_rank() -> bool:
     """Return whether this is one of several processes on a job and not the first, which speaks for all."""
     return os.environ.get("RANK", "0") != "0" and "WORLD_SIZE" in os.environ
+
+
+def _is_first_to_say(text: str) -> bool:
+    """Return whether no other process that `common.launching.launch` started has said this before they met.
+
+    Those that something else started cannot know of one another then: each speaks.
+    """
+    if SAID not in os.environ:
+        return True
+    import fcntl  # not on Windows, nor does anything start several processes there
+
+    with open(int(os.environ[SAID]), "a+", encoding="utf-8", closefd=False) as said:
+        fcntl.lockf(said, fcntl.LOCK_EX)
+        said.seek(0)
+        if first := f"{text}\n" not in said.readlines():
+            said.write(f"{text}\n")
+            said.flush()
+        fcntl.lockf(said, fcntl.LOCK_UN)
+    return first
 
 
 def _print_nothing() -> None:
@@ -141,6 +169,12 @@ def _explain(error: BaseException) -> tuple[str, int]:
         return "interrupted; type the same command again to go on", EXIT_STOPPED
     if isinstance(error, OSError):
         return explain_os_error(error), EXIT_BAD_INPUT
+    if any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):  # torch's, which need not be imported
+        what = " ".join(str(error).split())[:160] or "out of memory"
+        return (
+            f"{what}: the GPU's memory is too small for this; lower --micro_batch (training) or --batch_size, or end "
+            "another program that uses the GPU"
+        ), EXIT_BAD_INPUT
     if out_of_memory(error):
         what = " ".join(str(error).split())[:200]
         return (

@@ -5,15 +5,18 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from common.errors import EXIT_STOPPED, InputError
+from common.errors import EXIT_STOPPED, SAID, InputError
 
 FAREWELL = 30  # seconds that the others have for leaving, once one has failed; ours
+# Else torch prints dozens of lines of addresses where the rank with its store is gone. It asks when it is imported.
+QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
 
 
 def launch(processes: int, argv: list[str]) -> int:
@@ -27,7 +30,7 @@ def launch(processes: int, argv: list[str]) -> int:
         raise InputError("--parallel 1 starts a process for each GPU, and there is none; use --parallel N (2 or more)")
     shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     shared = {name: str(value) for name, value in (shared | {"LAUNCHED_BY": os.getpid()}).items()}
-    threads = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // count, 1))}  # the user's own wins
+    own = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // count, 1)), **QUIET}  # the user's wins
     words = [sys.executable, *_without_parallel(argv)]
     started: list[subprocess.Popen] = []
 
@@ -38,21 +41,25 @@ def launch(processes: int, argv: list[str]) -> int:
 
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     before = {number: signal.signal(number, pass_on) for number in numbers}
+    said = tempfile.TemporaryFile("a+")  # noqa: SIM115 (closed below)
+    shared[SAID] = str(said.fileno())
     try:
         for k in range(count):  # a session of their own: Ctrl-C comes to them from here, once
-            environment = {**threads, **os.environ, **shared, "RANK": str(k), "LOCAL_RANK": str(k)}
-            started.append(subprocess.Popen(words, env=environment, start_new_session=True))
+            environment = {**own, **os.environ, **shared, "RANK": str(k), "LOCAL_RANK": str(k)}
+            process = subprocess.Popen(words, env=environment, start_new_session=True, pass_fds=[said.fileno()])
+            started.append(process)
         _until_all_have_ended(started, pass_on)
     finally:
         for process in started:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+        said.close()
         for number, handler in before.items():
             signal.signal(number, handler)
     faults = [process.returncode for process in started if process.returncode not in (0, EXIT_STOPPED)]
-    if own := [status for status in faults if status > 0]:
-        return own[0]
+    if wrong := [status for status in faults if status > 0]:
+        return wrong[0]
     return EXIT_STOPPED if any(process.returncode for process in started) else 0
 
 

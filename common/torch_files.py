@@ -5,7 +5,7 @@ compressed (torch 1.6 and later); or one file after the other: magic number, ver
 for each key a count (int64) and its numbers (before, and _use_new_zipfile_serialization=False). Numbers are little
 endian in both, as on every machine that torch runs on.
 
-The pickle is interpreted by common/restricted_pickle.py, which makes no object and imports nothing. Nothing is read
+The pickle is interpreted by common/torch_pickle.py, which makes no object and imports nothing. Nothing is read
 that was not asked for: what a file says of sizes is checked against the file before memory is taken for it.
 """
 
@@ -21,11 +21,10 @@ from typing import Any
 import torch
 
 from common.errors import InputError
-from common.restricted_pickle import Stored, describe
+from common.torch_pickle import REBUILT, Stored, describe
 
 MAX_PICKLE = 1 << 28  # bytes: of the object without its numbers. The published code's logs of losses take 9 a number
 MAX_DIRECTORY = 1 << 24  # bytes of a zip's list of members; a file has some hundreds, of 70 bytes
-MAX_DIMS = 8
 END_OF_ZIP = struct.Struct("<4s4H2LH")  # signature, disks, members, bytes and place of their list, comment
 MAGIC = 0x1950A86A20F9469CFC6C  # torch.serialization.MAGIC_NUMBER
 LEGACY_START = b"\x8a\x0a" + MAGIC.to_bytes(10, "little") + b"."  # as a pickle, after the two bytes of its version
@@ -44,6 +43,8 @@ WIDTHS = {kind: dtype.itemsize for kind, dtype in DTYPES.items()} | {
     "torch.ByteStorage": 1,
     "torch.BoolStorage": 1,
 }
+# What the pickle of a file that torch.load opens may ask for (common/archives.py).
+LOADED = {*WIDTHS, *REBUILT, "torch._utils._rebuild_parameter", "collections.OrderedDict"}
 OURS = {"kind", "digest", "state"}  # what a checkpoint of common/checkpoint.py holds
 BLOCK = 1 << 24  # bytes read at a time
 REMEDY = "copy it again"
@@ -51,7 +52,7 @@ REMEDY = "copy it again"
 
 @dataclass
 class TorchFile:
-    """What a file holds (`value`, as restricted_pickle.describe returns it), and where each storage's numbers are."""
+    """What a file holds (`value`, as torch_pickle.describe returns it), and where each storage's numbers are."""
 
     path: Path
     value: Any
@@ -92,7 +93,7 @@ class TorchFile:
         storage, width = stored.storage, DTYPES[stored.storage.kind].itemsize
         count = math.prod(stored.size)
         last = stored.offset + sum((n - 1) * step for n, step in zip(stored.size, stored.stride, strict=True))
-        if not count or len(stored.size) > MAX_DIMS or last >= storage.numel:
+        if not count or last >= storage.numel:
             raise InputError(
                 f"{self.path}: {name}: shape {str(stored.size)[:60]} reaches beyond its {storage.numel} numbers, or is "
                 f"empty: damaged; {REMEDY}"
@@ -129,7 +130,7 @@ class TorchFile:
 def open_torch_file(path: str | Path) -> TorchFile | None:
     """Return what the file describes; None where it is no whole file of torch.save.
 
-    InputError where it is one, but what it describes cannot be (see restricted_pickle.describe), or its numbers are big
+    InputError where it is one, but what it describes cannot be (see torch_pickle.describe), or its numbers are big
     endian or compressed.
     """
     path = Path(path)

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from common.distributed import patience_of_several
 from common.errors import Stopped, warn
 
 Batch = tuple[np.ndarray, np.ndarray]  # tile indices (n,), uint8 RGB (n, H, W, 3)
@@ -45,8 +46,10 @@ def tile_batches(
 
     `workers` threads read ahead; with 0 a batch is read when it is asked for. A batch that is not there within
     `patience` seconds, or whose reading failed, is read once more, tile by tile and by a new thread. Then what
-    `tiles.read` raised is raised, or ReadersHung, which names the tile.
+    `tiles.read` raised is raised, or ReadersHung, which names the tile. With several ranks `patience` is shorter where
+    the others would not wait so long.
     """
+    patience = patience_of_several(patience)
     with _Readers(max(workers, 1)) as readers:
         waiting: deque[tuple[int, Future[Batch]]] = deque()
         for i in range(first, stop):

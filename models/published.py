@@ -19,8 +19,8 @@ import torch
 
 from common.checkpoint import content_digest
 from common.errors import InputError
-from common.restricted_pickle import Opaque, Stored
 from common.torch_files import OURS, TorchFile, open_torch_file
+from common.torch_pickle import Opaque, Stored
 from models.betavae import BetaVAE
 from models.dcgan import DCGANGenerator
 
@@ -28,6 +28,8 @@ VAE_START, GENERATOR_START = "encoder.encoder.1.0.", "model.0.0."
 MAX_BLOCKS = 16  # of a network: 4 px doubled so often is 262,144 px
 MAX_WIDTH = 1 << 17  # rows or columns of a layer
 MAX_WALK = 200_000  # values looked at among the loss objects
+MAX_PARTS = 10_000  # modules and tensors of a beta-VAE in them, which has some dozens
+MAX_PREFIX = 1000  # characters of where a module is
 NAMES = {"betavae": "a beta-VAE", "gan": "a GAN"}
 
 
@@ -52,10 +54,10 @@ class Published:
 
         InputError where they do not fit, or a GAN's file holds none.
         """
-        described = self.file.value
-        if self.kind == "gan" and (described := vae_inside(described.get("loss_objects"))[0]) is None:
+        described, path = self.file.value, str(self.file.path)
+        if self.kind == "gan" and (described := vae_inside(described.get("loss_objects"), path)[0]) is None:
             self.of_kind("betavae", "name it with --checkpoint, and the beta-VAE with --vae_checkpoint")
-        return betavae_names(described, str(self.file.path))
+        return betavae_names(described, path)
 
     def weights(self, names: Mapping[str, Stored]) -> dict[str, torch.Tensor]:
         """Return name -> tensor, fp32. InputError where the file cannot hold it, or one is NaN or infinite."""
@@ -72,7 +74,7 @@ class Published:
         value, path = self.file.value, self.file.path
         args, names = generator_names(_without_prefix(value.get("generator", value)), str(path))
         losses = value.get("loss_objects")
-        vae, classes = vae_inside(losses)
+        vae, classes = vae_inside(losses, str(path))
         conditional = bool(classes and any("VAE" in name for name in classes)) or (not losses and expression)
         args |= {"gan_type": "dcgan", "depth": 1, "cond_dim": 128, "condition_share": 0.5, "condition": "add"}
         args |= {"latent_dim": args["encoding_dims"] if conditional else 0, "first_side": 0}
@@ -118,7 +120,7 @@ def open_published(path: str | Path) -> Published | None:
         return None
     if isinstance(value.get("generator"), dict) or any(k.startswith(GENERATOR_START) for k in _without_prefix(value)):
         return Published(file, "gan")
-    return Published(file, "betavae") if any(str(k).startswith(VAE_START) for k in value) else None
+    return Published(file, "betavae") if any(isinstance(k, str) and k.startswith(VAE_START) for k in value) else None
 
 
 def betavae_names(described: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Stored]]:
@@ -170,15 +172,18 @@ def weights_mark(weights: Mapping[str, torch.Tensor]) -> str:
     return content_digest({name: value for name, value in weights.items() if value.ndim == 1})
 
 
-def vae_inside(losses: Any) -> tuple[dict[str, Any] | None, list[str]]:
-    """Return the first beta-VAE among described loss objects as name -> tensor, None without one; and their classes."""
+def vae_inside(losses: Any, where: str) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return the first beta-VAE among described loss objects as name -> tensor, None without one; and their classes.
+
+    InputError, with the file's name `where`, for one of more than MAX_PARTS parts.
+    """
     objects = losses.values() if isinstance(losses, dict) else ()
     classes = sorted({o.name.rsplit(".", 1)[-1][:80] for o in objects if isinstance(o, Opaque)})
     for module in _walk(losses):
         parts = module.state.get("_modules") if isinstance(module.state, dict) else None
         inside = parts.get("betavae") if isinstance(parts, dict) else None
         if isinstance(inside, Opaque):
-            return _flat(inside), classes or ["betaVAE"]
+            return _flat(inside, where), classes or ["betaVAE"]
     return None, classes
 
 
@@ -197,20 +202,23 @@ def _walk(value: Any) -> Iterator[Opaque]:
             waiting.extend(value.values() if isinstance(value, dict) else value)
 
 
-def _flat(module: Opaque) -> dict[str, Any]:
+def _flat(module: Opaque, where: str) -> dict[str, Any]:
     """Return name -> tensor, as state_dict names them, of a module that was not made; each part counts once."""
     found: dict[str, Any] = {}
-    waiting, seen = [("", module)], set()
+    waiting, seen, most = [("", module)], set(), MAX_PARTS
     while waiting:
         prefix, module = waiting.pop()
         if id(module) in seen or not isinstance(module, Opaque) or not isinstance(module.state, dict):
             continue
         seen.add(id(module))
         own, buffers, parts = (module.state.get(key) for key in ("_parameters", "_buffers", "_modules"))
+        most -= sum(len(part) for part in (own, buffers, parts) if isinstance(part, dict))
+        if most < 0:  # many modules may share one dict of names
+            raise InputError(f"{where}: its beta-VAE has more than {MAX_PARTS:,} parts; get the file again")
         for tensors in (own, buffers):
             if isinstance(tensors, dict):
                 found |= {f"{prefix}{name}": value for name, value in tensors.items() if value is not None}
-        if isinstance(parts, dict) and prefix.count(".") < MAX_BLOCKS:
+        if isinstance(parts, dict) and prefix.count(".") < MAX_BLOCKS and len(prefix) < MAX_PREFIX:
             waiting += [(f"{prefix}{name}.", part) for name, part in parts.items()]
     return found
 
@@ -233,8 +241,8 @@ def _place(block: str, layer: str, shift: int) -> str:
 
 
 def _without_prefix(described: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return the state_dict without the "module." that torch's DataParallel puts before each name."""
-    return {str(key).removeprefix("module."): value for key, value in described.items()}
+    """Return the state_dict's names, without the "module." that torch's DataParallel puts before each one."""
+    return {key.removeprefix("module."): value for key, value in described.items() if isinstance(key, str)}
 
 
 def _refuse_other_shapes(described: Mapping[str, Any], network: torch.nn.Module, where: str, what: str) -> None:

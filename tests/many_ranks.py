@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common.launching import free_port
+from common.launching import QUIET, free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -20,7 +20,7 @@ def start(words, world, folder, **environment):
     """
     folders = folder if isinstance(folder, list) else [folder] * world
     shared = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    shared |= {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": 1, "RANK_TIMEOUT": 60} | environment
+    shared |= {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": 1, "RANK_TIMEOUT": 60} | QUIET | environment
     started = []
     for k in range(world):
         started += start_alone(words, folders[k], **shared, RANK=k, LOCAL_RANK=k)

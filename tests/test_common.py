@@ -285,6 +285,11 @@ def test_a_wandb_key_is_found_without_asking_the_network(tmp_path, monkeypatch):
         ),
         (NotADirectoryError(errno.ENOTDIR, "not", "e/f"), 2, "e/f: a folder was expected, a file stands in its place"),
         (OSError(errno.EIO, "Input/output error", "g"), 2, "g: Input/output error; a file that can be read"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+            2,
+            "2 GiB: the GPU's memory is too small",
+        ),
         (ZeroDivisionError("oops"), 1, "fault of the program"),
         (MemoryError(), 2, "out of memory: end what else runs on this machine, ask for more (Slurm: --mem) or lower"),
         (RuntimeError("CUDA out of memory. Tried"), 2, "out of memory (CUDA out of memory. Tried): end what else"),

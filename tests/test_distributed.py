@@ -23,6 +23,10 @@ from common.errors import InputError, Stopped, command_parser, run_command, warn
 def main(args):
     if args.parallel:
         return launch(args.parallel, [__file__, *args.words])
+    if args.what == "early" or args.what + os.environ["RANK"] == "early_1":
+        raise InputError("a GPU is broken")
+    if args.what == "early_":
+        return 0
     with joined(torch.device("cpu")) as ranks:
         assert current() is ranks
         return globals()[args.what](ranks)
@@ -56,18 +60,24 @@ def talk(ranks):
 def differ(ranks):
     agree("the tables", f"digest {ranks.rank}")
 
-def bad(ranks):
-    if ranks.rank == 1:
+def bad(ranks, rank=1):
+    if ranks.rank == rank:
         raise InputError("tile 7 is damaged")
     ranks.wait()
+
+def bad_0(ranks):
+    bad(ranks, 0)
 
 def all_bad(ranks):
     raise InputError("batch_size too small")
 
-def die(ranks):
-    if ranks.rank == 1:
+def die(ranks, rank=1):
+    if ranks.rank == rank:
         os.kill(os.getpid(), signal.SIGKILL)
     ranks.wait()
+
+def die_0(ranks):
+    die(ranks, 0)
 
 def hang(ranks):
     if ranks.rank == 1:
@@ -153,7 +163,9 @@ def test_an_error_is_one_line_whichever_rank_has_it(script):
     status, _, err = many_ranks.run(["job.py", "all_bad"], 3, script)
     assert status == [2, 2, 2] and len("".join(err).splitlines()) == 1 and "batch_size too small" in "".join(err)
     status, _, err = many_ranks.run(["job.py", "bad"], 2, script)
-    assert status == [75, 2] and err == ["", "job.py: error: rank 1: tile 7 is damaged\n"]
+    assert status == [2, 2] and err == ["", "job.py: error: rank 1: tile 7 is damaged\n"]
+    status, _, err = many_ranks.run(["job.py", "bad_0"], 3, script)
+    assert status == [2, 2, 2] and err == ["job.py: error: tile 7 is damaged\n", "", ""]
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -164,12 +176,21 @@ def test_a_rank_that_is_killed_is_named_and_the_others_leave(script, world):
     assert f"rank 1 of {world} is gone" in said and "type the same command again" in said
 
 
+def test_where_the_rank_with_the_store_is_killed_each_says_so_in_one_line(script):
+    status, _, err = many_ranks.run(["job.py", "die_0"], 3, script)
+    assert status == [-signal.SIGKILL, 75, 75] and err[0] == ""
+    for rank in (1, 2):
+        (said,) = err[rank].splitlines()
+        assert f"rank {rank}: rank 0 of 3 is gone" in said
+
+
 def test_a_rank_that_hangs_is_named_after_a_bounded_wait(script):
     started = many_ranks.start(["job.py", "hang"], 2, script, RANK_TIMEOUT=5)
     _, said = started[0].communicate(timeout=60)
     started[1].kill()
     started[1].communicate()
-    assert started[0].returncode == 75 and "rank 1 of 2 is gone" in said
+    assert started[0].returncode == 75
+    assert "rank 1 of 2 does not answer within 5 s; RANK_TIMEOUT=10 in the environment allows more" in said
 
 
 def test_ranks_that_do_not_come_are_told_of(script):
@@ -191,6 +212,52 @@ def test_launch_starts_ranks_and_returns_their_status(script):
     process = launched(script, "die", "--parallel", "2")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75 and "rank 1 of 2 is gone" in err
+
+
+def test_what_is_wrong_before_the_ranks_have_met_is_said(script):
+    status, _, err = many_ranks.run(["job.py", "early_"], 2, script)
+    assert status == [0, 2] and err == ["", "job.py: error: rank 1: a GPU is broken\n"]
+    process = launched(script, "early", "--parallel", "3")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and err.count("\n") == 1 and "a GPU is broken" in err, "once"
+
+
+LEAVING = """
+import sys, threading, time, torch.distributed
+from common import distributed
+from common.errors import InputError, command_parser, run_command
+
+def main(args):
+    error = InputError("tile 7 is damaged")
+    if sys.argv[1:]:
+        distributed.FAREWELL, distributed._store = 0.1, torch.distributed.HashStore()
+        distributed._leave(distributed.Ranks(1, 2), error, ())
+        time.sleep(300)
+    threading.Thread(target=time.sleep, args=(300,)).start()  # as a GPU that waits for a rank that is gone
+    error.at_once = True
+    raise error
+
+parser = command_parser("test")
+parser.add_argument("how", nargs="?")
+sys.exit(run_command(main, parser))
+"""
+
+
+@pytest.mark.parametrize("words", [[], ["hangs on the way"]])
+def test_an_error_where_a_gpu_waits_for_ever_leaves_with_its_own_status(tmp_path, words):
+    (tmp_path / "job.py").write_text(LEAVING)
+    status, _, _ = many_ranks.finish(
+        many_ranks.start_alone(["job.py", *words], tmp_path, PYTHONPATH=many_ranks.ROOT), 60
+    )
+    assert status == [2]
+
+
+def test_a_gpu_that_is_too_small_is_no_lost_rank():
+    def action():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        distributed._together(action)
 
 
 def test_launch_passes_a_signal_on(script):

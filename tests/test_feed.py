@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 from common.errors import InputError, command_parser, run_command
-from datasets.feed import place_of, tile_batches
+from datasets.feed import ReadersHung, place_of, tile_batches
 from datasets.tiles import open_stores, write_store
 from datasets.tileset import TileSet
 
@@ -91,6 +91,15 @@ def test_a_tile_that_never_comes_is_named_and_the_run_can_go_on_later(workers, c
     said = capsys.readouterr().err.splitlines()[-1]
     assert "slide.tar: tile 105: not read within 0.2 s, twice (setting read_timeout)" in said
     assert "type the same command again to go on" in said
+    tiles.end.set()
+
+
+def test_with_several_ranks_a_tile_is_given_up_before_they_miss_the_one_that_waits(monkeypatch):
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("RANK_TIMEOUT", "1")):
+        monkeypatch.setenv(name, value)
+    tiles = Stubborn(bad=5, times=99)
+    with pytest.raises(ReadersHung, match=r"tile 105: not read within 0.25 s, twice"):
+        list(tile_batches(tiles, batch, 0, 6, 1, patience=20))
     tiles.end.set()
 
 

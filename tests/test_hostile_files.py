@@ -212,18 +212,120 @@ def doubled(times):
     ("state", "words"),
     [
         ({"w": torch.ones(1).expand(10**12)}, r"a tensor of shape \(1000000000000,\) that its data do not fill"),
-        ({"w": torch.empty(3, device="meta")}, r"shape \(3,\) that its data do not fill"),
-        ({"w": torch.eye(3).to_sparse()}, r"shape \(3, 3\) that its data do not fill"),
-        ({"w": bytearray(4)}, "holds a bytearray, plain data were expected"),
+        ({"w": torch.empty(3, device="meta")}, "asks for torch._utils._rebuild_meta_tensor_no_storage"),
+        ({"w": torch.eye(3).to_sparse()}, "asks for torch._utils._rebuild_sparse_tensor, tensors and plain data were"),
+        ({"w": bytearray(4)}, "asks for __builtin__.bytearray, tensors and plain data were expected"),
+        ({"w": {1, 2}}, "asks for __builtin__.set, tensors and plain data were expected"),
+        ({"w": torch.float32}, "asks for torch.float32"),
+        ({"w": torch.Size([3])}, "asks for torch.Size"),
+        ({("a", "b"): 1}, "a dict's key is a tuple"),
+        ({2**61 - 1: 1}, r"a dict's key is a number of 2\^60 or more"),
         (nested(200), "nested deeper than 64"),
         (doubled(9), "more than 10,000,000 values"),
     ],
-    ids=["expanded", "meta", "sparse", "bytearray", "deep", "doubled"],
+    ids=["expanded", "meta", "sparse", "bytearray", "set", "dtype", "size", "tuple", "int key", "deep", "doubled"],
 )
 def test_a_checkpoint_that_would_grow_is_refused(tmp_path, state, words):
     torch.save({"kind": "gan", "digest": "", "state": state}, tmp_path / "a.pt")
     with pytest.raises(InputError, match=rf"a\.pt: .*{words}"):
         load_checkpoint(tmp_path / "a.pt")
+
+
+def global_(module, name):
+    return f"c{module}\n{name}\n".encode()
+
+
+HUGE = b"\x8a\x05" + (10**10).to_bytes(5, "little")  # the number of bytes that would be made
+TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n("
+STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu%btQ"
+CALLS = {
+    "bytearray": (global_("builtins", "bytearray") + HUGE + b"\x85R", "asks for builtins.bytearray"),
+    "bytearray of Python 2": (global_("__builtin__", "bytearray") + HUGE + b"\x85R", "asks for __builtin__.bytearray"),
+    "bytearray by NEWOBJ": (global_("builtins", "bytearray") + HUGE + b"\x85\x81", "asks for builtins.bytearray"),
+    "a storage": (global_("torch", "FloatStorage") + HUGE + b"\x85R", "asks for torch.FloatStorage"),
+    "a storage by NEWOBJ": (global_("torch", "FloatStorage") + HUGE + b"\x85\x81", "asks for torch.FloatStorage"),
+    "a tensor class": (global_("torch", "FloatTensor") + HUGE + b"\x85R", "asks for torch.FloatTensor"),
+    "a dict of a list": (global_("collections", "OrderedDict") + b"]\x85R", "asks for collections.OrderedDict"),
+    "an unknown one": (global_("os", "system") + b")R", "asks for os.system"),
+    "a set": (b"\x8f", "asks for builtins.set"),
+    "beyond its storage": (
+        TENSOR + STORAGE % b"K\x04" + b"K\x00" + HUGE + b"\x85K\x01\x85\x89}tR",
+        r"shape \(10000000000,\) reaches beyond its 4 numbers",
+    ),
+    "an offset": (
+        TENSOR + STORAGE % b"K\x04" + HUGE + b"K\x01\x85K\x01\x85\x89}tR",
+        r"shape \(1,\) reaches beyond its 4 numbers",
+    ),
+    "with metadata": (
+        TENSOR + STORAGE % b"K\x04" + b"K\x00K\x01\x85K\x01\x85\x89}}tR",
+        "a tensor of 7 parts",
+    ),
+    "a tensor's state": (
+        TENSOR + STORAGE % b"K\x04" + b"K\x00K\x01\x85K\x01\x85\x89}tR}b",
+        "BUILD of a Stored",
+    ),
+    "a storage of a function": (
+        STORAGE.replace(b"ctorch\nFloatStorage", b"ctorch._utils\n_rebuild_tensor_v2") % b"K\x04",
+        "a storage was expected",
+    ),
+    "a large storage": (
+        TENSOR + STORAGE % HUGE + b"K\x00K\x01\x85K\x01\x85\x89}tR",
+        r"not the 10,000,000,000 numbers that it should hold|promises 40,000,000,000 bytes of numbers",
+    ),
+}
+
+
+def around(path, pickled, old=False):
+    """Write the file of torch.save that has this pickle in place of its own."""
+    torch.save({"w": torch.ones(4)}, "made", _use_new_zipfile_serialization=not old)
+    if old:
+        head = [0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}]
+        data = b"".join(pickle.dumps(part, 2) for part in head) + pickled + pickle.dumps(["0"], 2)
+        path.write_bytes(data + struct.pack("<q4f", 4, 1, 1, 1, 1))
+        return
+    with zipfile.ZipFile("made") as made, zipfile.ZipFile(path, "w") as archive:
+        for name in made.namelist():
+            archive.writestr(zipfile.ZipInfo(name), pickled if name.endswith("/data.pkl") else made.read(name))
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_what_a_checkpoint_would_have_made_is_refused_before_torch_opens_it(tmp_path, monkeypatch, call):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch, "load", lambda *args, **more: pytest.fail("torch opened it"))
+    opcodes, words = CALLS[call]
+    for reader in (load_checkpoint, read_state_dict, lambda path: _network_of_file(str(path))):
+        for old in (False, True)[: 1 if reader is load_checkpoint else 2]:
+            around(tmp_path / "a.pt", b"\x80\x02}X\x01\x00\x00\x00w" + opcodes + b"s.", old)
+            with pytest.raises(InputError, match=rf"a\.pt: .*({words})"):
+                reader(tmp_path / "a.pt")
+
+
+def test_a_pickle_before_the_object_is_looked_through_as_well(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "load", lambda *args, **more: pytest.fail("torch opened it"))
+    (tmp_path / "a.pt").write_bytes(b"\x80\x02" + CALLS["bytearray"][0] + b".")
+    with pytest.raises(InputError, match=r"a\.pt: asks for builtins\.bytearray"):
+        read_torch(tmp_path / "a.pt", other_forms=True)
+
+
+def test_an_archive_behind_something_else_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "load", lambda *args, **more: pytest.fail("torch opened it"))
+    some_weights(tmp_path / "a.pt")
+    whole = (tmp_path / "a.pt").read_bytes()  # torch decides by the first bytes, zipfile by the last
+    (tmp_path / "a.pt").write_bytes(b"\x80\x02" + CALLS["bytearray"][0] + b"." + whole)
+    for other_forms, words in ((False, "not as PyTorch writes it"), (True, "asks for builtins.bytearray")):
+        with pytest.raises(InputError, match=words):
+            read_torch(tmp_path / "a.pt", other_forms)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "old"])
+def test_what_weights_may_hold_is_not_refused(tmp_path, old):
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    weights = network.state_dict(keep_vars=True)  # an OrderedDict with attributes, of parameters
+    weights |= {"half": torch.ones(2).half(), "mask": torch.ones(2, dtype=torch.bool), "none": torch.ones(0, 3)}
+    torch.save(weights, tmp_path / "a.pt", _use_new_zipfile_serialization=not old)
+    found = read_torch(tmp_path / "a.pt", other_forms=True)
+    assert list(found) == list(weights) and all(torch.equal(found[k], v) for k, v in weights.items())
+    assert found._metadata == weights._metadata
 
 
 def test_what_a_checkpoint_may_hold_is_not_refused(tmp_path):

@@ -323,6 +323,12 @@ def test_bombs_and_truncations_are_bounded(data, message):
     assert peak < 300_000_000
 
 
+def test_memo_places_that_share_one_hash_are_refused():
+    with pytest.raises(InputError, match="PUT at byte 1: a place beyond all that are filled"):
+        load_plain(b"Np%d\n." % (2**61 - 1), "here")
+    assert load_plain(b"Np7\n.", "here") is None
+
+
 def test_values_and_opcodes_are_counted():
     with pytest.raises(InputError, match="more than 100000 values"):
         load_plain(b"\x80\x02" + b"K\x01" * 120_000 + b".", "here")

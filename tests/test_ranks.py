@@ -188,7 +188,9 @@ def test_what_cannot_be_divided_is_refused_in_one_line(cohort):
     assert [o.splitlines()[-1] for o in out] == ["[2, 2, 2]"] * 3
     said = "".join(err).splitlines()
     words = ["batch_size 2: under 3, the processes", "cuda:0: with several processes each has its own", "nowhere.json"]
-    assert len(said) == 3 and all(any(word in line for line in said) for word in words), said
+    once = {re.sub(r"rank \d: ", "", line) for line in said}
+    assert len(once) == 3 and all(any(word in line for line in once) for word in words), said
+    assert [sum(words[k] in line for line in said) for k in range(3)] == [1, 3, 3]  # each speaks before they have met
 
 
 def test_a_folder_that_not_all_ranks_see_is_named(cohort):
@@ -229,6 +231,10 @@ def test_the_readmes_slurm_script_requeues_what_was_stopped(cohort):
     slurm = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_ID": os.getpid(), "SLURM_NTASKS": 2}
     slurm |= {"SLURM_NTASKS_PER_NODE": 2, "SLURM_CPUS_PER_TASK": 1, "PATH": f"{cohort}/bin:{os.environ['PATH']}"}
     slurm |= {"PYTHONPATH": os.pathsep.join(p for p in sys.path if "site-packages" in p)}
+    # What would fail again is not started again.
+    (process,) = many_ranks.start_alone(["job"], cohort, program="bash", MORE="--batch_size 1", **slurm)
+    (status,), _, (err,) = many_ranks.finish([process])
+    assert status == 2 and "batch_size 1" in err and not (cohort / "requeued").exists()
     (process,) = many_ranks.start_alone(["job"], cohort, program="bash", **slurm)
     until(lambda: steps_of("run") > 2)
     for pid in (cohort / "pids").read_text().split():  # as Slurm does before the time is over

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import InputError
-from common.restricted_pickle import Opaque, Skipped, Stored, describe
 from common.torch_files import TorchFile, open_torch_file
+from common.torch_pickle import Opaque, Skipped, Stored, describe
 from models.published import open_published, vae_inside
 
 OLD = {"_use_new_zipfile_serialization": False}
@@ -247,14 +247,14 @@ def test_values_in_themselves_and_doubled_values_end(tmp_path):
         deep = (deep, deep)  # 2^90 when walked through
     write_zip(tmp_path / "a", pickle.dumps({"loss_objects": {"loop": loop, "deep": deep}}, 2))
     losses = open_torch_file(tmp_path / "a").value["loss_objects"]
-    assert vae_inside(losses) == (None, []) and losses["loop"][0] is losses["loop"]
+    assert vae_inside(losses, "here") == (None, []) and losses["loop"][0] is losses["loop"]
     key = b")q\x010" + b"h\x01h\x01\x86q\x010" * 90 + b"h\x01"  # such a tuple, of which a hash would be taken
     assert describe(b"\x80\x02}" + key + b"K\x02sK\x01K\x02s.", "here").value == {1: 2}
     module = Opaque("m", {"_modules": {}})
     top = module
     for _ in range(15):  # each part twice: 2^15 paths, more parts: more
         top = Opaque("m", {"_modules": {str(k): top for k in range(50)}})
-    assert vae_inside({"loss": Opaque("L", {"_modules": {"betavae": top}})})[0] == {}
+    assert vae_inside({"loss": Opaque("L", {"_modules": {"betavae": top}})}, "here")[0] == {}
 
 
 @settings(max_examples=300, deadline=None)
@@ -294,7 +294,6 @@ BAD = {
     "no such storage": (tensor((2,), (1,), key="9"), "24 bytes of numbers were expected, the file has none"),
     "a path": (tensor((2,), (1,), key="../data.pkl"), "bytes of numbers were expected, the file has none"),
     "empty": (tensor((0, HUGE), (1, 1)), "or is empty"),
-    "many dimensions": (tensor((1,) * 9, (1,) * 9), "reaches beyond"),
     "opaque": (Call(os.getpid), "a tensor of numbers was expected, found Opaque"),
 }
 
@@ -321,6 +320,7 @@ def test_sizes_that_cannot_be_are_refused_without_memory(tmp_path, fault):
         tensor((2**70,), (1,)),
         tensor([2, 3], [3, 1]),
         tensor((2,), (1,), -1),
+        tensor((1,) * 9, (1,) * 9),
         tensor((2.0,), (1,)),
         Call(torch._utils._rebuild_tensor_v2, 1, 0, (1,), (1,), False, {}),
         [tensor((2,), (1,)), tensor((2,), (1,), numel=7)],
@@ -392,8 +392,96 @@ def test_a_list_of_members_that_is_too_long_is_not_read(tmp_path, monkeypatch):
     assert open_torch_file(tmp_path / "a") is None
 
 
+def number(value):
+    return b"\x8a\x09" + value.to_bytes(9, "little", signed=True)  # LONG1
+
+
+def text(value):
+    return b"X" + struct.pack("<L", len(value)) + value.encode()
+
+
+@pytest.mark.parametrize(
+    "opcodes",
+    [
+        text("a" * 233) + b"q\x00h\x00\x93",
+        b"c" + b"a" * 150 + b"\n" + b"b" * 150 + b"\n",
+        b"(i" + b"a" * 150 + b"\n" + b"b" * 150 + b"\n",
+    ],
+    ids=["STACK_GLOBAL", "GLOBAL", "INST"],
+)
+def test_long_names_are_refused(opcodes):
+    with pytest.raises(InputError, match=r"here: a name of \d+ characters"):
+        describe(b"\x80\x04" + opcodes + b".", "here")
+
+
+def test_two_long_texts_are_not_joined_over_and_over():
+    data = b"\x80\x04(" + text("a" * 10**6) + b"q\x00" + b"h\x00h\x00\x93" * 100 + b"l."
+
+    def read():
+        with pytest.raises(InputError, match="a name of 1000000 characters"):
+            describe(data, "here")
+
+    assert peak_of(read)[1] < 10_000_000  # joined, they take 200 MB
+
+
+def test_a_tensor_has_few_dimensions(monkeypatch):
+    looked = []
+    monkeypatch.setattr("common.torch_pickle._is_count", lambda value: looked.append(value) or True)
+    with pytest.raises(InputError, match="a tensor without storage, size and stride"):
+        describe(pickled(tensor((1,) * 1000, (1,) * 1000)), "here")
+    assert len(looked) < 20
+    assert describe(pickled(tensor((1,) * 8, (1,) * 8)), "here").value.size == (1,) * 8
+
+
+@pytest.mark.parametrize("value", [2**60, -(2**60), 2**61 - 1, 3 * (2**61 - 1)])
+def test_keys_that_share_one_hash_are_refused(value):
+    for data in (b"}" + number(value) + b"Ns", b"(" + number(value) + b"Nd", b"}(" + number(value) + b"Nu"):
+        with pytest.raises(InputError, match=r"here: a dict's key is a number of 2\^60 or more"):
+            describe(b"\x80\x02" + data + b".", "here")
+    assert describe(b"\x80\x02}" + number(2**60 - 1) + b"Ns.", "here").value == {2**60 - 1: None}
+
+
+def test_long_keys_are_refused():
+    with pytest.raises(InputError, match="a dict's key has 1001 characters"):
+        describe(b"\x80\x02}" + text("a" * 1001) + b"Ns.", "here")
+    with pytest.raises(InputError, match="a name of 201 characters"):
+        describe(pickled(storage("0" * 201)), "here")
+
+
+def test_memo_places_that_share_one_hash_are_refused():
+    for place in (2**61 - 1, 4_000_001, -1):
+        with pytest.raises(InputError, match="PUT at byte 3: a place beyond all that are filled"):
+            describe(b"\x80\x02Np%d\n." % place, "here")
+    assert describe(b"\x80\x02Np4000000\n.", "here").value is None
+
+
+def test_modules_that_share_their_names_do_not_multiply(tmp_path):
+    shared = {"_parameters": {f"p{k}": 1 for k in range(200)}}
+    inside = Opaque("betaVAE", {"_modules": {f"m{k}": Opaque("L", shared) for k in range(200)}})
+    with pytest.raises(InputError, match=r"here: its beta-VAE has more than 10,000 parts"):
+        vae_inside({"l": Opaque("W", {"_modules": {"betavae": inside}})}, "here")
+    few = Opaque("betaVAE", {"_modules": {f"m{k}": Opaque("L", shared) for k in range(20)}})
+    assert len(vae_inside({"l": Opaque("W", {"_modules": {"betavae": few}})}, "here")[0]) == 4000
+
+
+def test_long_names_of_modules_do_not_multiply():
+    module = Opaque("L", {"_parameters": {f"p{k}": 1 for k in range(100)}})
+    for _ in range(10):
+        module = Opaque("L", {"_modules": {"a" * 999: module}})
+    found, _ = vae_inside({"l": Opaque("W", {"_modules": {"betavae": module}})}, "here")
+    assert found == {}
+
+
+def test_keys_that_are_no_text_are_no_names(tmp_path):
+    torch.save({10**6000: 1, "b": torch.zeros(2)}, tmp_path / "a")
+    with pytest.raises(InputError, match=r"a dict's key is a number of 2\^60 or more"):
+        open_published(tmp_path / "a")
+    torch.save({7: 1, "b": torch.zeros(2)}, tmp_path / "a")
+    assert open_published(tmp_path / "a") is None
+
+
 def test_a_long_pickle_is_stopped(monkeypatch):
-    monkeypatch.setattr("common.restricted_pickle._Describer.most", 1000)
+    monkeypatch.setattr("common.torch_pickle._Describer.most", 1000)
     with pytest.raises(InputError, match="more than 1000 values"):
         describe(b"\x80\x02(" + b"K\x01" * 1100 + b"t.", "here")
     with pytest.raises(InputError, match="more than 4000 opcodes"):
