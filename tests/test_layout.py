@@ -106,3 +106,18 @@ def test_preparing_data_starts_without_torch():
     """It takes seconds to import, and a worker that cuts slides needs it as little as --help does."""
     words = [sys.executable, "-c", "import sys, prepare_data; print('torch' in sys.modules)"]
     assert subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+def test_no_file_holds_an_unfinished_merge():
+    files = [
+        *modules(),
+        *(ROOT / "tests").glob("*.py"),
+        *(ROOT / "benchmarks").glob("*"),
+        *ROOT.glob("*"),
+        *(ROOT / "docs").glob("*.md"),
+        ROOT / ".ci" / "run",
+    ]
+    marks = re.compile(r"^(<{7}|>{7})( |$)", re.MULTILINE)
+    texts = {path: path.read_text(errors="replace") for path in files if path.is_file()}
+    assert {"Makefile", "requirements-dev.txt", "README.md"} <= {path.name for path in texts}
+    assert not [str(path) for path, text in texts.items() if marks.search(text)]
