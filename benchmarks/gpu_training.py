@@ -131,6 +131,7 @@ def trained(bench: Bench, cfg: GANSettings, eager: Result) -> Result:
 def fit_watched(watch: Watch, run: Run, cfg: GANSettings, latent: int) -> str:
     """Train by histopathology_gan.py's `fit` until the watch has seen all; return what it printed, and print it."""
     from histopathology_gan import fit
+    from sources.gan_expression import Expression
 
     last = steps_of(watch.bench.sizes) + 1  # within the first epoch, whose end would save
     cohort = made_up_cohort(watch.bench.sizes.side, last * cfg.batch_size * cfg.critic_steps)
@@ -140,15 +141,7 @@ def fit_watched(watch: Watch, run: Run, cfg: GANSettings, latent: int) -> str:
     said = io.StringIO()
     try:
         with redirect_stdout(said):
-            fit(
-                run,
-                cohort,
-                profiles,
-                profiles,
-                dict.fromkeys(("digest", "latent", "coverage")),
-                cfg,
-                watch.bench.device,
-            )
+            fit(run, cohort, Expression(profiles, profiles), cfg, watch.bench.device, None)
     except Enough:
         pass
     finally:

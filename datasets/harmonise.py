@@ -129,11 +129,13 @@ FORMULAS = {"quantile": quantile_normalise, "reference": match_location_and_scal
 def _counterpart(table: ExpressionTable, reference: ExpressionTable, own: str, asked: str | None) -> str:
     """Return the reference's tissue that a profile of tissue `own` is compared with: that one, by name.
 
-    A table without tissues is taken for the one whose words its file's name contains.
+    A table without tissues, named by its file, is taken for the one whose words that name contains.
     """
     known = sorted(set(reference.obs["tissue"]))
-    name = slug(asked) if asked else own or slug(Path(table.source).stem)
-    found = [t for t in known if t == name or (not (asked or own) and f"_{t}_" in f"_{name}_")]
+    stem = slug(Path(table.source).stem)
+    name = slug(asked) if asked else own or stem
+    by_file = not asked and name == stem
+    found = [t for t in known if t == name or (by_file and f"_{t}_" in f"_{name}_")]
     if not found and len(known) == 1 and not asked and not own:
         found = known  # the profiles' tissue is not stated, and there is nothing to choose from
     if len(found) != 1:

@@ -161,7 +161,11 @@ def test_frozen_features_do_not_depend_on_the_batch():
 def test_a_file_that_is_no_network_is_refused(tmp_path):
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pt")
     (tmp_path / "text.pt").write_text("not weights")
-    for name, part in (("other.pt", "fit none of"), ("text.pt", "not a readable"), ("absent.pt", "no such file")):
+    for name, part in (
+        ("other.pt", "fit none of"),
+        ("text.pt", "damaged, or not of torch.save"),
+        ("absent.pt", "no such file"),
+    ):
         with pytest.raises(InputError, match=part):
             Classifier(str(tmp_path / name), 2, seed=1)
 

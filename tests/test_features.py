@@ -176,7 +176,7 @@ def test_wrong_names_and_files_are_refused(tmp_path):
     refused("--weights", "resnet18")
     refused("no such weights file", "resnet18", tmp_path / "none.pt")
     (tmp_path / "text.pt").write_text("hello")
-    refused(r"not a readable weights file, or cut short \(\w+\); a PyTorch", "resnet18", tmp_path / "text.pt")
+    refused("text.pt: .*damaged, or not of torch.save; nothing of it was executed", "resnet18", tmp_path / "text.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     refused("not a state dict", "resnet18", tmp_path / "list.pt")
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "r18.pt")
@@ -202,7 +202,7 @@ class Payload:
 def test_pickled_code_is_not_executed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"w": Payload()}, "w.pt")
-    with pytest.raises(InputError, match="not a readable weights file"):
+    with pytest.raises(InputError, match="w.pt: asks for io.open, tensors and plain data were expected"):
         read_state_dict("w.pt")
     assert not (tmp_path / "executed").exists()
 
