@@ -28,8 +28,9 @@ from pathlib import Path
 import torch
 
 from common.config import PRECISIONS, BetaVAESettings, add_scale, load_config, settings_dict
-from common.distributed import joined, launch, sum_gradients, under_torchrun
+from common.distributed import joined, launch, under_torchrun
 from common.errors import InputError, command_parser, run_command
+from common.joint_sums import sum_gradients
 from common.memory import keep_freed_memory
 from common.progress import Progress
 from common.rehearsal import rehearse

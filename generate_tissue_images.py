@@ -33,8 +33,9 @@ from common.run import generator_for, pick_device
 from common.together import together
 from datasets.cohort import open_cohort
 from datasets.expression import ExpressionTable, read_cohort_tables, read_expression
+from datasets.image_folder import read_image
 from datasets.keys import slide_key, slug
-from datasets.tiles import area_resize, read_image
+from datasets.tiles import area_resize
 from sources.division import agree_on
 from sources.gan import GAN, GANSource, open_gan
 from sources.pictures import grid_of, write_png

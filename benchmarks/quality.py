@@ -36,7 +36,8 @@ ROOT = Path(__file__).resolve().parent.parent
 from common.config import GANSettings, load_config  # noqa: E402  (conditioning puts ROOT on the path)
 from common.run import pick_device  # noqa: E402
 from datasets.cohort import open_cohort  # noqa: E402
-from datasets.tiles import area_resize, read_image, write_store  # noqa: E402
+from datasets.image_folder import read_image  # noqa: E402
+from datasets.tiles import area_resize, write_store  # noqa: E402
 from metrics.diversity import memorisation  # noqa: E402
 from metrics.frechet import frechet_distance  # noqa: E402
 from metrics.kernel import kernel_distance  # noqa: E402

@@ -31,7 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.steps import gan_settings
 from benchmarks.turns import cpu
-from common.distributed import joined, sum_gradients
+from common.distributed import joined
+from common.joint_sums import sum_gradients
 from common.launching import free_port
 from models.betavae import BetaVAE, beta_vae_loss
 from models.gan_losses import LOSSES

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +29,6 @@ from common.launching import launch as launch  # --parallel
 TIMEOUT = 600  # seconds
 ROLL_CALL = 10  # seconds in which the ranks that are left answer, once one is missed; ours
 FAREWELL = 60  # seconds that a process has for leaving; ours
-BUCKET = 2**25  # numbers that are summed over the ranks at a time
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun's environment
 
 T = TypeVar("T")
@@ -182,54 +180,6 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     finally:
         _here = ALONE
         _leave(ranks, failed if getattr(failed, "at_once", False) else None, getattr(failed, "gone", ()))
-
-
-def sum_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Sum the gradients of an optimiser's weights over the ranks, in buckets. Each has its share of a loss."""
-    if _here.world == 1:
-        return
-    bucket: list[torch.Tensor] = []
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    found = [weight.grad for weight in weights if weight.grad is not None]
-    for i, grad in enumerate(found):
-        bucket.append(grad)
-        if i + 1 == len(found) or sum(g.numel() for g in bucket) + found[i + 1].numel() > BUCKET:
-            flat = _here.sum(torch.cat([g.reshape(-1) for g in bucket]))
-            for own, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
-                own.copy_(part.view(own.shape))
-            bucket = []
-
-
-class _JointSum(torch.autograd.Function):
-    """The sum over the ranks. What all ranks' losses ask of it is in turn summed, and so on for second derivatives."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return _here.sum(x.clone())
-
-    @staticmethod
-    def backward(ctx: Any, slope: torch.Tensor) -> torch.Tensor:
-        """The slope of all ranks' losses, of the same shape."""
-        return _JointSum.apply(slope)
-
-
-def joint_sum(x: torch.Tensor) -> torch.Tensor:
-    """Return `x` summed over the ranks, differentiable as often as wanted: the loss is the sum of all ranks' losses."""
-    return x if _here.world == 1 else _JointSum.apply(x)
-
-
-def agree(what: str, value: str | float) -> None:
-    """InputError, naming a rank, where not all ranks have the same `value` as rank 0."""
-    codes = [p.tolist() for p in _here.gather(torch.tensor(list(str(value).encode()), dtype=torch.uint8))]
-    if differ := [rank for rank, code in enumerate(codes) if code != codes[0]]:
-        pairs = [bytes(codes[k]).decode(errors="replace") for k in (0, differ[0])]
-        same = (x == y for x, y in zip(*pairs, strict=False))
-        first = max(sum(takewhile(bool, same)) - 30, 0)
-        here, there = (text[first : first + 60] for text in pairs)
-        raise InputError(
-            f"{what}: rank 0 has {here}, rank {differ[0]} has {there}; all machines must see the same files and have "
-            "the same versions"
-        )
 
 
 # ---- A rank that is gone ----

@@ -16,10 +16,11 @@ from urllib.parse import urlsplit
 import torch
 
 from common.checkpoint import DamagedCheckpoint, load_checkpoint, save_checkpoint
-from common.distributed import ALONE, Ranks, agree, on_this_machine, under_torchrun
+from common.distributed import ALONE, Ranks, on_this_machine, under_torchrun
 from common.errors import InputError, Stopped, shorten, warn
 from common.files import read_json, remove_partials, write_json, write_text
 from common.stopping import Interrupted, hold_signals, release_signals, signals_handled, stop_requested
+from common.together import agree
 
 # Settings that may differ when a run is resumed: they do not change what a step computes.
 FREE_TO_CHANGE = {

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import TypeVar
 
 import torch
 
 from common.distributed import current
-from common.errors import Elsewhere, Stopped, exit_status
+from common.errors import Elsewhere, InputError, Stopped, exit_status
 
 T = TypeVar("T")
 
@@ -60,3 +61,17 @@ def together(main_first: bool = False) -> Iterator[Together]:
         group.check(exit_status(error))
         raise
     group.check()
+
+
+def agree(what: str, value: str | float) -> None:
+    """InputError, naming a rank, where not all ranks have the same `value` as rank 0."""
+    codes = [p.tolist() for p in current().gather(torch.tensor(list(str(value).encode()), dtype=torch.uint8))]
+    if differ := [rank for rank, code in enumerate(codes) if code != codes[0]]:
+        pairs = [bytes(codes[k]).decode(errors="replace") for k in (0, differ[0])]
+        same = (x == y for x, y in zip(*pairs, strict=False))
+        first = max(sum(takewhile(bool, same)) - 30, 0)
+        here, there = (text[first : first + 60] for text in pairs)
+        raise InputError(
+            f"{what}: rank 0 has {here}, rank {differ[0]} has {there}; all machines must see the same files and have "
+            "the same versions"
+        )

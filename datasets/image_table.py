@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from common.errors import InputError, did_you_mean, shorten
 from common.files import read_json, sha256_of
-from datasets.tiles import generated_folders, read_image, read_image_folder
+from datasets.image_folder import generated_folders, read_image, read_image_folder
 
 # our column -> the names accepted for it; the second of each is in the published tables
 COLUMNS = {"wsi_file_names": ("wsi_file_names", "wsi_file_name"), "Labels": ("Labels", "label")}

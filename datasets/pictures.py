@@ -12,18 +12,11 @@ from tqdm import tqdm
 
 from common.errors import InputError, did_you_mean, shorten
 from common.files import atomic_path, read_json
+from datasets.image_folder import generated_folders, manifest_tiles, read_image, read_image_folder
 from datasets.keys import donor_of, slug, split_of
 from datasets.leaks import HELD_OUT, TrainedOn
 from datasets.tile_limits import TileLimits
-from datasets.tiles import (
-    area_resize,
-    encode_image,
-    generated_folders,
-    manifest_tiles,
-    open_stores,
-    read_image,
-    read_image_folder,
-)
+from datasets.tiles import area_resize, encode_image, open_stores
 
 REAL_TABLE, GENERATED_TABLE = "real_toy_example.csv", "rna-gan_toy_example.csv"
 

@@ -1,4 +1,4 @@
-"""Tiles: the store on disk, pictures in folders, and the two conversions between pixels and the networks' numbers.
+"""Tiles: the store on disk, and the two conversions between pixels and the networks' numbers.
 
 A store is one slide: `<slide>.tar`, uncompressed, with one JPEG or PNG per tile, and `<slide>.json` with the slide's
 name, micrometres per pixel, tile side, level-0 coordinates, tissue fractions and other scores, and each member's
@@ -29,7 +29,6 @@ if TYPE_CHECKING:  # torch takes seconds to import, and nothing that cuts or ver
 FORMAT = "tile store 1"
 SUFFIX = {"jpeg": ".jpg", "png": ".png"}
 MPP_TOLERANCE = 0.02  # relative difference of the tiles' side in micrometres that still counts as equal; ours
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 REMEDY = "delete it and run prepare_data.py tiles again"
 
 COLUMNS = ["x", "y", "tissue", "offset", "length", "crc32", "file"]  # of a tile; its further scores follow
@@ -257,7 +256,7 @@ class TileStore:
 
     def read(self, index: int) -> np.ndarray:
         """Return tile `index` as uint8 RGB (tile_size, tile_size, 3)."""
-        return _decode(self.read_bytes(index), f"{self.path}: tile {index}", self.tile_size)
+        return decode_image(self.read_bytes(index), f"{self.path}: tile {index}", self.tile_size)
 
     def verify(self) -> None:
         """Read the whole tar; InputError where its SHA-256 or a tile's CRC32 differs, or a tile is no picture."""
@@ -290,63 +289,11 @@ def _start_of(path: Path) -> bytes:
         return file.read(64)
 
 
-# ---- Pictures in folders ----
+def decode_image(data: bytes, name: str, side: int | None = None) -> np.ndarray:
+    """Return the bytes of a JPEG or PNG as uint8 RGB (H, W, 3); `side`: pixels of each side, others are refused.
 
-
-def read_image_folder(folder: str | Path) -> list[Path]:
-    """Return the PNG and JPEG files under `folder`, sorted; only those that manifests list where there are some.
-
-    A manifest.json in `folder` itself decides, else those in its sub-folders, as `generated_folders` finds them.
+    `name` says in the InputError which picture cannot be used.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder of pictures; check the path")
-    if (places := generated_folders(folder)) and places != [folder]:
-        return [path for place in places for path in read_image_folder(place)]
-    if (folder / "manifest.json").exists():
-        listed = [folder / tile["file"] for tile in manifest_tiles(folder / "manifest.json") or []]
-        if missing := [path for path in listed if not path.exists()]:
-            raise InputError(f"{missing[0]}: missing, though manifest.json lists it; generate the tiles again")
-        if listed:
-            return listed
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-    if not found:
-        raise InputError(f"{folder}: no PNG or JPEG in it; expected a folder of tiles")
-    return found
-
-
-def generated_folders(folder: Path) -> list[Path]:
-    """Return the folders with a manifest of generated tiles, `folder` or in it, sorted; none that lies in another.
-
-    Folders inside a folder of generated tiles (second/, real/) hold what it is compared with, not more of its tiles.
-    """
-    places = {path.parent for path in folder.rglob("manifest.json") if manifest_tiles(path) is not None}
-    return sorted(place for place in places if not places & set(place.parents))
-
-
-def manifest_tiles(path: Path) -> list[dict[str, Any]] | None:
-    """Return what a manifest of generated tiles lists, [{"file": ...}, ...]; None for a JSON file of another kind."""
-    content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("tiles"), list):
-        return None
-    return [tile for tile in content["tiles"] if isinstance(tile, dict) and "file" in tile]
-
-
-def read_image(path: str | Path, img_size: int | None = None) -> np.ndarray:
-    """Return a PNG or JPEG as uint8 RGB (H, W, 3); with `img_size`, its central square area-resized to that side."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such picture; check the path")
-    image = _decode(path.read_bytes(), str(path))
-    if img_size is None:
-        return image
-    height, width = image.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return area_resize(image[top : top + side, left : left + side], img_size)
-
-
-def _decode(data: bytes, name: str, side: int | None = None) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
             if side is not None and image.size != (side, side):

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.distributed import joint_sum
 from common.errors import InputError
+from common.joint_sums import joint_sum
 
 PENALTY_PER = ("image", "batch")
 PENALTY_FORMS = ("exact", "difference")

@@ -6,7 +6,8 @@ from contextlib import nullcontext
 import torch
 from torch import nn
 
-from common.distributed import current, sum_gradients
+from common.distributed import current
+from common.joint_sums import sum_gradients
 from models.gan_losses import NOTHING_SHOWN, GANLoss, Shown, between, gradient_penalty, mismatched_pairs, zero_penalty
 from models.passes import pieces
 

@@ -9,7 +9,8 @@ import math
 import torch
 from torch import nn
 
-from common.distributed import current, joint_sum
+from common.distributed import current
+from common.joint_sums import joint_sum
 
 
 def batch_moments(x: torch.Tensor, *more: int) -> tuple[torch.Tensor, torch.Tensor, int | torch.Tensor]:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from common.errors import InputError
 from common.files import read_json
-from datasets.tiles import read_image
+from datasets.image_folder import read_image
 from figures.paper_tiles import foreign_page
 from figures.results import short
 from models.cloud import KINDS

@@ -12,10 +12,11 @@ import pandas as pd
 
 from common.errors import InputError, shorten, warn
 from common.files import atomic_path, read_json, write_json
+from datasets.image_folder import generated_folders, manifest_tiles, read_image
 from datasets.keys import donor_of, slug, split_of
 from datasets.leaks import HELD_OUT, TrainedOn
 from datasets.pictures import label_of
-from datasets.tiles import MPP_TOLERANCE, generated_folders, manifest_tiles, open_stores, read_image
+from datasets.tiles import MPP_TOLERANCE, open_stores
 from quiz.deck import FORMAT, REAL, Deck
 from quiz.pictures import ROUND_TRIP_QUALITY, made_alike, padded
 

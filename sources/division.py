@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from common.checkpoint import content_digest
-from common.distributed import agree, current
-from common.together import together
+from common.distributed import current
+from common.together import agree, together
 
 T = TypeVar("T")
 KINDS = (torch.float32, torch.float64, torch.uint8)  # of rows

@@ -18,7 +18,7 @@ from common.errors import InputError
 from common.files import sha256_of
 from common.run import generator_for
 from datasets.cohort import Cohort
-from datasets.tiles import read_image, read_image_folder
+from datasets.image_folder import read_image, read_image_folder
 
 
 class NumberedSource:

@@ -14,8 +14,8 @@ from common.errors import InputError, shorten, warn
 from common.files import read_json, remove_partials, write_json
 from common.together import together
 from common.torch_files import is_foreign
+from datasets.image_folder import generated_folders
 from datasets.leaks import TrainedOn
-from datasets.tiles import generated_folders
 from models.generate import cut_at_chunks
 from sources.division import from_main
 from sources.gan import GANSource

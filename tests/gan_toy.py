@@ -4,12 +4,15 @@ Tile colours follow a donor's first gene, so that tiles and profiles are not unr
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 
+import histopathology_gan
 from common.checkpoint import save_checkpoint
 from common.errors import run_command
 from datasets.expression import ExpressionTable, splits_of, write_expression
@@ -99,3 +102,33 @@ def repeatable(line: dict) -> dict:
 def run(module: object, words: str) -> int:
     """Run a command's main() with these words; return the exit status."""
     return run_command(module.main, module.build_parser(), words.split())
+
+
+def train_two(loss: str, steps: int) -> None:
+    """Train a GAN and, with `loss`, an RNA-GAN of the lung, here, for so many steps."""
+    for name, own in (("gan_lung", "wgan"), ("rna-gan_lung", loss)):
+        words = f"--config lung.json --model_dir checkpoints/{name} --loss_type {own} --max_steps {steps}"
+        assert run(histopathology_gan, words) == 0
+
+
+def copy_here(made: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copy a cohort into `folder` and work there."""
+    shutil.copytree(made, folder, dirs_exist_ok=True)
+    monkeypatch.chdir(folder)
+
+
+# ---- Fixtures, for test files that name them ----
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The cohort, once for a file."""
+    torch.set_num_threads(1)
+    return make_cohort(tmp_path_factory.mktemp("cohort"))
+
+
+@pytest.fixture
+def cohort(made, tmp_path, monkeypatch):
+    """A copy of the file's `made` as the working directory."""
+    copy_here(made, tmp_path, monkeypatch)
+    return tmp_path

@@ -1,7 +1,6 @@
 """prepare_data.py cohort: one table of slides, and what does not fit together."""
 
 import json
-import shutil
 from pathlib import Path
 
 import gan_toy
@@ -27,11 +26,7 @@ def made(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def work(made, tmp_path, monkeypatch):
-    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+work = gan_toy.cohort
 
 
 def run(words):

@@ -12,12 +12,15 @@ import pytest
 import torch
 
 from common import distributed, launching
-from common.distributed import ALONE, Ranks, current, joined, sum_gradients
+from common.distributed import ALONE, Ranks, current, joined
 from common.errors import InputError
+from common.joint_sums import joint_sum, sum_gradients
 
 SCRIPT = """
 import json, os, signal, sys, time, torch
-from common.distributed import agree, alone, current, joined, joint_sum, launch, sum_gradients
+from common.distributed import alone, current, joined, launch
+from common.joint_sums import joint_sum, sum_gradients
+from common.together import agree
 from common.errors import InputError, Stopped, command_parser, run_command, warn
 
 def main(args):
@@ -122,7 +125,7 @@ def test_with_one_process_nothing_happens(monkeypatch):
         assert ranks.any(True) is True and ranks.any(False) is False
         ranks.wait()
         sum_gradients(torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=1))
-        assert distributed.joint_sum(x) is x
+        assert joint_sum(x) is x
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")  # torchrun --nproc_per_node=1
     with joined(torch.device("cpu")) as ranks:

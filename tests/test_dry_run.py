@@ -3,13 +3,11 @@
 import json
 import os
 import re
-import shutil
 import signal
 from pathlib import Path
 
 import gan_toy
 import pytest
-import torch
 from betavae_cohort import write_cohort
 
 import betaVAE_training
@@ -21,17 +19,12 @@ from models.gan_settings import for_rehearsal
 from models.schedules import side_at
 from sources import gan_saves
 
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    torch.set_num_threads(1)
-    return gan_toy.make_cohort(tmp_path_factory.mktemp("cohort"))
+made = gan_toy.made
 
 
 @pytest.fixture
 def cohort(made, tmp_path, monkeypatch):
-    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
+    gan_toy.copy_here(made, tmp_path, monkeypatch)
     gan_toy.write_config(Path("lung.json"), ["lung"], eval_every=50, eval_tiles=6, feature_side=32)
     return tmp_path
 

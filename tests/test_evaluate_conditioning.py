@@ -1,7 +1,6 @@
 """evaluate_conditioning.py on generators whose answer is known: obedient, deaf, contrary; the verdict; bad input."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -84,17 +83,11 @@ def made(tmp_path_factory):
         for one, slide in zip(c, table.obs["wsi_file_name"], strict=True):
             tiles = [(16 * i, 0, 1.0, paint(one, rng)) for i in range(12)]
             write_store(folder / "tiles" / "lung", Path(slide).stem, tiles, mpp=1.0, tile_size=16, fmt="png")
-        for name, loss in (("gan_lung", "wgan"), ("rna-gan_lung", "wganvae")):
-            words = f"--config lung.json --model_dir checkpoints/{name} --loss_type {loss} --max_steps 2"
-            assert gan_toy.run(histopathology_gan, words) == 0
+        gan_toy.train_two("wganvae", steps=2)
     return folder
 
 
-@pytest.fixture
-def cohort(made, tmp_path, monkeypatch):
-    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+cohort = gan_toy.cohort
 
 
 def evaluate(words="", checkpoint=RNA_GAN):

@@ -20,7 +20,7 @@ import prepare_data
 from common.checkpoint import load_checkpoint, save_checkpoint
 from common.errors import InputError
 from common.exported import read_exported, write_exported
-from datasets.tiles import read_image, read_image_folder
+from datasets.image_folder import read_image, read_image_folder
 from models.dcgan import DCGANGenerator
 from models.features import load_extractor
 from sources.export import export_model
@@ -38,17 +38,11 @@ def made(tmp_path_factory):
     folder = gan_toy.make_cohort(tmp_path_factory.mktemp("cohort"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for name, loss in (("gan_lung", "wgan"), ("rna-gan_lung", "wgangpvae")):
-            words = f"--config lung.json --model_dir checkpoints/{name} --loss_type {loss} --max_steps 2"
-            assert gan_toy.run(histopathology_gan, words) == 0
+        gan_toy.train_two("wgangpvae", steps=2)
     return folder
 
 
-@pytest.fixture
-def cohort(made, tmp_path, monkeypatch):
-    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+cohort = gan_toy.cohort
 
 
 def export(words):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 from pathlib import Path
 
@@ -24,19 +23,7 @@ from sources.batches import Batches
 from sources.gan import open_gan
 from sources.profiles import Profiles
 
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    torch.set_num_threads(1)
-    return gan_toy.make_cohort(tmp_path_factory.mktemp("cohort"))
-
-
-@pytest.fixture
-def cohort(made, tmp_path, monkeypatch):
-    """A copy of the cohort as the working directory."""
-    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+made, cohort = gan_toy.made, gan_toy.cohort
 
 
 def train(words, config="lung.json"):

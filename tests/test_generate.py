@@ -1,7 +1,6 @@
 """Tiles from a trained GAN: a tile is its seed, its number and its profile; folders, manifests, foreign profiles."""
 
 import json
-import shutil
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,12 +11,11 @@ import pytest
 import torch
 
 import generate_tissue_images as command
-import histopathology_gan
 import models.generate
 from common.checkpoint import load_checkpoint, resolve_checkpoint, save_checkpoint
 from common.errors import InputError
 from datasets.expression import read_expression, write_expression
-from datasets.tiles import read_image, read_image_folder
+from datasets.image_folder import read_image, read_image_folder
 from models.conditioning import ConditionedGenerator, InputRule
 from models.dcgan import DCGANGenerator
 from models.generate import CHUNK, chunk_drawer, generate_tiles
@@ -34,17 +32,11 @@ def made(tmp_path_factory):
     folder = gan_toy.make_cohort(tmp_path_factory.mktemp("cohort"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for name, loss in (("gan_lung", "wgan"), ("rna-gan_lung", "wganvae")):
-            words = f"--config lung.json --model_dir checkpoints/{name} --loss_type {loss} --max_steps 3"
-            assert gan_toy.run(histopathology_gan, words) == 0
+        gan_toy.train_two("wganvae", steps=3)
     return folder
 
 
-@pytest.fixture
-def cohort(made, tmp_path, monkeypatch):
-    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+cohort = gan_toy.cohort
 
 
 def generate(words, checkpoint="checkpoints/rna-gan_lung.model"):

@@ -31,12 +31,13 @@ from common.exported import write_exported
 from datasets import matrices, polygons, sections, table_cache, text, tiles
 from datasets.coordinates import read_coordinates
 from datasets.expression import read_expression
+from datasets.image_folder import manifest_tiles, read_image
 from datasets.image_table import _find_pictures
 from datasets.matrices import read_matrix
 from datasets.polygons import read_polygons
 from datasets.sections import open_picture
 from datasets.slides import Slide
-from datasets.tiles import TileStore, manifest_tiles, read_image, write_store
+from datasets.tiles import TileStore, write_store
 from datasets.visium import read_feature_matrix
 from figures.results import read_log
 from models.classifier import _network_of_file

@@ -50,11 +50,7 @@ def made(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def work(made, tmp_path, monkeypatch):
-    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+work = gan_toy.cohort
 
 
 def assign(split, donors, tissues=("lung", "brain")):

@@ -1,7 +1,6 @@
 """A batch in several passes: the whole batch's result where there is no batch norm, and what happens without memory."""
 
 import json
-import shutil
 from pathlib import Path
 
 import gan_toy
@@ -27,17 +26,7 @@ RUNS = {
 }
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    torch.set_num_threads(1)
-    return gan_toy.make_cohort(tmp_path_factory.mktemp("cohort"))
-
-
-@pytest.fixture
-def cohort(made, tmp_path, monkeypatch):
-    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+made, cohort = gan_toy.made, gan_toy.cohort
 
 
 def log_of(run):

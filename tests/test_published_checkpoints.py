@@ -1,7 +1,6 @@
 """The published code's checkpoints in our commands: what the file is, it says itself."""
 
 import json
-import shutil
 from pathlib import Path
 
 import gan_toy
@@ -21,8 +20,8 @@ import prepare_data
 from common.checkpoint import load_checkpoint
 from common.errors import InputError
 from datasets.expression import read_cohort_tables, read_expression, write_expression
+from datasets.image_folder import read_image, read_image_folder
 from datasets.leaks import TrainedOn
-from datasets.tiles import read_image, read_image_folder
 from models.betavae import BetaVAE
 from models.conditioning import published_infuse
 from models.dcgan import DCGANDiscriminator, DCGANGenerator
@@ -53,11 +52,7 @@ def made(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def cohort(made, tmp_path, monkeypatch):
-    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+cohort = gan_toy.cohort
 
 
 def generate(words, checkpoint="rna-gan.model"):

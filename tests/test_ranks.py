@@ -39,10 +39,7 @@ GANS = {
 VAES = {"vae": {"lr": 5e-5}, "uneven": {"lr": 5e-5, "batch_size": 7}}
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    torch.set_num_threads(1)
-    return gan_toy.make_cohort(tmp_path_factory.mktemp("cohort"))
+made = gan_toy.made
 
 
 @pytest.fixture(scope="module")

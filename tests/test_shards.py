@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -47,9 +46,7 @@ def made(tmp_path_factory):
         table.obs = table.obs.assign(assigned_split=["test"] * 12 + ["val"] * 8 + ["train"] * 40)
         write_expression(table, Path("data/lung.csv"))
         gan_toy.write_vae(folder / "checkpoints" / "betavae_tissues", [table])
-        for name, loss in (("gan_lung", "wgan"), ("rna-gan_lung", "wganvae")):
-            words = f"--config lung.json --model_dir checkpoints/{name} --loss_type {loss} --max_steps 3"
-            assert gan_toy.run(histopathology_gan, words) == 0
+        gan_toy.train_two("wganvae", steps=3)
         gan_toy.write_config(folder / "published.json", ["lung"], standardise="batch", noise="uniform")
         words = "--config published.json --model_dir checkpoints/published --loss_type wganvae --max_steps 3"
         assert gan_toy.run(histopathology_gan, words) == 0
@@ -65,8 +62,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def cohort(made, tmp_path, monkeypatch):
-    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
+    gan_toy.copy_here(made, tmp_path, monkeypatch)
     torch.set_num_threads(1)
     return tmp_path
 

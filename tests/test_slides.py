@@ -10,10 +10,11 @@ from scipy import ndimage
 
 from common.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_SOME_FAILED, InputError, run_command
 from datasets.extraction import cut_slide
+from datasets.image_folder import read_image
 from datasets.job import Job, TileSettings
 from datasets.quality import judge, sharpness
 from datasets.slides import Slide, find_slides, read_mpp_table, resolve_mpp
-from datasets.tiles import TileStore, open_stores, read_image
+from datasets.tiles import TileStore, open_stores
 from datasets.tissue import spread_order, tile_grid, tissue_fractions, tissue_mask
 from preparation import tiles
 from prepare_data import build_parser, main

@@ -19,7 +19,8 @@ from common.errors import EXIT_STOPPED, command_parser, run_command
 from common.files import atomic_path, write_text
 from common.run import Run
 from common.stopping import Interrupted, held_back, signals_handled, stop_requested
-from datasets.tiles import open_stores, read_image
+from datasets.image_folder import read_image
+from datasets.tiles import open_stores
 
 SIGNALS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
 

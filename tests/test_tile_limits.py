@@ -9,7 +9,8 @@ import pytest
 
 import prepare_data
 from common.errors import EXIT_BAD_INPUT, EXIT_DONE, run_command
-from datasets.tiles import read_image, write_store
+from datasets.image_folder import read_image
+from datasets.tiles import write_store
 
 # One tissue share, sharpness and pen share per tile; tiles 2 and 3 are within 0.5, 0.2 and 0.1.
 TISSUE, SHARPNESS, PEN = (0.1, 0.5, 0.5, 0.9, 1.0), (0.3, 0.1, 0.2, 0.3, 0.3), (0.0, 0.0, 0.1, 0.0, 0.5)

@@ -15,18 +15,10 @@ from PIL import Image
 import datasets.tiles as tiles_module
 from common.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError, run_command
 from datasets.exports import export_folder, stores_of
+from datasets.image_folder import read_image, read_image_folder
 from datasets.keys import split_of
 from datasets.pictures import write_toy
-from datasets.tiles import (
-    TileStore,
-    area_resize,
-    open_stores,
-    read_image,
-    read_image_folder,
-    to_model,
-    to_uint8,
-    write_store,
-)
+from datasets.tiles import TileStore, area_resize, open_stores, to_model, to_uint8, write_store
 from datasets.tileset import TileSet
 from prepare_data import build_parser, main
 

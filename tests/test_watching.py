@@ -33,17 +33,13 @@ WATCHED = {"eval_every": 8, "eval_tiles": 6, "feature_side": 32}  # images; two 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    torch.set_num_threads(1)
-    return gan_toy.make_cohort(tmp_path_factory.mktemp("cohort"))
+made = gan_toy.made
 
 
 @pytest.fixture
 def cohort(made, tmp_path, monkeypatch):
     """A copy of the cohort as the working directory; lung.json measures, plain.json does not."""
-    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
+    gan_toy.copy_here(made, tmp_path, monkeypatch)
     gan_toy.write_config(Path("plain.json"), ["lung"], **WATCHED | {"eval_every": 0})
     gan_toy.write_config(Path("lung.json"), ["lung"], **WATCHED)
     return tmp_path
