@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from common.errors import EXIT_STOPPED, SAID, InputError
+from common.errors import SAID, InputError
+from common.stopping import EXIT_STOPPED, SIGNALS
 
 FAREWELL = 30  # seconds that the others have for leaving, once one has failed; ours
 # Else torch prints dozens of lines of addresses where the rank with its store is gone. It asks when it is imported.
@@ -39,8 +40,7 @@ def launch(processes: int, argv: list[str]) -> int:
             if process.poll() is None:
                 process.send_signal(number)
 
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    before = {number: signal.signal(number, pass_on) for number in numbers}
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
     said = tempfile.TemporaryFile("a+")  # noqa: SIM115 (closed below)
     shared[SAID] = str(said.fileno())
     try:

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from common.checkpoint import load_checkpoint, resolve_checkpoint
-from common.config import BetaVAESettings, GANSettings
+from common.config import GANSettings
 from common.errors import InputError
 from common.files import read_json
 from datasets.expression import read_cohort_tables
@@ -22,6 +22,7 @@ from figures.paper_architecture import architecture
 from figures.results import short
 from figures.trace import Stage, trace_critic, trace_generator, trace_vae
 from models.betavae import BetaVAE
+from models.betavae_training import network_args
 from models.gan_losses import is_conditional
 from models.gan_settings import resolve_gan_settings
 from models.networks import build_critic, build_generator, generator_args
@@ -70,7 +71,7 @@ def gan_settings(ask: Ask) -> tuple[GANSettings, str]:
         if (folder / f"{folder.name}.model").is_file() and (folder / "config.json").is_file():
             said = read_json(folder / "config.json")
             if is_conditional(said.get("loss_type", "")):
-                settings = GANSettings(**_known(GANSettings, said))
+                settings = GANSettings(**_known(said))
                 digest = load_checkpoint(folder / f"{folder.name}.model", "gan")[1]
                 return settings, f"RNA-GAN: run {folder.name}, loss {settings.loss_type}, digest {short(digest)}."
     path, settings = ask.study.gan_settings[0]
@@ -87,9 +88,7 @@ def vae_args(ask: Ask) -> tuple[dict[str, Any], str]:
         return state["model_args"], f"beta-VAE: digest {short(digest)}."
     except InputError:
         genes = settings.rna_features or len(read_cohort_tables(settings).genes)
-    keys = ("encoder_sizes", "decoder_sizes", "latent_dim", "input_dropout", "decoder_output")
-    values = _known(BetaVAESettings, vars(settings))
-    return {"n_genes": genes} | {key: values[key] for key in keys}, "beta-VAE: its config, not trained: no digest."
+    return network_args(settings, genes), "beta-VAE: its config, not trained: no digest."
 
 
 def table_of(traced: dict[str, list[Stage]]) -> pd.DataFrame:
@@ -102,6 +101,6 @@ def table_of(traced: dict[str, list[Stage]]) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["network", "stage", "what", "output", "parameters", "flops"])
 
 
-def _known(cls: type, values: dict[str, Any]) -> dict[str, Any]:
-    names = {field.name for field in fields(cls)}
+def _known(values: dict[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in fields(GANSettings)}
     return {key: value for key, value in values.items() if key in names}

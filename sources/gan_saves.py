@@ -12,7 +12,7 @@ from common.checkpoint import NonFiniteError, load_checkpoint
 from common.distributed import alone
 from common.errors import InputError
 from common.progress import Progress
-from common.run import Run
+from common.run import LAST, Run
 from common.skips import Skips
 from datasets.tiles import to_uint8
 from models.average import calibrate_batch_norm, calibration_inputs
@@ -84,7 +84,7 @@ class Saves:
             if self.run.ranks.main:
                 with self.run.saving():
                     state = {"step": step, "losses": {k: v.item() for k, v in self.losses.items()}}
-                    self.run.save("last.pt", KIND, state | self.gan.state() | self.skips.state())
+                    self.run.save(LAST, KIND, state | self.gan.state() | self.skips.state())
                     if model:
                         weights = {"generator": self.gan.average.state_dict()}
                         self.run.save(self.model.name, "gan", self.about(step) | weights)

@@ -10,7 +10,7 @@ from torch import Tensor
 from common.checkpoint import NonFiniteError
 from common.config import settings_dict
 from common.errors import InputError
-from common.run import FREE_TO_CHANGE, Run
+from common.run import FREE_TO_CHANGE, LAST, Run
 from common.skips import Skips
 from datasets.expression import ExpressionTable
 from datasets.fingerprint import differences
@@ -83,7 +83,7 @@ class Saves:
                     if self._best_weights is not None:
                         self.write_best(self._best_weights, self.place["best"]["epoch"], self.place["best"])
                         self._best_weights = None
-                    self.run.save("last.pt", KIND, self.state())
+                    self.run.save(LAST, KIND, self.state())
         except NonFiniteError:
             bad = True
         return not self.run.ranks.any(bad)
