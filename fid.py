@@ -182,17 +182,17 @@ def side_specs(args: argparse.Namespace) -> dict[str, SourceSpec]:
     else:
         real_b = (args.config, args.patient1)
     return {
-        "A": _side(args.checkpoint, "--config", (args.config, args.patient1), args.config, args.patient1),
-        "B": _side(args.checkpoint2, "--config", real_b, config_b, args.patient2 or args.patient1),
+        "A": _side(args.checkpoint, (args.config, args.patient1), args.config, args.patient1),
+        "B": _side(args.checkpoint2, real_b, config_b, args.patient2 or args.patient1),
     }
 
 
 def _side(
-    source: str | None, flag: str, real: tuple[str | None, str | None], config: str | None, patient: str | None
+    source: str | None, real: tuple[str | None, str | None], config: str | None, patient: str | None
 ) -> SourceSpec:
     if source is None:
         if not real[0]:
-            raise InputError(f"a side without a checkpoint is real tiles: name their cohort with {flag}")
+            raise InputError("a side without a checkpoint is real tiles: name their cohort with --config")
         return SourceSpec("real", real[0], real[1])
     spec = parse_source(source)
     return SourceSpec("run", spec.path, spec.patient or patient, config) if spec.kind == "run" else spec

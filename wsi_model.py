@@ -228,8 +228,9 @@ def _check(args: argparse.Namespace) -> None:
     pair = bool(args.train_csv), bool(args.test_csv)
     if bool(args.csv_path) == any(pair) or pair[0] != pair[1]:
         raise InputError("name either --csv_path (k-fold), or both --train_csv and --test_csv")
-    least_of = {"folds": 2, "num_epochs": 1, "batch_size": 2, "img_size": 0, "patience": 0, "pretrain_epochs": 1}
-    for name, least in (least_of | {"train_tiles": 0}).items():
+    least_of = {"folds": 2, "num_epochs": 1, "batch_size": 2, "img_size": 0, "patience": 0}
+    least_of |= {"pretrain_epochs": 1, "train_tiles": 0}
+    for name, least in least_of.items():
         if getattr(args, name) < least:
             raise InputError(f"--{name} {getattr(args, name)}: at least {least} was expected")
     if 0 < args.img_size < 16:

@@ -31,9 +31,7 @@ class TileSettings:
     fmt: str = "jpeg"
     quality: int = 95
     criteria: str = "default"
-    max_pen: float | None = (
-        None  # largest share of pixels in a pen's colour; 1 keeps marked tiles; None: the criteria's
-    )
+    max_pen: float | None = None  # largest share of pen-coloured pixels; 1 keeps marked tiles; None: the criteria's
 
     def __post_init__(self) -> None:
         """Fill in what the criteria leave open."""

@@ -92,7 +92,6 @@ def check_gan_settings(cfg: GANSettings, config: str) -> None:
                 "weights_decay",
                 "cond_jitter",
                 "eval_every",
-                "micro_batch",
                 *schedules,
             ),
             lambda x: 0 <= x < math.inf,
