@@ -38,7 +38,7 @@ def draw(ask: Ask) -> dict[str, Drawn]:
         whose = compare(real.mean(1), means, real)
         found[tissue] = whose
         tables += [table.assign(tissue=tissue) for table in tables_of(patients.slides, whose)]
-        sizes = [len(tiles) for tiles in patients.real(REAL)]
+        sizes = patients.cohort.slides["n_tiles"].iloc[patients.rows].clip(upper=REAL).tolist()
         own = "; ".join(f"{kind} {whose.nearest[kind]} of {len(sizes)}" for kind in whose.nearest)
         about.append(
             f"{tissue}: n = {len(sizes)} patients, {counted(sizes)} real and {EACH} generated tiles each; "
@@ -91,18 +91,16 @@ def compare(real: np.ndarray, made: dict[str, np.ndarray], half: np.ndarray) -> 
     everything = np.concatenate([real, *made.values()])
     points, share = principal(everything, np.arange(len(everything)) < len(real))
     places = dict(zip(("real", *made), np.split(points, 1 + len(made)), strict=True))
-    unit = (
-        distances(real, real)[~np.eye(len(real), dtype=bool)].mean() or 1.0
-    )  # tiles that are all alike have no distance
+    other = ~np.eye(len(real), dtype=bool)
+    unit = distances(real, real)[other].mean() or 1.0  # tiles that are all alike have no distance
     matrices = {"real": distances(half[:, 0], half[:, 1]) / unit}
     matrices |= {kind: distances(x, real) / unit for kind, x in made.items()}
-    own = ~np.eye(len(real), dtype=bool)
     nearest = {kind: int((m.argmin(1) == np.arange(len(m))).sum()) for kind, m in matrices.items()}
     return Whose(
         places=places,
         share=share,
         same={kind: m.diagonal() for kind, m in matrices.items()},
-        others={kind: m[own] for kind, m in matrices.items()},
+        others={kind: m[other] for kind, m in matrices.items()},
         nearest=nearest,
     )
 

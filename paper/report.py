@@ -32,6 +32,7 @@ from figures.shift_section import shift_section
 from metrics.morphology import UNITS, morphology
 from paper.latent import latent_points
 from paper.parts import Commands, model_line
+from paper.patients import counted
 from sources.study import Study
 
 FACTORS = ("nuclear_density", "nuclear_size", "eosin_od", "white_space")  # those that the demo's expression drives
@@ -250,8 +251,7 @@ def morphology_part(study: Study, seed: int, each: int) -> Section:
             rows = study.truth.loc[patients.slides]
             values = {f: rows[f].to_numpy(float) for f in FACTORS if f in rows.columns}
             known[tissue] = {f: measure.match(values[f], real[tissue][f], seed).r for f in values}
-        few, many = min(map(len, tiles)), max(map(len, tiles))
-        counts = f"{few if few == many else f'{few} to {many}'} real and {each} generated tiles per patient"
+        counts = f"{counted(list(map(len, tiles)))} real and {each} generated tiles per patient"
         models = model_line(*patients.gans.values())
         lines.append(f"{tissue}: {len(tiles)} held-out patients, {counts}, {mpp:.3g} µm/px. {models}")
     about = f"Seed {seed}. No extractor: hand-made measures. " + " ".join(lines)

@@ -88,7 +88,8 @@ def drawn(ask: Ask, kind: str, folder: Path) -> Drawn:
         f"{a} to {b}: {len(m.before)} held-out profiles of {m.donors} donors, centroids of {m.n_from} and {m.n_to}"
         for (a, b), m in moved.items()
     )
-    right = ", ".join(f"{m.right} of {m.tested}" for m in list(moved.values())[:1])
+    judged = next(iter(moved.values()))
+    right = f"{judged.right} of {judged.tested}"
     maps, curves = ("(a, c)", "(b, d)") if len(moved) > 1 else ("(a)", "(b)")
     caption = (
         f"Shift between {'tissues' if kind == 'tissue' else 'sexes'}: the difference of the groups' mean latents over "
