@@ -72,7 +72,7 @@ class Job:
             bar.update()
             generated = []
             for seed in self.seeds:
-                generated.append(self.source.measure(seed, self.ruler, self.gan.state["mpp"] or self.mpp))
+                generated.append(self.source.measure(seed, self.ruler, self._mpp_of(self.gan)))
                 bar.update()
             live, strip = self.liveness(generated, real)
             ridge = readers.predicted_morphology(self.patients.c)
@@ -226,7 +226,7 @@ class Job:
             moved = [still if a == 0 else self.source.same_noise(noise, c + a * step, DOSE_NOISES) for a in alphas]
             tiles = np.stack(moved, 1)  # (patients, steps, noises, H, W, 3)
             shape = tiles.shape[:3]
-            measured = self.ruler.morphology(tiles.reshape(-1, *tiles.shape[3:]), self.gan.state["mpp"] or self.mpp)
+            measured = self.ruler.morphology(tiles.reshape(-1, *tiles.shape[3:]), self._mpp_of(self.gan))
             values = {m: _tile_mean(v.reshape(shape)) for m, v in measured.items()}  # (patients, steps)
             seed = seed_for(self.seed, "steps", name)
             of_measure = {
@@ -249,9 +249,7 @@ class Job:
         training tiles, reads off what they see; their ceiling reads it off half of the real tiles, against the other.
         """
         each, seed, count = min(self.args.tiles, CONTROL_TILES), self.seeds[0], self.args.re_pairings
-        plain = self._generated(self.control, None, each).measure(
-            seed, self.ruler, self.control.state["mpp"] or self.mpp
-        )
+        plain = self._generated(self.control, None, each).measure(seed, self.ruler, self._mpp_of(self.control))
         found = {"unconditional": self.judge(c, [plain], readers, look)[0]}
         explained = {"unconditional": ([plain], c.real)}
         views = {"greyscale": self._grey, "colour_histogram": colour_histogram}
@@ -286,6 +284,10 @@ class Job:
             slide = cohort.slides["slide"].iloc[int(cohort.tiles.slide_index[number])]
             found.append((tile, cohort.tiles.read([number])[0], distance, str(slide)))
         return found
+
+    def _mpp_of(self, gan: GAN) -> float:
+        """Return the um per pixel of a generator's tiles; where a published file does not say, the real tiles'."""
+        return gan.state["mpp"] or self.mpp
 
     def _generated(self, gan: GAN, c: torch.Tensor | None, each: int) -> Generated:
         return Generated(gan.generator, c, self.n, each, gan.device, self.args.guidance)
