@@ -50,7 +50,10 @@ def inner_split(labels: np.ndarray, groups: np.ndarray | None, seed: int) -> tup
 
 
 def some_of(labels: np.ndarray, groups: np.ndarray | None, n: int, seed: int) -> np.ndarray:
-    """Return at most n row numbers, sorted: seeded, the classes in turn and in each its groups in turn."""
+    """Return at most n row numbers, sorted: seeded, the classes in turn and in each its groups in turn.
+
+    `labels` (rows,) int, `groups` (rows,) or None: each row by itself.
+    """
     order = np.random.default_rng(seed).permutation(len(labels))
     turn = np.zeros(len(labels), int)  # which row of its class and group, then of its class
     for by in (groups, None):

@@ -30,7 +30,8 @@ def rates(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return hit and false-alarm rate under the log-linear correction: (x + 0.5) / (n + 1), always, so never 0 or 1.
 
-    Hautus 1995, Behav Res Methods 27:46; less biased than correcting only rates of 0 and 1.
+    Counts of one shape, of numbers or arrays, which the rates have too. Hautus 1995, Behav Res Methods 27:46; less
+    biased than correcting only rates of 0 and 1.
     """
     return (np.asarray(hits) + 0.5) / (np.asarray(signals) + 1), (np.asarray(false_alarms) + 0.5) / (
         np.asarray(noises) + 1
@@ -40,7 +41,7 @@ def rates(
 def d_prime(
     hits: np.ndarray | float, signals: np.ndarray | float, false_alarms: np.ndarray | float, noises: np.ndarray | float
 ) -> np.ndarray:
-    """Return z(hit rate) - z(false-alarm rate), log-linear rates; 0 is chance (Green and Swets 1966)."""
+    """Return z(hit rate) - z(false-alarm rate) of counts as `rates` takes them; 0 is chance (Green and Swets 1966)."""
     hit, false_alarm = rates(hits, signals, false_alarms, noises)
     return ndtri(hit) - ndtri(false_alarm)
 
@@ -48,7 +49,10 @@ def d_prime(
 def criterion(
     hits: np.ndarray | float, signals: np.ndarray | float, false_alarms: np.ndarray | float, noises: np.ndarray | float
 ) -> np.ndarray:
-    """Return c = -(z(hit rate) + z(false-alarm rate)) / 2; below 0: quick to call a signal (Macmillan 1993)."""
+    """Return c = -(z(hit rate) + z(false-alarm rate)) / 2 of counts as `rates` takes them.
+
+    Below 0: quick to call a signal (Macmillan 1993).
+    """
     hit, false_alarm = rates(hits, signals, false_alarms, noises)
     return -(ndtri(hit) + ndtri(false_alarm)) / 2
 
@@ -71,7 +75,7 @@ def drawn_counts(n: int, resamples: int, rng: np.random.Generator) -> np.ndarray
 
 
 def percentiles(values: np.ndarray) -> tuple[float, float] | None:
-    """Return the middle 95 % of bootstrap values; None where fewer than half could be computed."""
+    """Return the middle 95 % of bootstrap values (resamples,); None where fewer than half could be computed."""
     fine = values[np.isfinite(values)]
     if len(fine) <= len(values) // 2:
         return None

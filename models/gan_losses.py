@@ -176,7 +176,7 @@ def _slope(critic: nn.Module, images: torch.Tensor, shown: Shown, alone: bool | 
 
 
 def mismatched_pairs(critic: nn.Module, h: torch.Tensor, shown: Shown) -> torch.Tensor:
-    """Return how well real tiles, given as features h, tell their own profile from the other patients' in the batch.
+    """Return how well real tiles, given as features h (n, ...), tell their own profile from others' in the batch.
 
     mean softplus(s_ij - s_ii), s_ij: the projection of tile i with profile j: the relativistic loss between a matched
     and a mismatched real pair, in which f(tile) cancels. Pairs of one patient are left out. 0 without another patient.
