@@ -53,9 +53,10 @@ class PeakMemory:
         self._before = in_use(device)
 
     def taken(self) -> float:
-        """Return it, in bytes."""
+        """Return it, in bytes; 0 where all came from memory that this process had kept."""
         on_gpu = self._device.type == "cuda"
-        return (in_use(self._device) if on_gpu else peak_of_process()) - self._before
+        # A process's peak may read a little less than what it has: the kernel counts the two at different moments.
+        return max((in_use(self._device) if on_gpu else peak_of_process()) - self._before, 0.0)
 
 
 def peak_of_process() -> float:

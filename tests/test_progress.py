@@ -9,11 +9,11 @@ import pytest
 import torch
 from conftest import ROOT
 
-from common import distributed, progress
+from common import distributed, memory, progress
 from common.config import BetaVAESettings, GANSettings
 from common.distributed import Ranks
 from common.errors import Stopped
-from common.memory import free_memory, free_on, in_use, peak_of_process
+from common.memory import PeakMemory, free_memory, free_on, in_use, peak_of_process
 from common.progress import Progress
 from common.rehearsal import rehearse
 from common.words import bytes_in_words
@@ -245,6 +245,14 @@ def test_the_memory_that_a_dry_run_took_is_measured(tmp_path):
     paths = os.environ | {"PYTHONPATH": str(ROOT)}
     said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=paths, capture_output=True, text=True).stdout
     assert 190 < int(said.split()[8]) < 250 and " MB measured, 300 MB estimated" in said
+
+
+def test_memory_taken_is_never_below_zero(monkeypatch):
+    peak = PeakMemory(CPU)  # what was kept by this process may serve all that follows, and its peak be read low
+    monkeypatch.setattr(memory, "peak_of_process", lambda: 0.0)
+    assert peak.taken() == 0.0
+    monkeypatch.setattr(memory, "peak_of_process", lambda: 1e12)
+    assert 9e11 < peak.taken() < 1e12
 
 
 def test_a_dry_run_that_fails_leaves_nothing_and_says_why(tmp_path):
