@@ -36,6 +36,7 @@ from common.progress import Progress
 from common.rehearsal import rehearse
 from common.run import Run, pick_device, seed_for
 from common.skips import Skips
+from common.together import together
 from datasets.epochs import Epochs
 from datasets.expression import ExpressionTable, read_cohort_tables
 from datasets.fingerprint import fingerprints
@@ -79,33 +80,34 @@ def main(args: argparse.Namespace) -> int | None:
     check_vae_settings(cfg, args.config)
     device = pick_device(cfg.device)
 
-    # Data.
-    table = read_cohort_tables(cfg)
-    check_splits(table, cfg)
-    part = {s: table.rows((table.obs["split"] == s).to_numpy()) for s in FEWEST_DONORS}
-    counts = ", ".join(f"{s} {len(p)} profiles of {p.obs['donor'].nunique()} donors" for s, p in part.items())
-
-    # Run: a folder that holds these settings; or, of a dry run, two in a temporary place.
-    before = settings_dict(BetaVAESettings())  # what an older config.json does not say was so
-
-    def train(cfg: BetaVAESettings, restart: bool = False, batches: int | None = None) -> None:
-        with Run(cfg.save_dir, settings_dict(cfg), restart, before, ranks) as run:
-            if args.log and not args.dry_run:
-                run.start_wandb(settings_dict(cfg))
-            where = f"{device}" if ranks.world == 1 else f"{ranks.world} processes, {device.type}"
-            print(f"{run.folder}: {len(table.genes)} genes; {counts}; {where}", flush=True)
-            fit(run, table, part, cfg, device, batches)
-            if ranks.main:
-                measure_best(run, part, cfg, device)
-
-    def rehearsed(folder: Path, steps: int) -> None:
-        train(replace(cfg, save_dir=str(folder), num_epochs=steps, max_steps=0), batches=1)  # an epoch is one step
-
     with joined(device) as ranks:
+        # Data. The first process is done before the others begin, who then find its tables parsed.
         if cfg.batch_size < ranks.world:
             raise InputError(
                 f"{args.config}: batch_size {cfg.batch_size} is under {ranks.world}, the processes; raise it"
             )
+        with together(main_first=True):
+            table = read_cohort_tables(cfg)
+            check_splits(table, cfg)
+            part = {s: table.rows((table.obs["split"] == s).to_numpy()) for s in FEWEST_DONORS}
+        counts = ", ".join(f"{s} {len(p)} profiles of {p.obs['donor'].nunique()} donors" for s, p in part.items())
+
+        # Run: a folder that holds these settings; or, of a dry run, two in a temporary place.
+        before = settings_dict(BetaVAESettings())  # what an older config.json does not say was so
+
+        def train(cfg: BetaVAESettings, restart: bool = False, batches: int | None = None) -> None:
+            with Run(cfg.save_dir, settings_dict(cfg), restart, before, ranks) as run:
+                if args.log and not args.dry_run:
+                    run.start_wandb(settings_dict(cfg))
+                where = f"{device}" if ranks.world == 1 else f"{ranks.world} processes, {device.type}"
+                print(f"{run.folder}: {len(table.genes)} genes; {counts}; {where}", flush=True)
+                fit(run, table, part, cfg, device, batches)
+                if ranks.main:
+                    measure_best(run, part, cfg, device)
+
+        def rehearsed(folder: Path, steps: int) -> None:
+            train(replace(cfg, save_dir=str(folder), num_epochs=steps, max_steps=0), batches=1)  # an epoch is one step
+
         kept = sum(part[s].values.nbytes for s in ("train", "val"))
         need = vae_need(cfg, network_args(cfg, len(table.genes)), len(part["train"]), kept)
         tell(need, device)
