@@ -44,8 +44,9 @@ from models.betavae import beta_vae_loss
 from models.betavae_settings import check_vae_settings
 from models.betavae_training import PARTS, BetaVAETraining, evaluate, network_args
 from models.expression_scaler import ExpressionScaler
-from models.memory import tell, vae_need
+from models.memory import moments_to_come, tell, vae_need
 from models.passes import Passes
+from models.played_step import unchanged, vae_step
 from models.schedules import learning_rate
 from sources.vae_report import measure_best
 from sources.vae_saves import Saves
@@ -152,6 +153,12 @@ def fit(
     # Of each batch this rank has a share, which passes through the network at once, or a part after another.
     ranks, passes = run.ranks, Passes(cfg.micro_batch, least=2)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16")
+    enough = bool(cfg.max_steps) and place["step"] >= cfg.max_steps
+    if place["epoch"] < cfg.num_epochs and not enough:
+        largest = max(map(len, epochs.batches(0)))
+        with unchanged(model):
+            play = vae_step(cfg, model, largest, device, autocast)
+            passes.settle(largest, play, device, moments_to_come(optimizer))
     total, shown = cfg.num_epochs * len(train), epochs.shown(place["epoch"], place["batch"])
     progress = Progress(run.name, "profiles", total, shown, device, quiet=not ranks.main)
 
@@ -159,7 +166,6 @@ def fit(
         saves.go_back(step, what)
         progress.go_to(epochs.shown(place["epoch"], place["batch"]))
 
-    enough = bool(cfg.max_steps) and place["step"] >= cfg.max_steps
     run.hold_signals()  # until the last step is saved
     while place["epoch"] < cfg.num_epochs and not enough:
         # One epoch over the training donors, or what is left of it.

@@ -66,9 +66,10 @@ from models.gan_settings import (
 )
 from models.gan_steps import critic_step, generator_step
 from models.gan_training import GANTraining
-from models.memory import gan_need, tell
+from models.memory import gan_need, moments_to_come, size_of, tell
 from models.networks import GAN_TYPES
 from models.passes import Passes
+from models.played_step import gan_step, unchanged
 from models.schedules import eased, side_at, sides_of
 from models.step_draws import StepDraws
 from sources.batches import Batches, place_of
@@ -200,11 +201,16 @@ def fit(
     batches = Batches(cohort, expression.conditions, cfg, device, done, last)
     draws = StepDraws(cfg, batches.rows, device)
     passes = Passes(cfg.micro_batch, generator, critic, least=least_rows(cfg))
+    autocast = torch.autocast(device.type, torch.bfloat16) if cfg.precision == "bf16" else nullcontext()
+    if last > done:
+        held = moments_to_come(gan.optimizer_g, gan.optimizer_c) + (size_of(generator) if watch else 0)
+        with unchanged(generator, critic):
+            play = gan_step(cfg, generator, critic, expression.latent_dim, device, autocast)
+            passes.settle(cfg.batch_size, play, device, held)
 
     # The loss, and what both updates are given at every step.
     loss = LOSSES[cfg.loss_type]
     options: dict = {k: getattr(cfg, k) for k in ("penalty_weight", "penalty_per", "mismatched_weight", "clip")}
-    autocast = torch.autocast(device.type, torch.bfloat16) if cfg.precision == "bf16" else nullcontext()
     both = {"autocast": autocast, "share": batches.share}
     if cfg.compile and last > done:
         sides = sides_of(cfg, range(done * per_step, last * per_step, per_step))
