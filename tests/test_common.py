@@ -288,11 +288,17 @@ def test_a_wandb_key_is_found_without_asking_the_network(tmp_path, monkeypatch):
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
             2,
-            "2 GiB: the GPU's memory is too small",
+            "the GPU is out of memory (CUDA out of memory. Tried to allocate 2 GiB): lower --micro_batch (training)",
         ),
         (ZeroDivisionError("oops"), 1, "fault of the program"),
-        (MemoryError(), 2, "out of memory: end what else runs on this machine, ask for more (Slurm: --mem) or lower"),
-        (RuntimeError("CUDA out of memory. Tried"), 2, "out of memory (CUDA out of memory. Tried): end what else"),
+        (torch.OutOfMemoryError(), 2, "the GPU is out of memory: lower --micro_batch (training) or --batch_size, or"),
+        (RuntimeError("CUDA error: out of memory"), 2, "the GPU is out of memory (CUDA error: out of memory): lower"),
+        (MemoryError(), 2, "this machine is out of memory: end what else runs on it, ask for more (Slurm: --mem) or"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+            2,
+            "this machine is out of memory (DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
+        ),
     ],
 )
 def test_every_error_is_one_line_and_a_status(capsys, error, status, words):
