@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.turns import cpu
 from models.features import FID_WEIGHTS, load_extractor
-from models.inception import fid_inception
+from models.inception import FIDInception
 from sources.real import FolderSource
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -133,7 +133,7 @@ def parts_of(folder: str, n: int) -> list[str]:
 
 def make_weights(path: Path, images: np.ndarray) -> None:
     """Write random weights in the layout of the published file; images (n, H, W, 3) uint8 calibrate batch norm."""
-    source, network = torch.Generator().manual_seed(0), fid_inception().requires_grad_(False)
+    source, network = torch.Generator().manual_seed(0), FIDInception().requires_grad_(False)
     for name, value in network.named_parameters():
         noise = torch.randn(value.shape, generator=source)
         if value.ndim > 1:
