@@ -87,7 +87,11 @@ def percentiles(values: np.ndarray) -> tuple[float, float] | None:
 
 
 def compared_ratings(
-    ratings: np.ndarray, groups: np.ndarray, rng: np.random.Generator, resamples: int = RESAMPLES
+    ratings: np.ndarray,
+    groups: np.ndarray,
+    rng: np.random.Generator,
+    resamples: int = RESAMPLES,
+    scale: tuple[float, float] = (-np.inf, np.inf),
 ) -> tuple[Mapping[str, dict], list[dict]]:
     """Return each group's mean rating, and the differences of all pairs of groups, with intervals.
 
@@ -99,7 +103,8 @@ def compared_ratings(
     Of less than FEW visitors or tiles percentiles are too narrow: resamples of n spread as n - 1 of n, and have no
     tails (Hesterberg 2015, Am Stat 69:371). There the interval is value +- t sqrt(v + w): v and w the variances of
     resamples of visitors alone and of tiles alone, times n / (n - 1), n those of the smaller group; degrees of freedom
-    as of a sum of two variances (Satterthwaite 1946, Biometrics 2:110). "method" says which it is.
+    as of a sum of two variances (Satterthwaite 1946, Biometrics 2:110). "method" says which it is. `scale`: the least
+    and the most that a rating may be; no interval goes beyond what is possible.
     """
     given = np.isfinite(ratings)
     values = np.where(given, ratings, 0.0)
@@ -121,21 +126,25 @@ def compared_ratings(
             with np.errstate(invalid="ignore"):
                 boots[name][way] = total / weight  # (resamples,)
         mean = float(values[:, own].sum() / n)
-        means[name] = {"mean": mean, **_interval(mean, boots[name], counts[name]), "n": n} | by
+        means[name] = {"mean": mean, **_interval(mean, boots[name], counts[name], scale), "n": n} | by
     pairs = []
     for i, a in enumerate(names):
         for b in names[i + 1 :]:
             difference = means[a]["mean"] - means[b]["mean"]
             drawn = {way: boots[a][way] - boots[b][way] for way in ways}
             fewest = tuple(map(min, zip(counts[a], counts[b], strict=True)))
-            pairs.append({"a": a, "b": b, "difference": difference, **_interval(difference, drawn, fewest)})
+            most = scale[1] - scale[0]
+            about = _interval(difference, drawn, fewest, (-most, most))
+            pairs.append({"a": a, "b": b, "difference": difference, **about})
     return means, pairs
 
 
-def _interval(value: float, boots: Mapping[str, np.ndarray], n: tuple[int, int]) -> dict[str, Any]:
+def _interval(
+    value: float, boots: Mapping[str, np.ndarray], n: tuple[int, int], limits: tuple[float, float]
+) -> dict[str, Any]:
     """Return the interval of a value, and how it was made, from resamples (resamples,) of both, visitors, tiles.
 
-    `n`: visitors and tiles.
+    `n`: visitors and tiles; `limits`: what the value may be.
     """
     drawn = percentiles(boots["both"])
     if min(n) < 2 or drawn is None or drawn[0] == drawn[1]:
@@ -147,4 +156,5 @@ def _interval(value: float, boots: Mapping[str, np.ndarray], n: tuple[int, int])
         return {"interval": None, "method": "none"}
     freedom = sum(parts) ** 2 / sum(part**2 / (m - 1) for part, m in zip(parts, n, strict=True))
     away = float(stdtrit(freedom, (1 + LEVEL) / 2)) * sum(parts) ** 0.5
-    return {"interval": (value - away, value + away), "method": f"t, {freedom:.1f} degrees of freedom"}
+    interval = max(value - away, limits[0]), min(value + away, limits[1])
+    return {"interval": interval, "method": f"t, {freedom:.1f} degrees of freedom"}

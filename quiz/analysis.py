@@ -158,7 +158,7 @@ def _quality(table: pd.DataFrame, rng: np.random.Generator, resamples: int) -> d
         return {"means": {}, "differences": []}
     ratings = rated.astype({"quality": float}).pivot_table("quality", "visitor", "tile")  # seen again: the mean
     model_of = rated.drop_duplicates("tile").set_index("tile")["model"]
-    means, pairs = compared_ratings(ratings.to_numpy(), model_of[ratings.columns].to_numpy(), rng, resamples)
+    means, pairs = compared_ratings(ratings.to_numpy(), model_of[ratings.columns].to_numpy(), rng, resamples, (1, 5))
     return {"means": means, "differences": pairs}
 
 

@@ -94,6 +94,9 @@ def test_where_resamples_agree_there_is_no_interval_and_where_many_rated_the_met
     for y in (alike, np.array([[1.0, 1, 2, 2], [2, 2, 1, 1]])):  # visitors' means agree, and tiles' means
         means, pairs = compared_ratings(y, groups, np.random.default_rng(0), 50)
         assert {(p["interval"], p["method"]) for p in [*means.values(), *pairs]} == {(None, "none")}
+    y = np.array([[1.0, 5, 1, 4], [5, 1, 4, 1]])  # t of few degrees of freedom reaches beyond what can be
+    means, (pair,) = compared_ratings(y, groups, np.random.default_rng(0), 50, (1, 5))
+    assert pair["interval"] == (-4, 4) and means["a"]["interval"] == (1, 5)
     _, (pair,) = compared_ratings(*ratings_of(np.random.default_rng(0), 0.4), np.random.default_rng(0), 50)
     assert pair["method"] == "bootstrap over visitors and tiles"
 
