@@ -169,19 +169,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
         return "interrupted; type the same command again to go on", EXIT_STOPPED
     if isinstance(error, OSError):
         return explain_os_error(error), EXIT_BAD_INPUT
-    if any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):  # torch's, which need not be imported
-        what = " ".join(str(error).split())[:160] or "out of memory"
-        return (
-            f"{what}: the GPU's memory is too small for this; lower --micro_batch (training) or --batch_size, or end "
-            "another program that uses the GPU"
-        ), EXIT_BAD_INPUT
     if out_of_memory(error):
-        what = " ".join(str(error).split())[:200]
-        return (
-            f"out of memory{what and f' ({what})'}: end what else runs on this machine, ask for more (Slurm: --mem) or "
-            "lower batch_size, and type the same command again",
-            EXIT_BAD_INPUT,
-        )
+        return _explain_memory(error), EXIT_BAD_INPUT
     hint = "this is a fault of the program; run again with --debug for the traceback"
     return f"{type(error).__name__}: {error} ({hint})", EXIT_FAULT
 
@@ -189,7 +178,22 @@ def _explain(error: BaseException) -> tuple[str, int]:
 def out_of_memory(error: BaseException) -> bool:
     """Return whether memory ran out, of the machine or a GPU: torch says so by a RuntimeError."""
     words = ("can't allocate memory", "out of memory")
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))
+    told = isinstance(error, RuntimeError) and any(w in str(error) for w in words)
+    return isinstance(error, MemoryError) or told or _is_torchs_out_of_memory(error)
+
+
+def _is_torchs_out_of_memory(error: BaseException) -> bool:
+    return any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)  # torch need not be imported
+
+
+def _explain_memory(error: BaseException) -> str:
+    """Return whose memory ran out, and the remedy, which is another for a GPU's than for the machine's."""
+    what = " ".join(str(error).split())[:160]
+    if _is_torchs_out_of_memory(error) or "CUDA" in what:  # CUDA's own libraries raise a plain RuntimeError
+        who, remedy = "the GPU", "lower --micro_batch (training) or --batch_size, or end another program that uses it"
+    else:
+        who, remedy = "this machine", "end what else runs on it, ask for more (Slurm: --mem) or lower batch_size"
+    return f"{who} is out of memory{what and f' ({what})'}: {remedy}; then type the same command again"
 
 
 def explain_os_error(error: OSError) -> str:

@@ -3,15 +3,12 @@
 import errno
 import hashlib
 import json
-import netrc
 import os
-import secrets
 import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 
@@ -21,6 +18,7 @@ from common.errors import InputError, Stopped, shorten, warn
 from common.files import read_json, remove_partials, write_json, write_text
 from common.stopping import Interrupted, hold_signals, release_signals, signals_handled, stop_requested
 from common.together import agree
+from common.wandb_log import open_wandb
 
 # Settings that may differ when a run is resumed: they do not change what a step computes.
 FREE_TO_CHANGE = {
@@ -73,6 +71,7 @@ class Run:
         self._inside, self._holds = ExitStack(), False
         self._last_is_whole = False  # last.pt was written or read, and checked, by this process
         self._saved_at, self._save_seconds, self._told = time.monotonic(), 0.0, False
+        self._beside = 0.0  # seconds of saves since the last `saving()`: a best.model
         agree(f"{folder}: the settings and the data", json.dumps(settings, sort_keys=True, default=str))
         if ranks.main:
             self._open(settings, restart, defaults or {})
@@ -137,8 +136,12 @@ class Run:
 
         Where the disk has no room for a third file while it is written, previous.pt makes room. Rank 0 only.
         """
-        if name != LAST:
-            return save_checkpoint(self.folder / name, kind, state)
+        start = time.monotonic()
+        digest = self._save_last(kind, state) if name == LAST else save_checkpoint(self.folder / name, kind, state)
+        self._beside += time.monotonic() - start
+        return digest
+
+    def _save_last(self, kind: str, state: dict[str, Any]) -> str:
         previous = self.folder / PREVIOUS
         try:
             digest = save_checkpoint(self.folder / LAST, kind, state, previous if self._last_is_whole else None)
@@ -156,7 +159,8 @@ class Run:
 
         It is time to save when an epoch ends, or when `every` seconds (0: no such limit) went by since the last save;
         but not yet where saving again would take more than SAVE_SHARE of the time. Where that puts off what `every`
-        asks for, it is said once. `saving()` measures what a save takes.
+        asks for, it is said once. `saving()` measures what a save takes; with it counts what was saved since the one
+        before.
         """
         stopping, due = stop_requested(), self.ranks.main and self._save_is_due(epoch_ends, every)
         if self.ranks.world == 1:
@@ -168,21 +172,22 @@ class Run:
         waited = time.monotonic() - self._saved_at
         asked = bool(every) and waited >= every
         least = self._save_seconds * (1 / SAVE_SHARE - 1)
-        if asked and waited < least and not self._told:
+        paid = waited - self._beside >= least
+        if asked and not paid and not self._told:
             self._told = True
             warn(
-                f"{self.folder}: a save takes {self._save_seconds:.1f} s: the next one comes after {least:.0f} s, not "
+                f"{self.folder}: saving takes {self._save_seconds:.1f} s: the next one comes after {least:.0f} s, not "
                 f"after save_every = {every:g}, so that saving takes {SAVE_SHARE:.0%} of the time at most"
             )
-        return (asked or epoch_ends) and waited >= least
+        return (asked or epoch_ends) and paid
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Count the block's time as that of a save."""
-        start = time.monotonic()
+        """Count the block's time, and that of saves since the last such block, as that of a save."""
+        start, beside = time.monotonic(), self._beside
         yield
-        self._saved_at = time.monotonic()
-        self._save_seconds = self._saved_at - start
+        self._saved_at, self._beside = time.monotonic(), 0.0
+        self._save_seconds = self._saved_at - start + beside
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Append one JSON line to log.jsonl (and to wandb where it is on); other ranks than the first do nothing."""
@@ -199,20 +204,8 @@ class Run:
 
         A run that is resumed goes on under its first id, which the run folder keeps.
         """
-        if not self.ranks.main:
-            return
-        import wandb
-
-        kept = self.folder / "wandb_id"
-        if not kept.exists():
-            write_text(kept, f"{secrets.token_hex(8)}\n")
-
-        mode = os.environ.get("WANDB_MODE") or ("online" if _wandb_knows_us() else "offline")
-        name = settings.get("flag") or self.name
-        again = {"id": kept.read_text().strip(), "resume": "allow"}
-        self._wandb = wandb.init(
-            project="rna-gan", name=name, config=settings, dir=str(self.folder), mode=mode, **again
-        )
+        if self.ranks.main:
+            self._wandb = open_wandb(self.folder, settings.get("flag") or self.name, settings)
 
     def hold_signals(self) -> None:
         """From here on a first signal is only what `after_step()` tells, until `release_signals()` or the run's end."""
@@ -307,17 +300,6 @@ def pick_device(setting: str) -> torch.device:
             raise InputError(f"device {setting}: a GPU was asked for and PyTorch finds none; use --device cpu")
         return torch.device("cuda", index)
     raise InputError(f"device {setting!r}: expected cpu, cuda, cuda:N or a GPU's index")
-
-
-def _wandb_knows_us() -> bool:
-    """Return whether a wandb key is set (WANDB_API_KEY) or stored by `wandb login`, without asking the network."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
-    try:
-        return host in netrc.netrc(os.environ.get("NETRC")).hosts
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 def _step_of(line: str) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from figures import plots
 from figures.conditioning_plots import agreement_panels, dose_curves, matrix_and_ranks
 from figures.page import Section, heading, note, picture, render, table
-from figures.results import short
+from figures.results import known, short
 from metrics.morphology import UNITS
 
 Blocks = Mapping[str, Any]
@@ -61,8 +61,8 @@ def evaluation_page(
             sections.append(section)
     extractor, gan = about["extractor"], about["gan"]
     footer = (
-        f"{run}, checkpoint {short(gan['digest'])}, epoch {gan['epoch']:g}, loss {gan['loss_type']}; extractor "
-        f"{extractor['name']}, weights {short(extractor['weights_digest'])}; split {about['split']}, seed "
+        f"{run}, checkpoint {short(gan['digest'])}, epoch {known(gan['epoch'], 'g')}, loss {gan['loss_type']}; "
+        f"extractor {extractor['name']}, weights {short(extractor['weights_digest'])}; split {about['split']}, seed "
         f"{about['seed']}, {len(about['sampling_seeds'])} sampling seeds, {about['tiles']} tiles per patient, guidance "
         f"{about['guidance']:g}. Synthetic tiles are not for diagnosis."
     )

@@ -62,5 +62,10 @@ def short(digest: str | None) -> str:
     return str(digest)[:12] if digest else "none"
 
 
+def known(value: Any, form: str = "") -> str:
+    """Return a value as text, or that it is not known: a file of the published code does not say everything."""
+    return "not known" if value is None else format(value, form)
+
+
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)

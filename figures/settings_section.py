@@ -6,7 +6,7 @@ from typing import Any
 
 from common.errors import InputError
 from common.files import read_json
-from figures.page import Section, heading, table
+from figures.page import Section, heading, note, table
 
 
 def settings_section(folder: Path, digests: Mapping[str, str]) -> Section:
@@ -18,7 +18,7 @@ def settings_section(folder: Path, digests: Mapping[str, str]) -> Section:
     if not paths:
         raise InputError(f"{folder / 'checkpoints'}: no run with a config.json in it")
     runs = {path.parent.name: read_json(path) for path in paths}
-    blocks = []
+    blocks, silent = [], {name: digest for name, digest in digests.items() if name not in runs}
     for title, chosen in (
         ("beta-VAE", {k: v for k, v in runs.items() if "encoder_sizes" in v}),
         ("GANs", {k: v for k, v in runs.items() if "encoder_sizes" not in v}),
@@ -30,6 +30,9 @@ def settings_section(folder: Path, digests: Mapping[str, str]) -> Section:
         rows += [[key, *(_text(settings.get(key)) for settings in chosen.values())] for key in keys]
         caption = "As written to each run's config.json; sources of the defaults: common/config.py."
         blocks += [heading(title), table(["setting", *chosen], rows, caption, settings=True)]
+    if silent:
+        names = ", ".join(f"{name} (digest {digest})" for name, digest in silent.items())
+        blocks.append(note(f"Settings not known, as no config.json stands beside the checkpoint: {names}."))
     return Section("settings", "Every setting, n and digest", "", blocks)
 
 

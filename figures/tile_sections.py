@@ -7,7 +7,7 @@ import numpy as np
 
 from figures import plots
 from figures.measure import Match, TwoPatients
-from figures.page import Section, heading, picture, table
+from figures.page import Section, heading, note, picture, table
 from figures.results import makers_said, series_of, short
 
 Rows = Sequence[tuple[str, np.ndarray]]
@@ -28,16 +28,20 @@ def cohort_section(
 
 
 def training_section(logs: Mapping[str, list[dict[str, Any]]], about: Mapping[str, str]) -> Section:
-    """Return the loss curves of the GANs; run name -> log lines, and a line of facts."""
+    """Return the loss curves of the GANs; run name -> log lines, none of a published file, and a line of facts."""
     blocks = []
-    for name, log in logs.items():
+    for name, facts in about.items():
+        if name not in logs:
+            blocks += [heading(name), note(f"Losses not known: the file is the published code's. {facts}")]
+            continue
+        log = logs[name]
         keys = [k for k in dict.fromkeys(k for line in log for k in line) if k not in NO_LOSSES]
         together = {"losses": ("critic", "generator"), "KID, validation donors": ("kid", "kid_best")}
         panels = {title: {k: series_of(log, k, "epoch") for k in keys if k in both} for title, both in together.items()}
         shown = {k for panel in panels.values() for k in panel}
         panels |= {k.replace("_", " "): {k: series_of(log, k, "epoch")} for k in keys if k not in shown}
         figure = plots.curves({k: v for k, v in panels.items() if v}, "epoch")
-        blocks += [heading(name), picture(figure, about[name], f"Losses of {name}")]
+        blocks += [heading(name), picture(figure, facts, f"Losses of {name}")]
     text = "A critic's loss says how well it tells real from generated; it is not a measure of the tiles' quality."
     return Section("gan", "Training of the GANs", text, blocks)
 

@@ -16,7 +16,7 @@ from common.errors import InputError
 from common.files import read_json
 from datasets.image_folder import read_image
 from figures.paper_tiles import foreign_page
-from figures.results import short
+from figures.results import known, short
 from models.cloud import KINDS
 from paper.parts import Ask, Drawn, listed, made_by
 
@@ -51,7 +51,7 @@ def draw(ask: Ask) -> dict[str, Drawn]:
         f"geometric mean of {sizes} held-out (validation) donors' own distance, and as percentile of theirs. Beyond "
         f"{distance['far_beyond_percentile']:g} (dotted; orange) a profile is called far: the model has seen nothing "
         f"like it, and its tiles mean nothing. n = {len(rows)} profiles. Seed {listed(t['seed'] for t in lines)}; no "
-        f"extractor; RNA-GANs: {runs}; beta-VAE {listed(short(t['vae_digest']) for t in lines)}."
+        f"extractor; RNA-GANs: {runs}; beta-VAE {listed(known(t['vae_digest'], '.12') for t in lines)}."
     )
     return {NAME: Drawn(foreign_page(rows, distance["far_beyond_percentile"], KINDS), table, caption)}
 

@@ -14,7 +14,7 @@ from common.errors import InputError
 from common.files import write_text
 from common.run import pick_device
 from figures.print_style import save_figure
-from figures.results import metrics_under, short
+from figures.results import known, metrics_under, short
 from paper.kept import Kept
 from sources.gan import GAN
 from sources.study import Study
@@ -133,14 +133,16 @@ def write(out: Path, drawn: Mapping[str, Drawn]) -> None:
 
 
 def model_line(*gans: GAN) -> str:
-    """Return one sentence on each GAN: loss, epochs, size, digests."""
+    """Return one sentence on each GAN: loss, epochs, size, digests; what a published file does not say is not known."""
     lines = []
     for gan in gans:
-        state = gan.state
-        vae = f", VAE {short(state['vae_digest'])}" if gan.conditional else ""
+        state, settings = gan.state, gan.state["settings"]
+        vae = f", VAE {known(state['vae_digest'], '.12')}" if gan.conditional else ""
+        seen = f"{state['images_seen']} images shown" if "images_seen" in state else "images shown not known"
         lines.append(
-            f"{gan.run}: loss {state['settings']['loss_type']}, epoch {state['epoch']:g}, {state['images_seen']} images"
-            f" shown, {state['img_size']} px, seed {state['settings']['seed']}, digest {short(gan.digest)}{vae}."
+            f"{gan.run}{f' ({gan.what})' * ('published' in state)}: loss {settings['loss_type']}, epoch "
+            f"{known(state['epoch'], 'g')}, {seen}, {state['img_size']} px, seed {known(settings.get('seed'))}, digest "
+            f"{short(gan.digest)}{vae}."
         )
     return " ".join(lines)
 

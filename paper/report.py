@@ -166,10 +166,11 @@ def shift_part(study: Study) -> Section:
 
 
 def training_part(study: Study) -> Section:
-    """Loss curves of every GAN run."""
+    """Loss curves of every GAN run; a published file has none."""
     if not study.runs:
         raise InputError(f"{study.folder / 'checkpoints'}: no finished GAN run in it")
-    logs = {name: read_log(study.folder / "checkpoints" / name) for name in study.runs}
+    ours = [name for name, gan in study.runs.items() if "published" not in gan.state]
+    logs = {name: read_log(study.folder / "checkpoints" / name) for name in ours}
     return tile_sections.training_section(logs, {name: model_line(gan) for name, gan in study.runs.items()})
 
 

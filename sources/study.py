@@ -149,7 +149,11 @@ class Study:
                     gan.refuse_trained(cohort)
                 found[tissue] = HeldOut(cohort, rows, gans)
         if not found:
-            raise InputError(f"{self.folder / 'checkpoints'}: no finished GAN of one tissue with held-out patients")
+            silent = [name for name, gan in self.runs.items() if not gan.tissues]
+            more = f" ({', '.join(silent)}: of a published file the tissue is not known)" if silent else ""
+            raise InputError(
+                f"{self.folder / 'checkpoints'}: no finished GAN of one tissue with held-out patients{more}"
+            )
         return found
 
     @cached_property

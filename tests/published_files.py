@@ -108,10 +108,10 @@ def save_vae(path, seed=0, vae=None, **how):
     return vae
 
 
-def save_gan(path, generator, vae=None, critic=None, losses=True, **how):
+def save_gan(path, generator, vae=None, critic=None, losses=True, epoch=12, **how):
     """Write what torchgan 0.1.0's save_model does: `vae` makes it an RNA-GAN's."""
     kinds = [WassersteinGeneratorLossVAE(vae)] if vae is not None else [WassersteinGeneratorLoss()]
-    model = {"epoch": 12, "loss_information": {"generator_losses": 0.5, "generator_iters": 7}}
+    model = {"epoch": epoch, "loss_information": {"generator_losses": 0.5, "generator_iters": 7}}
     model |= {"loss_objects": {type(loss).__name__: loss for loss in kinds}} if losses else {}
     logs = defaultdict(list, {type(loss).__name__: [k / 7 for k in range(2500)] for loss in kinds})
     model |= {"metric_objects": None, "loss_logs": logs, "generator": generator.state_dict()}

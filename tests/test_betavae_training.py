@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import shutil
-import signal
 
 import numpy as np
 import pandas as pd
@@ -96,25 +94,6 @@ def test_typing_it_again_after_the_end_changes_nothing(trained, capsys):
     assert before == {p.name: p.read_bytes() for p in (trained / "run").iterdir() if p.suffix != ".jsonl"}
 
 
-@pytest.mark.parametrize("schedule", ["constant", "warmup_cosine"])
-def test_three_epochs_and_five_are_eight_bit_for_bit(tmp_path, schedule):
-    settings = {"lr_schedule": schedule, "warmup_batches": 5, "cosine_batches": 7, "n_donors": 30, "n_genes": 100}
-    whole = write_cohort(tmp_path / "a", **settings)
-    parts = write_cohort(tmp_path / "b", **settings)
-    assert train(whole, "--num_epochs", 8) == 0
-    assert train(parts, "--num_epochs", 3) == 0
-    assert train(parts, "--num_epochs", 8) == 0
-    a, b = (load_checkpoint(tmp_path / x / "run" / "last.pt")[0] for x in "ab")
-    assert a["step"] == b["step"] and weights_equal(a["model"], b["model"])
-    for x, y in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True):
-        assert weights_equal(x, y)
-    assert log_of(tmp_path / "a" / "run") == log_of(tmp_path / "b" / "run")
-    best = [load_checkpoint(tmp_path / x / "run" / "best.pt")[0] for x in "ab"]
-    assert best[0]["epoch"] == best[1]["epoch"] and weights_equal(best[0]["model"], best[1]["model"])
-    reports = [json.loads((tmp_path / x / "run" / "metrics.json").read_text())["test"] for x in "ab"]
-    assert reports[0] == reports[1]
-
-
 def test_a_run_cut_inside_an_epoch_ends_as_if_it_had_not_been(tmp_path):
     settings = {"n_donors": 30, "n_genes": 100, "batch_size": 8, "num_epochs": 4}
     whole, parts = write_cohort(tmp_path / "a", **settings), write_cohort(tmp_path / "b", **settings)
@@ -140,25 +119,6 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path):
     a, b = (load_checkpoint(tmp_path / x / "run" / "best.pt")[0] for x in "ab")
     assert a["epoch"] == b["epoch"] and weights_equal(a["model"], b["model"])
     assert log_of(tmp_path / "a" / "run") == log_of(run)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_a_signal_saves_and_ends_with_75(tmp_path, number, monkeypatch, capsys):
-    config = write_cohort(tmp_path, n_donors=30, n_genes=100, num_epochs=3)
-    loss, calls = betaVAE_training.beta_vae_loss, []
-
-    def signalled(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 3:
-            os.kill(os.getpid(), number)
-        return loss(*args, **kwargs)
-
-    monkeypatch.setattr(betaVAE_training, "beta_vae_loss", signalled)
-    assert train(config) == 75
-    err = capsys.readouterr().err
-    assert "after step" in err and "type the same command again" in err
-    assert load_checkpoint(tmp_path / "run" / "last.pt")[0]["step"] >= 2
-    assert train(config) == 0
 
 
 def test_in_bf16_it_learns_too_and_the_weights_stay_fp32(tmp_path, trained):

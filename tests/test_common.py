@@ -15,7 +15,8 @@ from common import files
 from common.checkpoint import load_checkpoint, resolve_checkpoint, save_checkpoint
 from common.config import BetaVAESettings, GANSettings, load_config, settings_dict
 from common.errors import InputError, Stopped, command_parser, run_command
-from common.run import Run, _wandb_knows_us, generator_for, pick_device
+from common.run import Run, generator_for, pick_device
+from common.wandb_log import wandb_knows_us
 
 STATE = {"model": {"w": torch.arange(6.0).reshape(2, 3)}, "genes": ["a", "b"], "epoch": 3, "lr": 1e-4, "none": None}
 PUBLISHED = {  # the keys of the published lung config, in its types
@@ -257,13 +258,13 @@ def test_a_wandb_key_is_found_without_asking_the_network(tmp_path, monkeypatch):
     for name in ("WANDB_API_KEY", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert not _wandb_knows_us()
+    assert not wandb_knows_us()
     write(tmp_path / "netrc", "machine api.wandb.ai\n  login user\n  password key\n").chmod(0o600)
-    assert _wandb_knows_us()
+    assert wandb_knows_us()
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org/api")
-    assert not _wandb_knows_us()
+    assert not wandb_knows_us()
     monkeypatch.setenv("WANDB_API_KEY", "key")
-    assert _wandb_knows_us()
+    assert wandb_knows_us()
 
 
 # --- errors ---
@@ -288,11 +289,17 @@ def test_a_wandb_key_is_found_without_asking_the_network(tmp_path, monkeypatch):
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
             2,
-            "2 GiB: the GPU's memory is too small",
+            "the GPU is out of memory (CUDA out of memory. Tried to allocate 2 GiB): lower --micro_batch (training)",
         ),
         (ZeroDivisionError("oops"), 1, "fault of the program"),
-        (MemoryError(), 2, "out of memory: end what else runs on this machine, ask for more (Slurm: --mem) or lower"),
-        (RuntimeError("CUDA out of memory. Tried"), 2, "out of memory (CUDA out of memory. Tried): end what else"),
+        (torch.OutOfMemoryError(), 2, "the GPU is out of memory: lower --micro_batch (training) or --batch_size, or"),
+        (RuntimeError("CUDA error: out of memory"), 2, "the GPU is out of memory (CUDA error: out of memory): lower"),
+        (MemoryError(), 2, "this machine is out of memory: end what else runs on it, ask for more (Slurm: --mem) or"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+            2,
+            "this machine is out of memory (DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
+        ),
     ],
 )
 def test_every_error_is_one_line_and_a_status(capsys, error, status, words):

@@ -8,9 +8,11 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
+import published_files
 import pytest
 import torch
 from figures_study import command, finish_study, make_study
+from published_files import betaVAE
 
 from common.checkpoint import load_checkpoint
 from common.errors import InputError
@@ -212,6 +214,37 @@ def test_the_whole_report_shows_n_seed_extractor_and_digests_and_is_the_same_twi
     assert match["summary"] in section(html, "match") and match["gan"]["digest"][:12] in section(html, "match")
     assert "split half" in section(html, "morphology") and "shuffled" in section(html, "morphology")
     assert report(study, tmp_path / "b.html") == html
+
+
+def test_of_published_gans_the_report_says_what_is_not_known(study, tmp_path, capsys):
+    root = tmp_path / "study"
+    shutil.copytree(study, root)
+    for name in ("gan_brain", "rna-gan_brain"):
+        shutil.rmtree(root / "checkpoints" / name)
+    networks = {name: published_files.trained(DCGANGenerator(8, 16, 4), seed) for seed, name in enumerate("abc")}
+    for name in networks:
+        (root / "checkpoints" / name).mkdir()
+    published_files.save_gan(root / "checkpoints/a/a.model", networks["a"])
+    published_files.save_gan(root / "checkpoints/b/b.model", networks["b"], published_files.trained(betaVAE(), gain=3))
+    torch.save(networks["c"].state_dict(), root / "checkpoints/c/c.model")  # no epoch, no losses
+    html = report(root, tmp_path / "report.html")
+    check_self_contained(html)
+    training, gans = section(html, "gan"), Study(root, torch.device("cpu")).runs
+    assert 'class="missing"' not in training and training.count("<img") == 2  # ours have their curves
+    unknown = "images shown not known, 16 px, seed not known, digest"
+    for name, kind, words in (
+        ("a", "published GAN", f"loss WassersteinGeneratorLoss, epoch 12, {unknown} {gans['a'].digest[:12]}."),
+        ("b", "published RNA-GAN", f"loss WassersteinGeneratorLossVAE, epoch 12, {unknown} {gans['b'].digest[:12]}, "),
+        ("c", "published GAN", f"loss unknown, epoch not known, {unknown} {gans['c'].digest[:12]}."),
+    ):
+        losses = f"Losses not known: the file is the published code&#x27;s. {name} ({kind}): {words}"
+        assert losses in training and f"{name} (digest {gans[name].digest})" in section(html, "settings")
+    assert "VAE not known." in training and "images shown, 16 px, seed 99" in training
+    for name in ("rna-gan_lung", "gan_lung"):
+        shutil.rmtree(root / "checkpoints" / name)
+    report(root, tmp_path / "theirs.html")
+    told = "no finished GAN of one tissue with held-out patients (a, b, c: of a published file the tissue is not known)"
+    assert told in capsys.readouterr().err
 
 
 def test_a_report_on_configs_alone_names_every_stage(study, tmp_path):

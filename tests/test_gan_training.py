@@ -1,8 +1,6 @@
-"""Training the GAN through its command: resume to the bit, signals, NaN, whose tiles are used, what a run leaves."""
+"""Training the GAN through its command: whose tiles are used, what a run leaves."""
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import gan_toy
@@ -46,28 +44,6 @@ def same(a, b):
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(same, a, b))
     return a == b
-
-
-@pytest.mark.parametrize("loss", ["wgan", "wganvae", "rpganvae --gan_type residual"])
-def test_eight_steps_equal_three_and_five_to_the_bit(cohort, loss):
-    if "residual" in loss:
-        more = {"turns": True, "augment": 0.5, "augment_images": 20, "schedule_images": 24, "lr_final": 0.1}
-        more |= {
-            "equalised": True,
-            "first_side": 8,
-            "grow_images": 20,
-        }  # five steps at 8 px, of which the first call takes three
-        gan_toy.write_config(Path("lung.json"), ["lung"], gamma_final=0.2, penalty_form="difference", **more)
-    assert train(f"--model_dir whole --loss_type {loss} --max_steps 8") == 0
-    assert train(f"--model_dir parts --loss_type {loss} --max_steps 3") == 0
-    assert train(f"--model_dir parts --loss_type {loss} --max_steps 8") == 0
-    assert weights("whole")["step"] == weights("parts")["step"] == 8
-    assert same(weights("whole"), weights("parts"))
-    assert load_checkpoint("whole/whole.model", "gan")[1] == load_checkpoint("parts/parts.model", "gan")[1]
-    last = [log_of(run)[-1] for run in ("whole", "parts")]
-    assert [line["seconds"] > 0 for line in last] == [True, True]
-    last = [gan_toy.repeatable(line) for line in last]
-    assert last[0] == last[1] and last[0]["step"] == 8
 
 
 def test_turned_tiles_train_another_network(cohort):
@@ -206,24 +182,6 @@ def test_a_grid_that_fails_loses_no_training_and_is_not_blamed_on_the_weights(co
     assert weights("run")["step"] == 2
     assert train("--model_dir run --loss_type wgan --max_steps 2") == 0
     assert open_gan("run").state["images_seen"] == 8
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_finishes_the_step_and_saves(cohort, monkeypatch, number):
-    real, calls = command.generator_step, []
-
-    def interrupted(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 3:
-            os.kill(os.getpid(), number)
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(command, "generator_step", interrupted)
-    assert train("--model_dir run --loss_type wgan --max_steps 8") == 75
-    assert weights("run")["step"] == 3
-    assert train("--model_dir run --loss_type wgan --max_steps 8") == 0
-    assert train("--model_dir whole --loss_type wgan --max_steps 8") == 0
-    assert same(weights("run"), weights("whole"))
 
 
 def test_other_settings_in_the_same_folder_are_refused_and_restart_moves_the_run_aside(cohort, capsys):

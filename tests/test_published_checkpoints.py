@@ -353,12 +353,14 @@ def test_distances_of_published_files(cohort, capsys):
 
 
 def test_evaluation_finds_that_published_tiles_do_not_follow_the_profile(cohort, capsys):
-    words = f"--checkpoint rna-gan.model --config lung.json --vae_checkpoint vae.pt {TABLES} --tiles 3 --re_pairings 19"
+    published.save_gan("late.model", generator(2), published.trained(published.betaVAE(), gain=3), epoch=None)
+    words = f"--checkpoint late.model --config lung.json --vae_checkpoint vae.pt {TABLES} --tiles 3 --re_pairings 19"
     words += " --sampling_seeds 1 --out e --split val --device cpu"
     assert gan_toy.run(evaluate_conditioning, words) == 0
     found = read("e/metrics.json")
     assert "tiles do not depend on the expression (0 grey levels" in found["summary"]
     assert found["gan"]["vae_published"]["fit_scaler"] == ["lung.csv", "brain.csv"]
+    assert "epoch not known, loss WassersteinGeneratorLossVAE;" in Path("e/report.html").read_text()
     said = capsys.readouterr()
     assert said.out.count("the published code's beta-VAE, weights") == 1  # it is opened for each split
     assert said.err.count("cannot depend on the profile") == 1
