@@ -40,7 +40,7 @@ from tqdm import tqdm
 from common.errors import InputError, command_parser, run_command, shorten, warn
 from common.files import sha256_of, write_json, write_text
 from common.run import pick_device, seed_for
-from datasets.image_table import ImageTable, Pictures, Unlabelled, read_image_table, read_unlabelled_pictures
+from datasets.image_table import ImageTable, Pictures, Unlabelled, named, read_image_table, read_unlabelled_pictures
 from datasets.leaks import HELD_OUT, TrainedOn, donor_digests, trained_by
 from metrics.classification import LEVEL, RESAMPLES, inner_split, intervals, make_folds, scores, some_of
 from models.classifier import BACKBONES, Classifier, FitSettings, fit, frozen_features, predict
@@ -299,6 +299,7 @@ def _describe(table: ImageTable) -> dict[str, object]:
         "n": len(table.names),
         "n_per_class": dict(zip(names.tolist(), counts.tolist(), strict=True)),
         "groups": None if table.groups is None else len(np.unique(table.groups)),
+        "makers": named(table.makers),
     }
 
 
