@@ -36,6 +36,7 @@ from common.progress import Progress
 from common.rehearsal import rehearse
 from common.run import Run, pick_device, seed_for
 from common.skips import Skips
+from common.together import together
 from datasets.epochs import Epochs
 from datasets.expression import ExpressionTable, read_cohort_tables
 from datasets.fingerprint import fingerprints
@@ -43,8 +44,9 @@ from models.betavae import beta_vae_loss
 from models.betavae_settings import check_vae_settings
 from models.betavae_training import PARTS, BetaVAETraining, evaluate, network_args
 from models.expression_scaler import ExpressionScaler
-from models.memory import tell, vae_need
+from models.memory import moments_to_come, tell, vae_need
 from models.passes import Passes
+from models.played_step import unchanged, vae_step
 from models.schedules import learning_rate
 from sources.vae_report import measure_best
 from sources.vae_saves import Saves
@@ -79,33 +81,34 @@ def main(args: argparse.Namespace) -> int | None:
     check_vae_settings(cfg, args.config)
     device = pick_device(cfg.device)
 
-    # Data.
-    table = read_cohort_tables(cfg)
-    check_splits(table, cfg)
-    part = {s: table.rows((table.obs["split"] == s).to_numpy()) for s in FEWEST_DONORS}
-    counts = ", ".join(f"{s} {len(p)} profiles of {p.obs['donor'].nunique()} donors" for s, p in part.items())
-
-    # Run: a folder that holds these settings; or, of a dry run, two in a temporary place.
-    before = settings_dict(BetaVAESettings())  # what an older config.json does not say was so
-
-    def train(cfg: BetaVAESettings, restart: bool = False, batches: int | None = None) -> None:
-        with Run(cfg.save_dir, settings_dict(cfg), restart, before, ranks) as run:
-            if args.log and not args.dry_run:
-                run.start_wandb(settings_dict(cfg))
-            where = f"{device}" if ranks.world == 1 else f"{ranks.world} processes, {device.type}"
-            print(f"{run.folder}: {len(table.genes)} genes; {counts}; {where}", flush=True)
-            fit(run, table, part, cfg, device, batches)
-            if ranks.main:
-                measure_best(run, part, cfg, device)
-
-    def rehearsed(folder: Path, steps: int) -> None:
-        train(replace(cfg, save_dir=str(folder), num_epochs=steps, max_steps=0), batches=1)  # an epoch is one step
-
     with joined(device) as ranks:
+        # Data. The first process is done before the others begin, who then find its tables parsed.
         if cfg.batch_size < ranks.world:
             raise InputError(
                 f"{args.config}: batch_size {cfg.batch_size} is under {ranks.world}, the processes; raise it"
             )
+        with together(main_first=True):
+            table = read_cohort_tables(cfg)
+            check_splits(table, cfg)
+            part = {s: table.rows((table.obs["split"] == s).to_numpy()) for s in FEWEST_DONORS}
+        counts = ", ".join(f"{s} {len(p)} profiles of {p.obs['donor'].nunique()} donors" for s, p in part.items())
+
+        # Run: a folder that holds these settings; or, of a dry run, two in a temporary place.
+        before = settings_dict(BetaVAESettings())  # what an older config.json does not say was so
+
+        def train(cfg: BetaVAESettings, restart: bool = False, batches: int | None = None) -> None:
+            with Run(cfg.save_dir, settings_dict(cfg), restart, before, ranks) as run:
+                if args.log and not args.dry_run:
+                    run.start_wandb(settings_dict(cfg))
+                where = f"{device}" if ranks.world == 1 else f"{ranks.world} processes, {device.type}"
+                print(f"{run.folder}: {len(table.genes)} genes; {counts}; {where}", flush=True)
+                fit(run, table, part, cfg, device, batches)
+                if ranks.main:
+                    measure_best(run, part, cfg, device)
+
+        def rehearsed(folder: Path, steps: int) -> None:
+            train(replace(cfg, save_dir=str(folder), num_epochs=steps, max_steps=0), batches=1)  # an epoch is one step
+
         kept = sum(part[s].values.nbytes for s in ("train", "val"))
         need = vae_need(cfg, network_args(cfg, len(table.genes)), len(part["train"]), kept)
         tell(need, device)
@@ -150,6 +153,12 @@ def fit(
     # Of each batch this rank has a share, which passes through the network at once, or a part after another.
     ranks, passes = run.ranks, Passes(cfg.micro_batch, least=2)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16")
+    enough = bool(cfg.max_steps) and place["step"] >= cfg.max_steps
+    if place["epoch"] < cfg.num_epochs and not enough:
+        largest = max(map(len, epochs.batches(0)))
+        with unchanged(model):
+            play = vae_step(cfg, model, largest, device, autocast)
+            passes.settle(largest, play, device, moments_to_come(optimizer))
     total, shown = cfg.num_epochs * len(train), epochs.shown(place["epoch"], place["batch"])
     progress = Progress(run.name, "profiles", total, shown, device, quiet=not ranks.main)
 
@@ -157,7 +166,6 @@ def fit(
         saves.go_back(step, what)
         progress.go_to(epochs.shown(place["epoch"], place["batch"]))
 
-    enough = bool(cfg.max_steps) and place["step"] >= cfg.max_steps
     run.hold_signals()  # until the last step is saved
     while place["epoch"] < cfg.num_epochs and not enough:
         # One epoch over the training donors, or what is left of it.

@@ -49,6 +49,7 @@ from common.progress import Progress
 from common.rehearsal import rehearse
 from common.run import Run, pick_device
 from common.skips import Skips
+from common.together import together
 from datasets.cohort import Cohort, open_cohort, write_left_out
 from models.average import average_decay, update_average
 from models.compiling import MODES, compile_networks
@@ -65,9 +66,10 @@ from models.gan_settings import (
 )
 from models.gan_steps import critic_step, generator_step
 from models.gan_training import GANTraining
-from models.memory import gan_need, tell
+from models.memory import gan_need, moments_to_come, size_of, tell
 from models.networks import GAN_TYPES
 from models.passes import Passes
+from models.played_step import gan_step, unchanged
 from models.schedules import eased, side_at, sides_of
 from models.step_draws import StepDraws
 from sources.batches import Batches, place_of
@@ -134,39 +136,41 @@ def main(args: argparse.Namespace) -> int | None:
         cfg = for_rehearsal(cfg)
     device = pick_device(cfg.device)
 
-    # Data. Expression first: it is read in seconds, and its VAE says which donors are held out.
-    profiles = open_profiles(cfg, args.config, device)  # None in a run without expression
-    cohort = open_cohort(cfg, ("train",), need_expression=profiles is not None)
-    size = f"{args.config}: batch_size {cfg.batch_size}"
-    if len(cohort.tiles) < cfg.batch_size:
-        raise InputError(f"{size}, but only {len(cohort.tiles)} training tiles")
-    cache = place_of(cfg.cache, len(cohort.tiles), cfg.img_size, device)  # what does not fit is refused here
-    watch = open_watch(cfg, profiles, device)
-    expression = Expression.of(profiles, cohort)
-    del profiles  # the VAE is not needed any more, and large
-
-    # Run: a folder that holds these settings; or, of a dry run, two in a temporary place.
-    settings = settings_dict(cfg) | {"vae_digest": expression.vae["digest"], "cohort_digest": cohort_digest(cohort)}
-
-    def train(cfg: GANSettings, settings: dict[str, Any], restart: bool = False) -> None:
-        with Run(cfg.save_dir, settings, restart, older_settings(cfg), ranks, free_settings(cfg)) as run:
-            if args.log and not args.dry_run:
-                run.start_wandb(settings_dict(cfg))
-            if ranks.main:
-                write_left_out(cohort, run.folder)
-            where = f"{device}" if ranks.world == 1 else f"{ranks.world} processes, {device.type}"
-            print(f"{run.folder}: {cfg.loss_type}, {cohort.summary()}; {where}", flush=True)
-            fit(run, cohort, expression, cfg, device, watch)
-
-    def rehearsed(folder: Path, steps: int) -> None:
-        small = {"save_dir": str(folder), "max_steps": steps}
-        train(replace(cfg, **small), settings | small)
-        if ranks.main:
-            open_gan(folder, device)
-
     with joined(device) as ranks:
+        # Data. Expression first: it is read in seconds, and its VAE says which donors are held out. The first process
+        # is done before the others begin, who then find its tables parsed.
+        size = f"{args.config}: batch_size {cfg.batch_size}"
         if cfg.batch_size < ranks.world:
             raise InputError(f"{size}: under {ranks.world}, the processes; raise it")
+        with together(main_first=True):
+            profiles = open_profiles(cfg, args.config, device)  # None in a run without expression
+            cohort = open_cohort(cfg, ("train",), need_expression=profiles is not None)
+            if len(cohort.tiles) < cfg.batch_size:
+                raise InputError(f"{size}, but only {len(cohort.tiles)} training tiles")
+            cache = place_of(cfg.cache, len(cohort.tiles), cfg.img_size, device)  # what does not fit is refused here
+            expression = Expression.of(profiles, cohort)
+        watch = open_watch(cfg, profiles, device)
+        del profiles  # the VAE is not needed any more, and large
+
+        # Run: a folder that holds these settings; or, of a dry run, two in a temporary place.
+        settings = settings_dict(cfg) | {"vae_digest": expression.vae["digest"], "cohort_digest": cohort_digest(cohort)}
+
+        def train(cfg: GANSettings, settings: dict[str, Any], restart: bool = False) -> None:
+            with Run(cfg.save_dir, settings, restart, older_settings(cfg), ranks, free_settings(cfg)) as run:
+                if args.log and not args.dry_run:
+                    run.start_wandb(settings_dict(cfg))
+                if ranks.main:
+                    write_left_out(cohort, run.folder)
+                where = f"{device}" if ranks.world == 1 else f"{ranks.world} processes, {device.type}"
+                print(f"{run.folder}: {cfg.loss_type}, {cohort.summary()}; {where}", flush=True)
+                fit(run, cohort, expression, cfg, device, watch)
+
+        def rehearsed(folder: Path, steps: int) -> None:
+            small = {"save_dir": str(folder), "max_steps": steps}
+            train(replace(cfg, **small), settings | small)
+            if ranks.main:
+                open_gan(folder, device)
+
         kept = cohort.tiles.nbytes if cache == ("gpu" if device.type == "cuda" else "ram") else 0
         need = gan_need(cfg, expression.latent_dim, kept, watch.memory if watch else 0)
         tell(need, device)
@@ -197,11 +201,16 @@ def fit(
     batches = Batches(cohort, expression.conditions, cfg, device, done, last)
     draws = StepDraws(cfg, batches.rows, device)
     passes = Passes(cfg.micro_batch, generator, critic, least=least_rows(cfg))
+    autocast = torch.autocast(device.type, torch.bfloat16) if cfg.precision == "bf16" else nullcontext()
+    if last > done:
+        held = moments_to_come(gan.optimizer_g, gan.optimizer_c) + (size_of(generator) if watch else 0)
+        with unchanged(generator, critic):
+            play = gan_step(cfg, generator, critic, expression.latent_dim, device, autocast)
+            passes.settle(cfg.batch_size, play, device, held)
 
     # The loss, and what both updates are given at every step.
     loss = LOSSES[cfg.loss_type]
     options: dict = {k: getattr(cfg, k) for k in ("penalty_weight", "penalty_per", "mismatched_weight", "clip")}
-    autocast = torch.autocast(device.type, torch.bfloat16) if cfg.precision == "bf16" else nullcontext()
     both = {"autocast": autocast, "share": batches.share}
     if cfg.compile and last > done:
         sides = sides_of(cfg, range(done * per_step, last * per_step, per_step))

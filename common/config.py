@@ -196,9 +196,9 @@ def add_scale(add: Callable[..., argparse.Action]) -> None:
         "--micro_batch",
         type=int,
         help="rows of a batch that pass through the networks at a time, of each process; 0: all, and half as many each "
-        "time that a GPU's memory is too small (one process). The result is the same, but for batch norm, whose "
-        "statistics are then those of each pass (dcgan, beta-VAE): there a run keeps its value; the critic is then "
-        "not compiled",
+        "time that a GPU's memory is too small (several processes try that before the first step). The result is the "
+        "same, but for batch norm, whose statistics are then those of each pass (dcgan, beta-VAE): there a run keeps "
+        "its value; the critic is then not compiled",
     )
 
 

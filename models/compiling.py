@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import torch
 
 from models.conditioning import ConditionedCritic, ConditionedGenerator
+from models.played_step import unchanged
 
 FORMS = 8  # in which a step has a network run, at most: with gradients, frozen, without; for one batch or two
 MODES = ("default", "reduce-overhead")  # torch.compile's; reduce-overhead: CUDA graphs on a GPU
@@ -27,21 +28,16 @@ def compile_networks(
     network, judge = generator.network, critic.network
     limit = torch._dynamo.config.recompile_limit  # per function; beyond it, silently, nothing is compiled
     torch._dynamo.config.recompile_limit = max(limit, FORMS * len(sides))
-    buffers = {k: v.clone() for k, v in network.named_buffers()}  # batch norm's statistics
     try:
         network.compile(mode=mode, dynamic=False)
         judge.features = _unless_alone(judge.features, torch.compile(judge.features, mode=mode, dynamic=False))
-        for side in sides:
-            _try_out(generator, critic, side, batch_size, autocast)
+        with unchanged(generator, critic):
+            for side in sides:
+                _try_out(generator, critic, side, batch_size, autocast)
     except Exception as error:  # no C++ compiler, an operation it does not know, a GPU too old: many kinds
         network._compiled_call_impl = None
         judge.__dict__.pop("features", None)  # the method is there again
         return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-    finally:
-        for name, value in network.named_buffers():
-            value.copy_(buffers[name])
-        for part in (generator, critic):
-            part.zero_grad(set_to_none=True)
     return None
 
 

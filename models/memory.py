@@ -20,15 +20,12 @@ from common.config import BetaVAESettings, GANSettings
 from common.distributed import alone, current, on_this_machine
 from common.errors import warn
 from common.memory import free_on
-from common.run import generator_for
 from common.words import bytes_in_words
-from models.augment import augmented
-from models.betavae import BetaVAE, beta_vae_loss
-from models.gan_losses import LOSSES, NOTHING_SHOWN, Shown
+from models.betavae import BetaVAE
 from models.gan_settings import least_rows
-from models.gan_steps import critic_step, generator_step
 from models.networks import build_critic, build_generator, generator_args
 from models.passes import Passes
+from models.played_step import gan_step, vae_step
 
 COPIES = 2  # of the largest tensor
 MOMENTS = 2  # numbers that Adam and AdamW keep of each weight
@@ -96,33 +93,15 @@ def gan_need(cfg: GANSettings, latent_dim: int, data: int = 0, evaluation: int =
         generator, critic = build_generator(generator_args(cfg, latent_dim)), build_critic(cfg, latent_dim)
     batch, passes = _rows(cfg.batch_size), Passes(cfg.micro_batch, least=least_rows(cfg))
     generator.passes = critic.passes = passes.count(cfg.batch_size)
-    with META:
-        shown = NOTHING_SHOWN
-        if latent_dim:
-            keep = torch.ones(batch, dtype=torch.bool) if cfg.cond_dropout else None
-            shown = Shown(torch.zeros(batch, latent_dim), keep, torch.zeros(batch, dtype=torch.int64))
-        real, epsilon = torch.zeros(batch, 3, cfg.img_size, cfg.img_size), torch.zeros(batch)
-        noise = torch.zeros(batch, generator.noise_dims)
-        signs = torch.zeros(2, *real.shape) if cfg.penalty_form == "difference" else None
-    keys = ("penalty_weight", "penalty_per", "gamma", "mismatched_weight", "clip")
-    options: dict[str, Any] = {key: getattr(cfg, key) for key in keys} | {"penalise": 1, "signs": signs}
-    optimizers = [torch.optim.SGD(part.parameters(), lr=0.0) for part in (generator, critic)]  # moments: counted below
-    loss = LOSSES[cfg.loss_type]
-
-    def step() -> None:
-        fake, images = generator(noise, shown.c, shown.keep).float(), real
-        if cfg.augment:
-            images, fake = (augmented(x, cfg.augment, generator_for(0, "memory")) for x in (images, fake))
-        critic_step(critic, optimizers[1], loss, images, fake, epsilon, shown, **options)
-        generator_step(critic, optimizers[0], loss, fake, shown, images)
-
-    weights, made = [size_of(part) for part in (generator, critic)], allocations_of(step)
+    step = gan_step(cfg, generator, critic, latent_dim, META)
+    parts = passes.of(cfg.batch_size)
+    weights, made = [size_of(part) for part in (generator, critic)], allocations_of(lambda: step(parts))
     return MemoryNeed(
         weights=sum(weights),
         gradients=sum(weights),
         optimiser=MOMENTS * sum(weights),
         average=weights[0] * (2 if evaluation else 1),
-        activations=max(made.peak - sum(weights), 0) + real.numel() * real.element_size(),
+        activations=max(made.peak - sum(weights), 0),
         workspace=COPIES * max(made.largest, largest(generator), largest(critic)),
         batch=batch,
         data=data,
@@ -138,22 +117,13 @@ def vae_need(cfg: BetaVAESettings, model_args: dict[str, Any], rows: int, data: 
     batch = min(cfg.batch_size, rows)
     with META:
         model = BetaVAE(**model_args)
-    parts, optimizer = Passes(cfg.micro_batch, least=2).of(batch), torch.optim.SGD(model.parameters(), lr=0.0)
-
-    def step() -> None:
-        noise, kept = model.draw(batch, META)
-        optimizer.zero_grad(set_to_none=True)
-        for part in parts:
-            x = torch.zeros(part.stop - part.start, model_args["n_genes"], device=META)
-            beta_vae_loss(x, *model(x, noise[part], kept[part]), beta=cfg.beta)["total"].backward()
-
-    weights = size_of(model)
+    step, parts, weights = vae_step(cfg, model, batch, META), Passes(cfg.micro_batch, least=2).of(batch), size_of(model)
     return MemoryNeed(
         weights=weights,
         gradients=weights,
         optimiser=MOMENTS * weights,
         average=0,
-        activations=max(allocations_of(step).peak - weights, 0),
+        activations=max(allocations_of(lambda: step(parts)).peak - weights, 0),
         workspace=0,
         batch=_rows(batch),
         data=data,
@@ -164,6 +134,12 @@ def _rows(batch: int) -> int:
     """Return how many rows of a batch are this process's."""
     share = current().share(batch)
     return share.stop - share.start
+
+
+def moments_to_come(*optimizers: torch.optim.Optimizer) -> int:
+    """Return the bytes that Adam or AdamW will take at their first step; 0 once they have them."""
+    weights = [w for o in optimizers for group in o.param_groups for w in group["params"] if not o.state.get(w)]
+    return MOMENTS * sum(w.numel() * w.element_size() for w in weights)
 
 
 def size_of(model: nn.Module) -> int:

@@ -10,9 +10,11 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from common.distributed import current
+from common.distributed import alone, current
 from common.errors import InputError
 from common.run import Run
+
+TRIED_FIRST = ("cuda",)  # devices that refuse memory, which is tried out before several ranks begin
 
 
 class Passes:
@@ -48,11 +50,32 @@ class Passes:
             run.log(step, {"micro_batch": self.size})
             self.changed = ""
 
-    def trials(self, n: int) -> Iterator["Trial"]:
+    def settle(self, n: int, play: Callable[[list[slice]], None], device: torch.device, held: int = 0) -> None:
+        """Halve the rows of a pass until each of several ranks can `play` a step with a batch of `n`, before the first.
+
+        In the midst of a step it would be too late: the others wait for what the rank that ran out of memory does not
+        send, and do not know why. One process finds out as it goes. `play` is given this rank's rows of each pass; it
+        asks no other rank and changes nothing. `held`: bytes that training will hold besides.
+        """
+        ranks = current()
+        if ranks.world == 1 or device.type not in TRIED_FIRST:
+            return
+        ranks.sum(torch.zeros(1, device=device))  # nccl takes memory of its own with its first sum
+        for trial in self.trials(n, agreed=True):
+            parts = self.of(n)
+            with trial, alone():
+                _play_twice(play, parts, held, device)
+            trial.out_of_memory = ranks.any(trial.out_of_memory)
+        for network in self.networks:
+            network.passes = 1  # as before; every trial says it again
+        _give_back()
+
+    def trials(self, n: int, agreed: bool = False) -> Iterator["Trial"]:
         """Yield trials of an update with a batch of `n`, each with half the rows a pass of the last.
 
         `for trial in passes.trials(n): with trial: ...`: an update changes weights with its last act, so that one that
-        ran out of memory has changed none. InputError where a pass cannot be smaller, or other ranks would not know.
+        ran out of memory has changed none. InputError where a pass cannot be smaller, or other ranks would not know
+        (unless `agreed`: they are told).
         """
         again = False
         while True:
@@ -61,17 +84,18 @@ class Passes:
             yield (trial := Trial(again))
             if not trial.out_of_memory:
                 return
-            again, rows = True, -(-n // current().world // self.count(n))
+            again, count = True, self.count(n)
+            rows = -(-n // current().world // count)
             smaller = max(rows // 2, self.least)
-            reason = f"the GPU's memory is too small for {rows} rows in a pass"
-            if smaller == rows:
+            of_each = " of a process" if current().world > 1 else ""
+            reason = f"the GPU's memory is too small for {rows} rows in a pass{of_each}"
+            if Passes(smaller, least=self.least).count(n) == count:
                 raise InputError(f"{reason}; use a smaller batch_size or networks (step_channels), or a larger GPU")
-            if current().world > 1:
-                raise InputError(f"{reason} of a process; type the command again with --micro_batch {smaller}")
+            if current().world > 1 and not agreed:
+                raise InputError(f"{reason}; type the command again with --micro_batch {smaller}")
             self.size = smaller
             self.changed = f"{reason}: going on with --micro_batch {smaller}; the batch is still {n}"
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            _give_back()
 
 
 class Trial:
@@ -86,6 +110,19 @@ class Trial:
     def __exit__(self, kind: type | None, *_: object) -> bool:
         self.out_of_memory = kind is not None and issubclass(kind, torch.OutOfMemoryError)
         return self.out_of_memory
+
+
+def _play_twice(play: Callable[[list[slice]], None], parts: list[slice], held: int, device: torch.device) -> None:
+    kept = torch.empty(held, dtype=torch.uint8, device=device)
+    for _ in range(2):  # in the second, the gradients of the first are there
+        play(parts)
+    del kept
+
+
+def _give_back() -> None:
+    """Give the memory that freed tensors had back to the GPU, where it lies in pieces of the wrong sizes."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def pieces(n: int, count: int) -> list[slice]:

@@ -3,9 +3,11 @@
 The real tiles are those of validation donors, whom neither this GAN nor its VAE is trained on; test donors are never
 looked at here. Of an RNA-GAN, drawn tile k has the profile of the donor whose tile real tile k is. Lower is better; 0
 is what two sets of real tiles have. Nothing of the training is touched: what is measured is a copy of the average, and
-each random number has its own seed.
+each random number has its own seed. Of several ranks each draws and looks at its share of the tiles; the first computes
+the distance, and it alone writes.
 """
 
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,10 @@ import torch
 
 from common.checkpoint import DamagedCheckpoint, content_digest, load_checkpoint
 from common.config import GANSettings
-from common.distributed import alone
-from common.errors import InputError, another_rank, warn
+from common.distributed import alone, current
+from common.errors import InputError, warn
 from common.run import Run
+from common.together import together
 from datasets.cohort import Cohort, open_cohort
 from datasets.tiles import to_uint8
 from metrics.kernel import kernel_distance
@@ -25,6 +28,7 @@ from models.average import calibrate_batch_norm, calibration_inputs
 from models.conditioning import ConditionedGenerator
 from models.features import Extractor, load_extractor
 from models.generate import CHUNK, generate_tiles, sample_tiles
+from sources.division import agree_on, divided
 from sources.draws import BYTES_PER_PIXEL, Draws
 from sources.feature_cache import FeatureCache, cache_folder
 from sources.gan import BEST
@@ -44,28 +48,25 @@ def is_due(cfg: GANSettings, images: int, new: int, ends: bool) -> bool:
 class Watch:
     """Measures a generator in training, every `eval_every` images, and keeps the best one as best.model."""
 
-    def __init__(self, cfg: GANSettings, cohort: Cohort, conditions: torch.Tensor | None, device: torch.device) -> None:
+    def __init__(self, cfg: GANSettings, cohort: Cohort, conditions: torch.Tensor | None, extractor: Extractor) -> None:
         """Compute the real tiles' features. `conditions` (rows of the validation cohort, z); None: a plain GAN."""
-        self.cfg, self.device = cfg, device
-        side = cfg.feature_side or None
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # networks are initialised
-            self.extractor: Extractor = load_extractor(cfg.eval_extractor, cfg.eval_weights or None, device, side)
-            source = RealSource(cohort)
-            cache = FeatureCache(cache_folder(None))
-            draws = Draws("held out", source, self.extractor, cfg.eval_tiles, 1, cfg.seed, CHUNK, None, cache)
-            draws.extract()
-        self.real = draws.features(0)  # (n, d)
+        self.cfg, self.extractor = cfg, extractor
+        source = RealSource(cohort)
+        cache = FeatureCache(cache_folder(None))
+        draws = Draws("held out", source, extractor, cfg.eval_tiles, 1, cfg.seed, CHUNK, None, cache)
+        draws.extract()
+        self.real = draws.features(0) if current().main else None  # (n, d)
         self.conditions = None
         if conditions is not None:
             rows = cohort.row_of_tile[draws.chosen(0)]
             self.conditions = conditions[torch.from_numpy(rows[np.arange(cfg.eval_tiles) % len(rows)])]  # (n, z)
         self.about = {
             "kid_n": cfg.eval_tiles,
-            "kid_n_real": len(self.real),
-            "kid_extractor": self.extractor.name,
-            "kid_weights": self.extractor.digest,
+            "kid_n_real": draws.n,
+            "kid_extractor": extractor.name,
+            "kid_weights": extractor.digest,
         }
-        self._of = content_digest([self.about, source.digest(), self.extractor.preprocessing])  # what may be compared
+        self._of = content_digest([self.about, source.digest(), extractor.preprocessing])  # what may be compared
         self.best: float | None = None
         self._generator: ConditionedGenerator | None = None
 
@@ -80,7 +81,7 @@ class Watch:
         Nor has one whose best.model is damaged, with a warning.
         """
         path = run.folder / BEST
-        if not images or not path.is_file():
+        if not run.ranks.main or not images or not path.is_file():
             return
         try:
             found = load_checkpoint(path, "gan")[0].get("validation", {})
@@ -105,14 +106,18 @@ class Watch:
         """Measure `average`, log and return what was found; leave a grid, and best.model where it is the best so far.
 
         `state`: what a GAN's checkpoint says but for the weights; `conditions`: the training's, for batch norm;
-        `profiles`: the grid's rows; `pictures`: the grid's folder.
+        `profiles`: the grid's rows; `pictures`: the grid's folder. All ranks look; those but the first return {}.
         """
-        if not all(bool(weight.isfinite().all()) for weight in average.parameters()):
+        if run.ranks.any(not all(bool(weight.isfinite().all()) for weight in average.parameters())):
             return {}  # the next save will say so
-        with alone():  # no other rank is asked
-            generator = self._copy(average)
+        generator = self._copy(average)
+        with alone():  # each rank has the same weights
             calibrate_batch_norm(generator, calibration_inputs(generator, self.cfg.seed, conditions))
-            report = self.about | {"kid": self.measure(generator)}
+        features = self.drawn(generator)
+        if not run.ranks.main:
+            return {}
+        report = self.about | {"kid": kernel_distance(features, self.real, seed=self.cfg.seed)}
+        with alone():
             tiles, columns = sample_tiles(generator, self.cfg.num_grid, self.cfg.seed, profiles)
         write_png(pictures / f"images_{state['images_seen']:010d}.png", grid_of(to_uint8(tiles), columns))
         if self.best is None or report["kid"] < self.best:
@@ -123,12 +128,17 @@ class Watch:
         run.log(step, report)
         return report
 
-    def measure(self, generator: ConditionedGenerator) -> float:
-        """Return the kernel distance of the generator's tiles from the real ones."""
-        n, seed = self.cfg.eval_tiles, self.cfg.seed
-        tiles = generate_tiles(generator, n, seed, self.conditions, batch_size=CHUNK, device=self.device)
-        drawn = np.concatenate([self.extractor(to_uint8(batch)) for batch in tiles])
-        return kernel_distance(drawn, self.real, seed=seed)
+    def drawn(self, generator: ConditionedGenerator) -> np.ndarray:
+        """Return the features (n, d) of the generator's tiles, of which every rank draws some chunks."""
+        n, device = self.cfg.eval_tiles, self.extractor.device
+
+        def work(mine: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
+            for first in mine:
+                part = {"start": first, "first_row": 0, "batch_size": CHUNK, "device": device}
+                tiles = generate_tiles(generator, min(CHUNK, n - first), self.cfg.seed, self.conditions, **part)
+                yield {"features": np.concatenate([self.extractor(to_uint8(batch)) for batch in tiles])}
+
+        return divided(["features"], range(0, n, CHUNK), work)["features"]
 
     def _copy(self, average: ConditionedGenerator) -> ConditionedGenerator:
         """Return a generator with the weights of `average`: always the same one, so that a GPU records it once."""
@@ -141,19 +151,34 @@ class Watch:
 def open_watch(cfg: GANSettings, profiles: Profiles | None, device: torch.device) -> Watch | None:
     """Return what measures the training of `cfg`; None without eval_every, or, said, where nothing is held out.
 
-    Of several ranks the first alone measures. `profiles`: of an RNA-GAN. InputError as load_extractor raises it, or
-    where a tile is damaged.
+    All ranks open it at once. `profiles`: of an RNA-GAN. InputError as load_extractor raises it, or where a tile is
+    damaged.
     """
-    if not cfg.eval_every or another_rank():
+    if not cfg.eval_every:
         return None
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # networks are initialised
+        with together(main_first=True):
+            cohort = _held_out(cfg, need_expression=profiles is not None)
+            if cohort is not None:
+                side = cfg.feature_side or None
+                extractor = load_extractor(cfg.eval_extractor, cfg.eval_weights or None, device, side)
+            conditions = None
+            if cohort is not None and profiles is not None:
+                conditions = profiles.conditions([str(name) for name in cohort.table.obs.index])
+        measured = None if cohort is None else [RealSource(cohort).digest(), extractor.describe()]
+        agree_on("what eval_every is measured with", measured)
+        return None if cohort is None else Watch(cfg, cohort, conditions, extractor)
+
+
+def _held_out(cfg: GANSettings, need_expression: bool) -> Cohort | None:
+    """Return the validation donors' cohort; None, said, where there are too few tiles to measure with."""
     left_out = f"eval_every = {cfg.eval_every}: nothing is measured in training"
     try:
-        cohort = open_cohort(cfg, (HELD_OUT,), need_expression=profiles is not None)
+        cohort = open_cohort(cfg, (HELD_OUT,), need_expression)
     except InputError as error:  # the folders are good: the training's cohort has just been read from them
         warn(f"{left_out}: {error}")
         return None
     if len(cohort.tiles) < 2:
         warn(f"{left_out}: validation donors have one tile, 2 or more are needed; cut more tiles, or add donors")
         return None
-    names = None if profiles is None else [str(name) for name in cohort.table.obs.index]
-    return Watch(cfg, cohort, None if names is None else profiles.conditions(names), device)
+    return cohort

@@ -159,7 +159,7 @@ def test_only_tiles_of_validation_donors_are_looked_at_and_each_once(cohort, mon
     gan_toy.write_config(Path("plain.json"), ["lung"])
     assert train("--loss_type wgan --max_steps 1 --model_dir run", "plain.json") == 0
     seen.clear()
-    watch.measure(open_gan("run").generator)
+    watch.drawn(open_gan("run").generator)
     assert not seen and passes[2:] == [6]
 
 
