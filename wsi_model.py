@@ -39,7 +39,7 @@ from tqdm import tqdm
 from common.errors import InputError, command_parser, run_command, shorten, warn
 from common.files import sha256_of, write_json, write_text
 from common.run import pick_device, seed_for
-from datasets.image_table import ImageTable, Pictures, read_image_table
+from datasets.image_table import ImageTable, Pictures, named, read_image_table
 from datasets.leaks import donor_digests
 from datasets.table_leaks import read_unlabelled, refuse_leaks
 from metrics.classification import LEVEL, RESAMPLES, inner_split, intervals, make_folds, scores, some_of
@@ -259,6 +259,7 @@ def _describe(table: ImageTable) -> dict[str, object]:
         "n": len(table.names),
         "n_per_class": dict(zip(names.tolist(), counts.tolist(), strict=True)),
         "groups": None if table.groups is None else len(np.unique(table.groups)),
+        "makers": named(table.makers),
     }
 
 

@@ -13,6 +13,7 @@ The reference's procedure is, in one process, pytorch-fid's network at batch siz
 at random, and it extracts a tile that is drawn twice once: of 5 draws about 3.4 parts of 5 are extracted. That is its
 advantage by design, and part of the ratio; so the values are of other tiles and not to be compared. Each side's time
 holds its own start. --reference_draws: fewer draws on both sides, from folders as much smaller, for a quick trial.
+Ratios of processor seconds are less moved by other work beside the run than those of seconds.
 
 --weights: the published file pt_inception-2015-12-05-6726825d.pth. Without it random weights of that layout are made
 (seeded, He; batch norm's statistics are those of real tiles, its shift 1, so that most ReLUs are open: with a shift of
@@ -40,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.turns import cpu
 from models.features import FID_WEIGHTS, load_extractor
-from models.inception import fid_inception
+from models.inception import FIDInception
 from sources.real import FolderSource
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -133,7 +134,7 @@ def parts_of(folder: str, n: int) -> list[str]:
 
 def make_weights(path: Path, images: np.ndarray) -> None:
     """Write random weights in the layout of the published file; images (n, H, W, 3) uint8 calibrate batch norm."""
-    source, network = torch.Generator().manual_seed(0), fid_inception().requires_grad_(False)
+    source, network = torch.Generator().manual_seed(0), FIDInception().requires_grad_(False)
     for name, value in network.named_parameters():
         noise = torch.randn(value.shape, generator=source)
         if value.ndim > 1:
@@ -151,7 +152,9 @@ def make_weights(path: Path, images: np.ndarray) -> None:
 
 
 def run(script: str, names: dict[str, Any], threads: int, home: Path) -> dict[str, float]:
-    """Run a script with these names in a fresh process; return its value, wall and feature seconds and peak GB.
+    """Run a script with these names in a fresh process; return its value, seconds and peak GB.
+
+    Seconds: wall, of all processors together, and wall of the features alone.
 
     The peak is the process's own (VmHWM), told by itself at its end.
     """
@@ -160,11 +163,11 @@ def run(script: str, names: dict[str, Any], threads: int, home: Path) -> dict[st
     code = f"{head}{script}\n{tail}"
     settings = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TORCH_HOME": str(home)}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
-        start = time.perf_counter()
+        start, before = time.perf_counter(), _processor_seconds()
         status = subprocess.call(
             [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, env=os.environ | settings, stdout=out, stderr=errors
         )
-        seconds = time.perf_counter() - start
+        seconds, processor = time.perf_counter() - start, _processor_seconds() - before
         out.seek(0)
         errors.seek(0)
         text = out.read()
@@ -174,7 +177,19 @@ def run(script: str, names: dict[str, Any], threads: int, home: Path) -> dict[st
     if "called without it" in text:
         print(text.splitlines()[0])
     spent, peak = (float(re.search(rf"^{words} (\S+)", text, re.M).group(1)) for words in (FEATURES, PEAK))
-    return {"value": float(values[-1]), "s": seconds, "features_s": spent, "peak_gb": peak / 1024}
+    return {
+        "value": float(values[-1]),
+        "s": seconds,
+        "processor_s": processor,
+        "features_s": spent,
+        "peak_gb": peak / 1024,
+    }
+
+
+def _processor_seconds() -> float:
+    """Return what all processes that ended below this one have used."""
+    spent = os.times()
+    return spent.children_user + spent.children_system
 
 
 def lite0_difference(a: str, b: str, threads: int) -> float:
@@ -227,8 +242,8 @@ def main() -> None:
                     own = {"cache": str(folder / f"cache_{name.removesuffix('_warm')}_{k}")} if script == OURS else {}
                     m = run(script, names | own, args.threads, home)
                     found[name].append(m)
-                    words = f"{m['s']:8.1f} s, features {m['features_s']:8.1f} s, peak {m['peak_gb']:5.2f} GB"
-                    print(f"{name:15} {words}, value {m['value']:.7g}", flush=True)
+                    words = f"{m['s']:8.1f} s, processors {m['processor_s']:8.1f} s, features {m['features_s']:8.1f} s"
+                    print(f"{name:15} {words}, peak {m['peak_gb']:5.2f} GB, value {m['value']:.7g}", flush=True)
             return found
 
         sides = {
@@ -257,8 +272,9 @@ def main() -> None:
                 "ratio_reference_bf16": round(rows["reference"]["s"] / rows["draws_bf16"]["s"], 2),
             }
             for p in ("fp32", "bf16"):
-                ratio = rows["reference"]["features_s"] / rows[f"draws_{p}"]["features_s"]
-                reference["ratio_reference_features" + "_bf16" * (p == "bf16")] = round(ratio, 2)
+                for what in ("features", "processor"):
+                    ratio = rows["reference"][f"{what}_s"] / rows[f"draws_{p}"][f"{what}_s"]
+                    reference[f"ratio_reference_{what}" + "_bf16" * (p == "bf16")] = round(ratio, 2)
         drift = lite0_difference(a, b, args.threads)
 
     def median(name: str, what: str) -> float:
@@ -272,6 +288,8 @@ def main() -> None:
         "ratio_bf16": round(median("pytorch_fid", "s") / median("bf16", "s"), 2),
         "ratio_features": round(median("pytorch_fid", "features_s") / median("fp32", "features_s"), 2),
         "ratio_features_bf16": round(median("pytorch_fid", "features_s") / median("bf16", "features_s"), 2),
+        "ratio_processor": round(median("pytorch_fid", "processor_s") / median("fp32", "processor_s"), 2),
+        "ratio_processor_bf16": round(median("pytorch_fid", "processor_s") / median("bf16", "processor_s"), 2),
         "ratio_torch_fidelity": round(median("torch_fidelity", "s") / median("fp32", "s"), 2),
         "ratio_torch_fidelity_bf16": round(median("torch_fidelity", "s") / median("bf16", "s"), 2),
         "ratio_warm": round(median("pytorch_fid", "s") / median("fp32_warm", "s"), 1),
@@ -279,6 +297,7 @@ def main() -> None:
         "n": args.rounds,
         "peak_rss_gb": {name: round(median(name, "peak_gb"), 2) for name in measured},
         "seconds": {name: round(median(name, "s"), 2) for name in measured},
+        "processor_seconds": {name: round(median(name, "processor_s"), 2) for name in measured},
         "values": {name: float(f"{median(name, 'value'):.8g}") for name in measured},
         "relative_difference": {
             name: float(f"{median(name, 'value') / value - 1:.2g}") for name in measured if name != "fp32"

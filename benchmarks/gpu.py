@@ -186,14 +186,14 @@ def part_sampling(bench: Bench) -> Result:
 def part_features(bench: Bench) -> Result:
     """Tiles/s of the extractors; ms of a beta-VAE step."""
     from models.features import Extractor, load_extractor
-    from models.inception import fid_inception
+    from models.inception import FIDInception
 
     sizes, result = bench.sizes, {}
     images = np.random.default_rng(0).integers(0, 256, (sizes.feature_batch, sizes.side, sizes.side, 3), np.uint8)
 
     def inception() -> Extractor:
-        network = fid_inception()
-        network.fc = network.dropout = torch.nn.Identity()
+        network = FIDInception()
+        network.fc = torch.nn.Identity()
         return Extractor("inception", network, "", sizes.inception_side, (0.5,) * 3, (0.5,) * 3, False, bench.device)
 
     def lite0() -> Extractor:

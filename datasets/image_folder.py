@@ -9,6 +9,11 @@ from common.errors import InputError
 from common.files import read_json
 from datasets.tiles import area_resize, decode_image
 
+MAKER = (
+    "made_by",
+    "made_digest",
+    "made_seed",
+)  # of a generated tile: the GAN's checkpoint, its digest, the noise's seed
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
@@ -49,6 +54,15 @@ def manifest_tiles(path: Path) -> list[dict[str, Any]] | None:
     if not isinstance(content, dict) or not isinstance(content.get("tiles"), list):
         return None
     return [tile for tile in content["tiles"] if isinstance(tile, dict) and "file" in tile]
+
+
+def maker_of(made_from: object) -> tuple[str, str, str]:
+    """Return MAKER as a manifest's `made_from` has it; "" for what it does not say."""
+    said = made_from if isinstance(made_from, dict) else {}
+    checkpoint, digest, seed = (said.get(key) for key in ("checkpoint", "digest", "seed"))
+    if not isinstance(checkpoint, str) or not checkpoint:
+        return "", "", ""
+    return checkpoint, digest if isinstance(digest, str) else "", "" if seed is None else str(seed)
 
 
 def read_image(path: str | Path, img_size: int | None = None) -> np.ndarray:

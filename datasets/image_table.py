@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from common.errors import InputError, did_you_mean, shorten
 from common.files import read_json, sha256_of
-from datasets.image_folder import generated_folders, read_image, read_image_folder
+from datasets.image_folder import MAKER, generated_folders, maker_of, read_image, read_image_folder
 
 # our column -> the names accepted for it; the second of each is in the published tables
 COLUMNS = {"wsi_file_names": ("wsi_file_names", "wsi_file_name"), "Labels": ("Labels", "label")}
@@ -22,8 +22,8 @@ IN_MEMORY_BYTES = 4 * 2**30  # decoded tiles above this are read from their file
 class ImageTable:
     """Rows of one table: `names` as written, `paths` of the files, `labels` as text, `groups` as text or None.
 
-    `said` (n rows) has the columns split ("test" where the table calls a row held out) and made_by (the checkpoint of
-    the GAN that made it), each "" where the table has none.
+    `said` (n rows) has the columns split ("test" where the table calls a row held out) and MAKER (which GAN made it),
+    each "" where the table has none.
     """
 
     path: Path
@@ -33,6 +33,12 @@ class ImageTable:
     groups: np.ndarray | None  # (n,) str
     side: int = field(default=0)  # smallest side of its pictures, pixels
     said: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @property
+    def makers(self) -> list[tuple[str, str, str]]:
+        """MAKER of the generated rows, each once, sorted; [] where the table names none."""
+        rows = self.said[self.said["made_by"] != ""]
+        return sorted(set(rows[list(MAKER)].itertuples(index=False, name=None)))
 
 
 def read_image_table(path: str | Path, patch_data_path: str | Path = ".") -> ImageTable:
@@ -71,25 +77,35 @@ def read_image_table(path: str | Path, patch_data_path: str | Path = ".") -> Ima
         table[columns["Labels"]].str.strip().to_numpy(str),
         table["group"].str.strip().to_numpy(str) if "group" in table.columns else None,
         min(sides),
-        table.reindex(columns=["split", "made_by"], fill_value="").apply(lambda column: column.str.strip()),
+        table.reindex(columns=["split", *MAKER], fill_value="").apply(lambda column: column.str.strip()),
     )
 
 
 @dataclass
 class Unlabelled:
-    """Pictures without labels: files, the GANs' checkpoints that made them, and the donors whose own tiles they are."""
+    """Pictures without labels: files, who made them (MAKER of each GAN), and the donors whose own tiles they are."""
 
     source: str
     paths: list[Path]
-    made_by: list[str]
+    makers: list[tuple[str, str, str]]
     own_donors: list[str]
+
+    @property
+    def made_by(self) -> list[str]:
+        """The GANs' checkpoints."""
+        return sorted({checkpoint for checkpoint, *_ in self.makers})
 
     def describe(self) -> dict[str, object]:
         """Return what was read: where from, how many, who made them, and a SHA-256 over the files' content."""
         digest = hashlib.sha256()
         for path in self.paths:
             digest.update(bytes.fromhex(sha256_of(path)))
-        about = {"source": self.source, "n": len(self.paths), "sha256": digest.hexdigest(), "made_by": self.made_by}
+        about = {
+            "source": self.source,
+            "n": len(self.paths),
+            "sha256": digest.hexdigest(),
+            "makers": named(self.makers),
+        }
         return about | {"own_donors": len(self.own_donors)}
 
 
@@ -97,13 +113,16 @@ def read_unlabelled_pictures(source: str | Path, patch_data_path: str | Path = "
     """Return the pictures of a folder (as generate_tissue_images.py writes it, or any) or of a table's rows."""
     if Path(source).is_dir():
         places = generated_folders(Path(source)) or []
-        made = [read_json(place / "manifest.json").get("made_from", {}) for place in places]
-        makers = sorted({str(about["checkpoint"]) for about in made if about.get("checkpoint")})
-        return Unlabelled(str(source), read_image_folder(source), makers, [])
+        makers = {maker_of(read_json(place / "manifest.json").get("made_from")) for place in places}
+        return Unlabelled(str(source), read_image_folder(source), sorted(m for m in makers if m[0]), [])
     table = read_image_table(source, patch_data_path)
-    made_by = table.said["made_by"].to_numpy(str)
-    own = [] if table.groups is None else sorted(set(table.groups[made_by == ""]))
-    return Unlabelled(str(table.path), table.paths, sorted(set(made_by) - {""}), own)
+    own = [] if table.groups is None else sorted(set(table.groups[(table.said["made_by"] == "").to_numpy()]))
+    return Unlabelled(str(table.path), table.paths, table.makers, own)
+
+
+def named(makers: Sequence[tuple[str, str, str]]) -> list[dict[str, str]]:
+    """Return makers as metrics.json has them."""
+    return [dict(zip(MAKER, maker, strict=True)) for maker in makers]
 
 
 class Pictures:

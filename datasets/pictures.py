@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from common.errors import InputError, did_you_mean, shorten
 from common.files import atomic_path, read_json
-from datasets.image_folder import generated_folders, manifest_tiles, read_image, read_image_folder
+from datasets.image_folder import MAKER, generated_folders, maker_of, manifest_tiles, read_image, read_image_folder
 from datasets.keys import donor_of, slug, split_of
 from datasets.leaks import HELD_OUT, TrainedOn
 from datasets.tile_limits import TileLimits
@@ -29,7 +29,7 @@ class TileGroup:
     group: str
     names: list[str]
     read: Callable[[int], np.ndarray]
-    made_by: str = ""  # checkpoint of the GAN, where its manifest names it
+    maker: tuple[str, str, str] = ("", "", "")  # MAKER, where its manifest names it
     slide: str = ""  # of real tiles
     split: str = ""  # of real tiles
 
@@ -48,10 +48,10 @@ def write_toy(
     """Write PNGs and the classifier's two tables under `out`; return the tables by file name.
 
     Columns: wsi_file_names (relative to `out`), Labels (the tile folder's name), group (donor), of generated tiles
-    made_by (the checkpoint). At most `per_class` tiles of a class (0: all), taken from all groups in turn. `img_size`
-    0: the smallest side of the generated tiles, so that both tables show the same detail; real tiles keep theirs where
-    there are no generated ones. With `split` real tiles are of that split's donors alone and say so in a column split:
-    "test" are those that neither the VAE nor the GANs were trained on. `known`: slide -> (donor, split), as tables say;
+    MAKER. At most `per_class` tiles of a class (0: all), taken from all groups in turn. `img_size` 0: the smallest side
+    of the generated tiles, so that both tables show the same detail; real tiles keep theirs where there are no
+    generated ones. With `split` real tiles are of that split's donors alone and say so in a column split: "test" are
+    those that neither the VAE nor the GANs were trained on. `known`: slide -> (donor, split), as tables say;
     of other slides the name says the donor and `split_seed` the split. InputError where such a GAN knows one of them.
     Real tiles are those within `limits`.
     """
@@ -65,7 +65,7 @@ def write_toy(
     generated_groups = [group for folder in generated for group in _generated_groups(Path(folder), labels)]
     if split in HELD_OUT:
         donors = pd.DataFrame({"donor": [g.group for g in real_groups]}, [g.slide for g in real_groups])
-        for path in sorted({g.made_by for g in generated_groups} - {""}):
+        for path in sorted({g.maker[0] for g in generated_groups} - {""}):
             if model := TrainedOn.read(path):
                 model.refuse(donors, split, f"--split_seed {split_seed}")
     if not img_size and generated_groups:
@@ -109,7 +109,7 @@ def _generated_groups(folder: Path, labels: Sequence[str]) -> Iterator[TileGroup
             groups.setdefault(donors.get(path.name) or _donor(about) or place.resolve().name, []).append(path)
         for donor, paths in groups.items():
             names = [f"{donor}_{path.stem}" for path in paths]
-            yield TileGroup(label, donor, names, lambda k, paths=paths: read_image(paths[k]), _maker(about))
+            yield TileGroup(label, donor, names, lambda k, paths=paths: read_image(paths[k]), maker_of(about))
 
 
 def _read_manifest(path: Path) -> tuple[dict, dict[str, str]]:
@@ -125,10 +125,6 @@ def _read_manifest(path: Path) -> tuple[dict, dict[str, str]]:
 def _donor(about: dict) -> str | None:
     profile = about.get("profile")
     return about.get("donor") or (donor_of(profile) if isinstance(profile, str) and profile else None)
-
-
-def _maker(about: dict) -> str:
-    return about["checkpoint"] if isinstance(about.get("checkpoint"), str) else ""
 
 
 def label_of(place: Path, about: dict, labels: Sequence[str]) -> str:
@@ -147,7 +143,7 @@ def label_of(place: Path, about: dict, labels: Sequence[str]) -> str:
 
 
 def _write_pictures(out: Path, kind: str, groups: list[TileGroup], per_class: int, img_size: int) -> pd.DataFrame:
-    rows: list[tuple[str, str, str, str]] = []
+    rows: list[tuple[str, ...]] = []
     for label in sorted({g.label for g in groups}):
         chosen = _in_turn([g for g in groups if g.label == label], per_class)
         used: dict[str, int] = {}
@@ -159,9 +155,9 @@ def _write_pictures(out: Path, kind: str, groups: list[TileGroup], per_class: in
                 name = f"{name}_{used[name]}"
             file = f"{kind}/{label}/{name}.png"
             _write_png(out / file, area_resize(image, img_size) if img_size else image)
-            rows.append((file, label, group.group, group.made_by))
-    table = pd.DataFrame(rows, columns=["wsi_file_names", "Labels", "group", "made_by"])
-    return table if table["made_by"].any() else table.drop(columns="made_by")
+            rows.append((file, label, group.group, *group.maker))
+    table = pd.DataFrame(rows, columns=["wsi_file_names", "Labels", "group", *MAKER])
+    return table if table["made_by"].any() else table.drop(columns=list(MAKER))
 
 
 def _in_turn(groups: list[TileGroup], limit: int) -> list[tuple[TileGroup, int]]:

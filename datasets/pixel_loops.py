@@ -1,13 +1,12 @@
 """Loops over the pixels of a tile, compiled by Numba: one pass each, where NumPy would make ten. Images are uint8 RGB.
 
-They are compiled when this file is first imported, and kept beside it (or in the user's cache folder) for the next
-time. No sum is taken in another order than it is written in.
+No sum is taken in another order than it is written in.
 """
 
-from collections.abc import Callable
-
 import numpy as np
-from numba import njit, types
+from numba import types
+
+from common.compiled import compiled
 
 IMAGE = types.Array(types.uint8, 3, "C", readonly=True)
 RANKS = types.Array(types.uint16, 2, "C", readonly=True)
@@ -16,17 +15,7 @@ TABLES = types.Array(types.float32, 2, "C", readonly=True)
 MASK = types.boolean[:, ::1]
 
 
-def _compiled(*arguments: types.Type) -> Callable[[Callable], Callable]:
-    def compile_now(function: Callable) -> Callable:
-        try:
-            return njit(arguments, cache=True)(function)
-        except RuntimeError:  # no folder to keep it in
-            return njit(arguments)(function)
-
-    return compile_now
-
-
-@_compiled(IMAGE, RANKS, types.int64)
+@compiled(IMAGE, RANKS, types.int64)
 def count_pixels(image: np.ndarray, ranks: np.ndarray, n_ranks: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the counts (4, 256) of red, green, blue and grey, and (n_ranks,) of the pixels' ranks.
 
@@ -46,7 +35,7 @@ def count_pixels(image: np.ndarray, ranks: np.ndarray, n_ranks: int) -> tuple[np
     return values, seen
 
 
-@_compiled(COUNTS, NUMBERS)
+@compiled(COUNTS, NUMBERS)
 def otsu_bin(counts: np.ndarray, centres: np.ndarray) -> int:
     """Return the bin of Otsu's threshold, the first best one; Otsu 1979. Where only one bin is filled, that one.
 
@@ -72,7 +61,7 @@ def otsu_bin(counts: np.ndarray, centres: np.ndarray) -> int:
     return best
 
 
-@_compiled(COUNTS, NUMBERS, NUMBERS)
+@compiled(COUNTS, NUMBERS, NUMBERS)
 def histogram_of(counts: np.ndarray, values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Return how many of `values`, sorted and counted, are in each bin; a bin has its lower edge, the last one both."""
     out = np.zeros(len(edges) - 1, np.int64)
@@ -85,7 +74,7 @@ def histogram_of(counts: np.ndarray, values: np.ndarray, edges: np.ndarray) -> n
     return out
 
 
-@_compiled(IMAGE, RANKS, types.int64, COUNTS, types.int64)
+@compiled(IMAGE, RANKS, types.int64, COUNTS, types.int64)
 def pixels_above(image: np.ndarray, ranks: np.ndarray, rank: int, background: np.ndarray, lowest: int) -> np.ndarray:
     """Return (H, W) bool: rank at least `rank`, all channels above `lowest`, not all above `background` (3,)."""
     out = np.empty(image.shape[:2], np.bool_)
@@ -98,7 +87,7 @@ def pixels_above(image: np.ndarray, ranks: np.ndarray, rank: int, background: np
     return out
 
 
-@_compiled(MASK, types.int64)
+@compiled(MASK, types.int64)
 def grown(mask: np.ndarray, times: int) -> np.ndarray:
     """Return a mask (H, W) bool dilated `times` with a cross; outside there is none."""
     height, width = mask.shape
@@ -113,7 +102,7 @@ def grown(mask: np.ndarray, times: int) -> np.ndarray:
     return now[1:-1, 1:-1].copy()
 
 
-@_compiled(IMAGE, TABLES, types.int64, types.float32, types.float32, types.float32)
+@compiled(IMAGE, TABLES, types.int64, types.float32, types.float32, types.float32)
 def stained_and_pen_pixels(
     image: np.ndarray, densities: np.ndarray, black: int, stain: float, pen_stain: float, pen_red_over_green: float
 ) -> tuple[int, int]:
@@ -137,7 +126,7 @@ def stained_and_pen_pixels(
     return stained, pen
 
 
-@_compiled(types.float32[:, ::1])
+@compiled(types.float32[:, ::1])
 def _energy(image: np.ndarray) -> float:
     """Return the sum of the squared differences of neighbours, summed along columns first."""
     height, width = image.shape
@@ -149,7 +138,7 @@ def _energy(image: np.ndarray) -> float:
     return float(sums.sum())
 
 
-@_compiled(IMAGE, types.float32, types.float32)
+@compiled(IMAGE, types.float32, types.float32)
 def blur_energies(image: np.ndarray, edge: float, middle: float) -> tuple[float, float]:
     """Return the energy of the grey image's differences, smoothed by (edge, middle, edge), and after a 5 x 5 mean."""
     height, width = image.shape[:2]

@@ -71,10 +71,11 @@ def errors_figure(summary: pd.DataFrame, per_gene: Mapping[str, np.ndarray], uni
         x = np.arange(len(groups)) + (k - (len(methods) - 1) / 2) * 0.16
         away = np.abs(rows[["low", "high"]].to_numpy(float).T - rows["mse"].to_numpy(float))
         style = {"fmt": MARKERS[k], "ms": 3.5, "lw": 0.8, "color": COLOURS[k]}
-        left.errorbar(x, rows["mse"], away, label=method, **style)
+        left.errorbar(x, rows["mse"], away, **style)
         values = np.sort(per_gene[method][np.isfinite(per_gene[method])])
-        dashes = ("-", "--", "-.", ":")[k % 4]
-        middle.plot(values, np.arange(1, len(values) + 1) / len(values), dashes, color=COLOURS[k], lw=1)
+        style = {"color": COLOURS[k], "lw": 1, "ls": ("-", "--", "-.", ":")[k % 4]}
+        middle.plot(values, np.arange(1, len(values) + 1) / len(values), **style)
+        middle.plot([], [], marker=MARKERS[k], ms=3.5, label=method, **style)  # for the legend: its mark and its line
     left.set_xticks(range(len(groups)), [group.replace("_", " ") for group in groups])
     left.set(
         xlim=(-0.5, len(groups) - 0.5), ylim=(0, None), ylabel=f"MSE ({_short(unit)})", xlabel="held-out donors of"
@@ -86,7 +87,7 @@ def errors_figure(summary: pd.DataFrame, per_gene: Mapping[str, np.ndarray], uni
     top = float(np.nanquantile(np.concatenate([x, y]), 0.995)) * 1.05
     right.plot([0, top], [0, top], color=GREY, lw=0.8, ls=":")
     right.set(xlim=(0, top), ylim=(0, top), xlabel=f"MSE, {methods[1]}", ylabel=f"MSE, {methods[0]}")
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(methods))
+    figure.legend(*middle.get_legend_handles_labels(), handlelength=3.2, loc="outside lower center", ncols=len(methods))
     letters([left, middle, right])
     return figure
 

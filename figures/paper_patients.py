@@ -54,7 +54,7 @@ def patients_figure(tissues: Mapping[str, Whose]) -> "Figure":
                 line = {"color": colour, "lw": 0.8}
                 right.boxplot(
                     values,
-                    positions=[2.4 * k + j],
+                    positions=[2.6 * k + 1.15 * j],
                     widths=0.65,
                     patch_artist=True,
                     boxprops={"facecolor": colour if j == 0 else "white", "edgecolor": colour, "lw": 0.8},
@@ -63,9 +63,9 @@ def patients_figure(tissues: Mapping[str, Whose]) -> "Figure":
                     capprops=line,
                     flierprops={"marker": ".", "ms": 1.5, "markerfacecolor": colour, "markeredgewidth": 0},
                 )
-                ticks.append(2.4 * k + j)
+                ticks.append(2.6 * k + 1.15 * j)
                 words.append(f"{kind}\nto {name}")
-        right.set_xticks(ticks, words, fontsize=5.8)
+        right.set_xticks(ticks, words, fontsize=5.5)
         right.set(ylabel="distance (mean of real patients = 1)", ylim=(0, None))
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     letters(axes.ravel())

@@ -1,6 +1,7 @@
 """Reading what the commands leave on disk for the report: logs and metrics. Nothing is computed here."""
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,24 @@ def metrics_under(folder: str | Path) -> dict[str, dict[str, Any]]:
     """Return relative folder name -> content of every metrics.json under `folder`, sorted by name."""
     folder = Path(folder)
     return {str(path.parent.relative_to(folder)): read_json(path) for path in sorted(folder.rglob("metrics.json"))}
+
+
+def makers_said(found: Iterable[Mapping[str, Any]]) -> str:
+    """Return who made the tiles of each table (or folder) that metrics of wsi_model.py name, in a sentence or two."""
+    said = {}
+    for metrics in found:
+        for one in [*metrics["tables"], *([metrics["pretraining"]] if metrics.get("pretraining") else [])]:
+            said[Path(one.get("path") or one["source"]).name] = ", ".join(
+                f"{Path(m['made_by']).stem} (digest {m['made_digest'][:12] or 'not known'}, seed "
+                f"{m['made_seed'] or 'not known'})"
+                for m in one.get("makers", ())
+            )
+    made = "; ".join(f"{name} by {makers}" for name, makers in said.items() if makers)
+    others = ", ".join(name for name, makers in said.items() if not makers)
+    return " ".join(
+        [f"Generated tiles: {made}."] * bool(made)
+        + [f"No model is noted for {others}: real tiles, or of a model and seed that are not known."] * bool(others)
+    )
 
 
 def short(digest: str | None) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from figures import plots
 from figures.measure import Match, TwoPatients
 from figures.page import Section, heading, note, picture, table
-from figures.results import series_of, short
+from figures.results import makers_said, series_of, short
 
 Rows = Sequence[tuple[str, np.ndarray]]
 NO_LOSSES = {"step", "epoch", "images", "seconds", "images_per_second", "seconds_left", "memory_gb"}  # in a GAN's log
@@ -182,7 +182,8 @@ def classifier_section(found: Mapping[str, dict[str, Any]]) -> Section:
     backbones = "; ".join(sorted({f"{m['backbone']} (weights {short(m['weights_digest'])})" for m in found.values()}))
     seeds = ", ".join(sorted({str(m["seed"]) for m in found.values()}))
     sides = ", ".join(sorted({f"{m['img_size']} px" for m in found.values()}))
-    caption = f"{methods}. Backbone: {backbones}. Tiles of {sides}, seed {seeds}. n: test tiles per class."
+    caption = f"{methods}. Backbone: {backbones}. Tiles of {sides}, seed {seeds}. n: test tiles per class. "
+    caption += makers_said(found.values())
     headers = ["table", "protocol", "donors on both sides", "accuracy [95 %]", "weighted F1 [95 %]", "AUC [95 %]", "n"]
     text = (
         "Which tissue is this tile from? Folds of real tiles; trained on generated, tested on real; shuffled labels. "

@@ -18,6 +18,7 @@ class Stage:
 
     FLOPs: of matrix products and convolutions, two for each multiplication and addition, as torch.utils.flop_counter
     counts them; norms and activations are not counted. beside: it does not take the output of the stage before it.
+    twin: it takes what the stage before it takes, and both go into the next one.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Stage:
     parameters: int
     flops: int
     beside: bool = False
+    twin: bool = False
 
 
 @dataclass
@@ -35,18 +37,22 @@ class _Part:
     ends: nn.Module
     of: list[nn.Module]
     beside: bool = False
+    twin: bool = False
 
 
 def trace_vae(vae: BetaVAE) -> list[Stage]:
-    """Return the stages of a beta-VAE: encoder, mean and log variance, decoder."""
+    """Return the stages of a beta-VAE: encoder, mean and log variance (a Linear each), the latent of them, decoder."""
     parts = _linear_parts(vae.encoder)
     parts += [
-        _Part("mean: Linear", vae.z_mu, [vae.z_mu]),
-        _Part("log variance: Linear", vae.z_logvar, [vae.z_logvar], True),
+        _Part("mean", vae.z_mu, [vae.z_mu]),
+        _Part("log variance", vae.z_logvar, [vae.z_logvar], twin=True),
     ]
+    before = len(parts)
     parts += _linear_parts(vae.decoder)
     x = torch.zeros(1, vae.encoder[1].in_features, device=vae.z_mu.weight.device)
-    return _run(parts, lambda: vae.eval()(x))
+    stages = _run(parts, lambda: vae.eval()(x))
+    drawn = Stage("latent: mean + sd x noise", stages[before - 1].shape, 0, 0)  # no module: a sum in BetaVAE.forward
+    return [*stages[:before], drawn, *stages[before:]]
 
 
 def trace_generator(generator: ConditionedGenerator, latent_dim: int) -> list[Stage]:
@@ -98,7 +104,7 @@ def _run(parts: list[_Part], forward: Callable[[], object]) -> list[Stage]:
                 nonlocal before
                 now = counter.get_total_flops()
                 weights = sum(p.numel() for module in part.of for p in module.parameters())
-                stages.append(Stage(part.name, tuple(output.shape[1:]), weights, now - before, part.beside))
+                stages.append(Stage(part.name, tuple(output.shape[1:]), weights, now - before, part.beside, part.twin))
                 before = now
 
             return hook

@@ -5,12 +5,14 @@ a signal. Intervals are of 95 %; a bootstrap's are percentiles.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-from scipy.special import ndtri  # the normal quantile; scipy.stats takes a second to import
+from scipy.special import ndtri, stdtrit  # quantiles of the normal and of t; scipy.stats takes a second to import
 
 LEVEL = 0.95
 RESAMPLES = 2000
+FEW = 10  # observers or things below which a bootstrap's percentiles are too narrow
 Z = float(ndtri(1 - (1 - LEVEL) / 2))  # 1.96
 
 
@@ -85,35 +87,74 @@ def percentiles(values: np.ndarray) -> tuple[float, float] | None:
 
 
 def compared_ratings(
-    ratings: np.ndarray, groups: np.ndarray, rng: np.random.Generator, resamples: int = RESAMPLES
+    ratings: np.ndarray,
+    groups: np.ndarray,
+    rng: np.random.Generator,
+    resamples: int = RESAMPLES,
+    scale: tuple[float, float] = (-np.inf, np.inf),
 ) -> tuple[Mapping[str, dict], list[dict]]:
     """Return each group's mean rating, and the differences of all pairs of groups, with intervals.
 
     `ratings` (visitors, tiles), NaN where not given; `groups` (tiles,) names. Visitors and tiles are resampled, each
     by themselves, a rating weighing as often as its visitor times its tile was drawn (Owen 2007, Ann Appl Stat 1:386):
     so the intervals allow for other visitors and for other tiles. Groups without a rating are left out; of one visitor
-    or one tile, which cannot say how others differ, there is no interval.
+    or one tile, which cannot say how others differ, there is no interval; nor where all resamples agree.
+
+    Of less than FEW visitors or tiles percentiles are too narrow: resamples of n spread as n - 1 of n, and have no
+    tails (Hesterberg 2015, Am Stat 69:371). There the interval is value +- t sqrt(v + w): v and w the variances of
+    resamples of visitors alone and of tiles alone, times n / (n - 1), n those of the smaller group; degrees of freedom
+    as of a sum of two variances (Satterthwaite 1946, Biometrics 2:110). "method" says which it is. `scale`: the least
+    and the most that a rating may be; no interval goes beyond what is possible.
     """
     given = np.isfinite(ratings)
     values = np.where(given, ratings, 0.0)
     names = [str(g) for g in np.unique(groups) if given[:, groups == g].any()]
     visitors = drawn_counts(len(ratings), resamples, rng)
     tiles = drawn_counts(ratings.shape[1], resamples, rng)
-    total, weight = (visitors @ values) * tiles, (visitors @ given) * tiles  # (resamples, tiles)
-    means, boots = {}, {}
+    ways = {"both": (visitors, tiles), "visitors": (visitors, 1), "tiles": (np.ones((1, len(ratings))), tiles)}
+    means, boots, counts = {}, {}, {}
     for name in names:
         own = groups == name
-        with np.errstate(invalid="ignore"):
-            boots[name] = total[:, own].sum(1) / weight[:, own].sum(1)
         n = int(given[:, own].sum())
         by = {"visitors": int(given[:, own].any(1).sum()), "tiles": int(given[:, own].any(0).sum())}
-        if min(by.values()) < 2:
-            boots[name] = np.full(resamples, np.nan)
-        means[name] = {"mean": float(values[:, own].sum() / n), "interval": percentiles(boots[name]), "n": n} | by
+        counts[name], boots[name] = tuple(by.values()), {}
+        for way, (of_visitors, of_tiles) in ways.items():
+            total, weight = (
+                (of_visitors @ x[:, own] * np.broadcast_to(of_tiles, tiles.shape)[:, own]).sum(1)
+                for x in (values, given)
+            )
+            with np.errstate(invalid="ignore"):
+                boots[name][way] = total / weight  # (resamples,)
+        mean = float(values[:, own].sum() / n)
+        means[name] = {"mean": mean, **_interval(mean, boots[name], counts[name], scale), "n": n} | by
     pairs = []
     for i, a in enumerate(names):
         for b in names[i + 1 :]:
             difference = means[a]["mean"] - means[b]["mean"]
-            interval = percentiles(boots[a] - boots[b])
-            pairs.append({"a": a, "b": b, "difference": difference, "interval": interval})
+            drawn = {way: boots[a][way] - boots[b][way] for way in ways}
+            fewest = tuple(map(min, zip(counts[a], counts[b], strict=True)))
+            most = scale[1] - scale[0]
+            about = _interval(difference, drawn, fewest, (-most, most))
+            pairs.append({"a": a, "b": b, "difference": difference, **about})
     return means, pairs
+
+
+def _interval(
+    value: float, boots: Mapping[str, np.ndarray], n: tuple[int, int], limits: tuple[float, float]
+) -> dict[str, Any]:
+    """Return the interval of a value, and how it was made, from resamples (resamples,) of both, visitors, tiles.
+
+    `n`: visitors and tiles; `limits`: what the value may be.
+    """
+    drawn = percentiles(boots["both"])
+    if min(n) < 2 or drawn is None or drawn[0] == drawn[1]:
+        return {"interval": None, "method": "none"}
+    if min(n) >= FEW:
+        return {"interval": drawn, "method": "bootstrap over visitors and tiles"}
+    parts = [float(np.nanvar(boots[way])) * m / (m - 1) for way, m in zip(("visitors", "tiles"), n, strict=True)]
+    if sum(parts) == 0:
+        return {"interval": None, "method": "none"}
+    freedom = sum(parts) ** 2 / sum(part**2 / (m - 1) for part, m in zip(parts, n, strict=True))
+    away = float(stdtrit(freedom, (1 + LEVEL) / 2)) * sum(parts) ** 0.5
+    interval = max(value - away, limits[0]), min(value + away, limits[1])
+    return {"interval": interval, "method": f"t, {freedom:.1f} degrees of freedom"}

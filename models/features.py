@@ -4,7 +4,9 @@
     inception            the Inception V3 of the published FID; weights from a file or torch's cache; 2048 features
     <torchvision name>   any classifier of torchvision.models (resnet50, densenet121, vit_b_16, ...) from a weights file
 
-Nothing is ever downloaded. Two numbers may be compared only where `name` and `digest` are equal.
+Nothing is ever downloaded. Two numbers may be compared only where `name` and `digest` are equal. On a CPU in fp32
+`inception` runs with Winograd's convolutions: its features are the plain network's within rounding, as they are on
+another processor, and neither name nor kept features tell the two apart.
 """
 
 from contextlib import nullcontext
@@ -20,6 +22,7 @@ from common.archives import read_torch
 from common.config import PRECISIONS
 from common.errors import InputError, did_you_mean, warn
 from common.files import sha256_of
+from models.inception import FIDInception, fuse, quicken
 
 # Published FID weights, TensorFlow's inception-2015-12-05 in PyTorch form; the name carries the start of its SHA-256.
 FID_WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
@@ -135,6 +138,8 @@ def load_extractor(
             f"known are efficientnet_lite0, inception and, with --weights, torchvision's {', '.join(theirs)}"
         )
     network = build(read_state_dict(path), path, side or own_side)
+    if name == "inception" and torch.device(device).type == "cpu" and precision == "fp32":
+        network = quicken(network)
     label = name if side in (None, own_side) else f"{name}@{side}px"
     label += "" if precision == "fp32" else f", {precision}"
     try:
@@ -218,12 +223,10 @@ def _fid_inception(state: dict[str, torch.Tensor], path: Path, _side: int) -> nn
     expected = Path(FID_WEIGHTS).stem[-8:]
     if path.is_file() and not sha256_of(path).startswith(expected):
         warn(f"{path}: not the published FID weights (SHA-256 {expected}...): compare values only among themselves")
-    from models.inception import fid_inception, fuse
-
     with torch.device("meta"):  # nothing is initialised only to be overwritten
-        network = fid_inception()
+        network = FIDInception()
     _load(network, state, path, "the FID Inception V3 (1008 classes)")
-    network.fc = network.dropout = nn.Identity()  # features after pooling: (N, 2048)
+    network.fc = nn.Identity()  # features after pooling: (N, 2048)
     return fuse(network)
 
 

@@ -1,60 +1,202 @@
-"""The Inception V3 of the published FID: torchvision's network with TensorFlow's pooling in four of its blocks.
+"""The Inception V3 of the published FID: Szegedy et al. 2016, arXiv:1512.00567, in TensorFlow's graph of 2015-12-05.
 
-Apart from features.py because torchvision takes seconds to import, and the default extractor does without it.
+Names of parameters are those of the published weights file, which are torchvision's. Against the paper's network: the
+average in a block counts only the pixels that exist, and the last block has a maximum in its place.
 """
 
 import torch
-import torchvision
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models import inception
+
+CLASSES = 1008  # of the published graph
+BATCH_NORM_EPSILON = 0.001
 
 
-class _TensorFlowPool:
-    """Inception block whose pooling branch is TensorFlow's, not torchvision's: the last of the block's branches."""
+class Convolution(nn.Module):
+    """A convolution, its batch norm and a rectifier."""
 
-    def pool(self, x: torch.Tensor) -> torch.Tensor:
-        """3 x 3 average over the pixels that exist: torchvision also counts the zeros outside the image."""
-        return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+    def __init__(
+        self, c_in: int, c_out: int, kernel: int | tuple[int, int], stride: int = 1, padding: int | tuple[int, int] = 0
+    ) -> None:
+        """(N, c_in, H, W) -> (N, c_out, H', W')."""
+        super().__init__()
+        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, padding, bias=False)
+        self.bn = nn.BatchNorm2d(c_out, eps=BATCH_NORM_EPSILON)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([*self._forward(x)[:-1], self.branch_pool(self.pool(x))], 1)
+        """Return what the next layer takes."""
+        return F.relu(self.bn(self.conv(x)), inplace=True)
 
 
-class FIDInceptionA(_TensorFlowPool, inception.InceptionA):
+class AveragedConvolution(Convolution):
+    """The convolution of averages over 3 x 3 pixels, those outside the image left out.
+
+    Taken in the other order: a convolution of single pixels and an average commute, and there are fewer channels after
+    the one than before it.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the next layer takes."""
+        x = F.avg_pool2d(self.bn(self.conv(x)), 3, stride=1, padding=1, count_include_pad=False)
+        return F.relu(x, inplace=True)
+
+
+class BlockA(nn.Module):
     """Blocks at 35 x 35."""
 
+    def __init__(self, c_in: int, c_pool: int) -> None:
+        """(N, c_in, 35, 35) -> (N, 224 + c_pool, 35, 35)."""
+        super().__init__()
+        self.branch1x1 = Convolution(c_in, 64, 1)
+        self.branch5x5_1 = Convolution(c_in, 48, 1)
+        self.branch5x5_2 = Convolution(48, 64, 5, padding=2)
+        self.branch3x3dbl_1 = Convolution(c_in, 64, 1)
+        self.branch3x3dbl_2 = Convolution(64, 96, 3, padding=1)
+        self.branch3x3dbl_3 = Convolution(96, 96, 3, padding=1)
+        self.branch_pool = AveragedConvolution(c_in, c_pool, 1)
 
-class FIDInceptionC(_TensorFlowPool, inception.InceptionC):
-    """Blocks at 17 x 17."""
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the branches' channels, side by side."""
+        five = self.branch5x5_2(self.branch5x5_1(x))
+        three = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
+        return torch.cat([self.branch1x1(x), five, three, self.branch_pool(x)], 1)
 
 
-class FIDInceptionE(_TensorFlowPool, inception.InceptionE):
-    """First block at 8 x 8."""
+class BlockB(nn.Module):
+    """From 35 x 35 to 17 x 17."""
+
+    def __init__(self, c_in: int) -> None:
+        """(N, c_in, 35, 35) -> (N, 480 + c_in, 17, 17)."""
+        super().__init__()
+        self.branch3x3 = Convolution(c_in, 384, 3, stride=2)
+        self.branch3x3dbl_1 = Convolution(c_in, 64, 1)
+        self.branch3x3dbl_2 = Convolution(64, 96, 3, padding=1)
+        self.branch3x3dbl_3 = Convolution(96, 96, 3, stride=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the branches' channels, side by side."""
+        double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
+        return torch.cat([self.branch3x3(x), double, F.max_pool2d(x, 3, stride=2)], 1)
 
 
-class FIDInceptionEMax(FIDInceptionE):
-    """Last block: the published graph has a maximum here, where the paper has an average."""
+class BlockC(nn.Module):
+    """Blocks at 17 x 17: their 7 x 7 convolutions are pairs of 1 x 7 and 7 x 1."""
 
-    def pool(self, x: torch.Tensor) -> torch.Tensor:
-        """3 x 3 maximum."""
-        return F.max_pool2d(x, 3, stride=1, padding=1)
+    def __init__(self, c: int) -> None:
+        """(N, 768, 17, 17) -> (N, 768, 17, 17); c: channels between the two of a pair."""
+        super().__init__()
+        across, down = {"kernel": (1, 7), "padding": (0, 3)}, {"kernel": (7, 1), "padding": (3, 0)}
+        self.branch1x1 = Convolution(768, 192, 1)
+        self.branch7x7_1 = Convolution(768, c, 1)
+        self.branch7x7_2 = Convolution(c, c, **across)
+        self.branch7x7_3 = Convolution(c, 192, **down)
+        self.branch7x7dbl_1 = Convolution(768, c, 1)
+        self.branch7x7dbl_2 = Convolution(c, c, **down)
+        self.branch7x7dbl_3 = Convolution(c, c, **across)
+        self.branch7x7dbl_4 = Convolution(c, c, **down)
+        self.branch7x7dbl_5 = Convolution(c, 192, **across)
+        self.branch_pool = AveragedConvolution(768, 192, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the branches' channels, side by side."""
+        single = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
+        double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
+        double = self.branch7x7dbl_5(self.branch7x7dbl_4(double))
+        return torch.cat([self.branch1x1(x), single, double, self.branch_pool(x)], 1)
 
 
-def fid_inception() -> nn.Module:
-    """Return the untrained FID Inception V3 with its classifier of 1008; parameter names are torchvision's."""
-    network = torchvision.models.inception_v3(weights=None, num_classes=1008, aux_logits=False, init_weights=False)
-    network.Mixed_5b, network.Mixed_5c = FIDInceptionA(192, pool_features=32), FIDInceptionA(256, pool_features=64)
-    network.Mixed_5d = FIDInceptionA(288, pool_features=64)
-    for name, channels in (("Mixed_6b", 128), ("Mixed_6c", 160), ("Mixed_6d", 160), ("Mixed_6e", 192)):
-        setattr(network, name, FIDInceptionC(768, channels_7x7=channels))
-    network.Mixed_7b, network.Mixed_7c = FIDInceptionE(1280), FIDInceptionEMax(2048)
-    return network
+class BlockD(nn.Module):
+    """From 17 x 17 to 8 x 8."""
+
+    def __init__(self) -> None:
+        """(N, 768, 17, 17) -> (N, 1280, 8, 8)."""
+        super().__init__()
+        self.branch3x3_1 = Convolution(768, 192, 1)
+        self.branch3x3_2 = Convolution(192, 320, 3, stride=2)
+        self.branch7x7x3_1 = Convolution(768, 192, 1)
+        self.branch7x7x3_2 = Convolution(192, 192, (1, 7), padding=(0, 3))
+        self.branch7x7x3_3 = Convolution(192, 192, (7, 1), padding=(3, 0))
+        self.branch7x7x3_4 = Convolution(192, 192, 3, stride=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the branches' channels, side by side."""
+        three = self.branch3x3_2(self.branch3x3_1(x))
+        seven = self.branch7x7x3_4(self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x))))
+        return torch.cat([three, seven, F.max_pool2d(x, 3, stride=2)], 1)
+
+
+class BlockE(nn.Module):
+    """Blocks at 8 x 8: two of their branches end in a 1 x 3 and a 3 x 1 side by side."""
+
+    def __init__(self, c_in: int, last: bool) -> None:
+        """(N, c_in, 8, 8) -> (N, 2048, 8, 8); the last block has a maximum in place of the average."""
+        super().__init__()
+        across, down = {"kernel": (1, 3), "padding": (0, 1)}, {"kernel": (3, 1), "padding": (1, 0)}
+        self.last = last
+        self.branch1x1 = Convolution(c_in, 320, 1)
+        self.branch3x3_1 = Convolution(c_in, 384, 1)
+        self.branch3x3_2a = Convolution(384, 384, **across)
+        self.branch3x3_2b = Convolution(384, 384, **down)
+        self.branch3x3dbl_1 = Convolution(c_in, 448, 1)
+        self.branch3x3dbl_2 = Convolution(448, 384, 3, padding=1)
+        self.branch3x3dbl_3a = Convolution(384, 384, **across)
+        self.branch3x3dbl_3b = Convolution(384, 384, **down)
+        self.branch_pool = (Convolution if last else AveragedConvolution)(c_in, 192, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the branches' channels, side by side."""
+        three = self.branch3x3_1(x)
+        double = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
+        ends = [self.branch3x3_2a(three), self.branch3x3_2b(three)]
+        ends += [self.branch3x3dbl_3a(double), self.branch3x3dbl_3b(double)]
+        pooled = F.max_pool2d(x, 3, stride=1, padding=1) if self.last else x
+        return torch.cat([self.branch1x1(x), *ends, self.branch_pool(pooled)], 1)
+
+
+class FIDInception(nn.Module):
+    """From (N, 3, 299, 299) to (N, 2048) features, and through `fc` to (N, CLASSES); other sides of 75 and more too."""
+
+    def __init__(self) -> None:
+        """Untrained."""
+        super().__init__()
+        self.Conv2d_1a_3x3 = Convolution(3, 32, 3, stride=2)
+        self.Conv2d_2a_3x3 = Convolution(32, 32, 3)
+        self.Conv2d_2b_3x3 = Convolution(32, 64, 3, padding=1)
+        self.Conv2d_3b_1x1 = Convolution(64, 80, 1)
+        self.Conv2d_4a_3x3 = Convolution(80, 192, 3)
+        self.Mixed_5b, self.Mixed_5c, self.Mixed_5d = BlockA(192, 32), BlockA(256, 64), BlockA(288, 64)
+        self.Mixed_6a = BlockB(288)
+        self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e = map(BlockC, (128, 160, 160, 192))
+        self.Mixed_7a = BlockD()
+        self.Mixed_7b, self.Mixed_7c = BlockE(1280, last=False), BlockE(2048, last=True)
+        self.fc = nn.Linear(2048, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (N, CLASSES) logits of images (N, 3, H, W) in [-1, 1]; the features where `fc` is the identity."""
+        x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
+        x = F.max_pool2d(x, 3, stride=2)  # (N, 64, 73, 73)
+        x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x))
+        x = F.max_pool2d(x, 3, stride=2)  # (N, 192, 35, 35)
+        x = self.Mixed_6a(self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(x))))
+        x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(x))))  # (N, 768, 17, 17)
+        x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))  # (N, 2048, 8, 8)
+        return self.fc(x.mean((2, 3)))
 
 
 def fuse(network: nn.Module) -> nn.Module:
     """Make one layer of each frozen convolution and its batch norm, in place; return the network."""
-    for block in [m for m in network.modules() if isinstance(m, inception.BasicConv2d)]:
+    for block in [m for m in network.modules() if isinstance(m, Convolution)]:
         block.conv, block.bn = fuse_conv_bn_eval(block.conv.eval(), block.bn.eval()), nn.Identity()
     return network
+
+
+def quicken(network: nn.Module) -> nn.Module:
+    """Return a fused network for fp32 on a CPU, some 1.3 times faster, equal within rounding; `network` is changed."""
+    from models.winograd import ByImage, WinogradConvolution, pays  # Numba takes half a second to import
+
+    for block in list(network.modules()):
+        for name, layer in list(block.named_children()):
+            if type(layer) is Convolution and pays(layer.conv):
+                setattr(block, name, WinogradConvolution(layer.conv))
+    return ByImage(network)

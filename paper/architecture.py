@@ -52,15 +52,16 @@ def draw(ask: Ask) -> dict[str, Drawn]:
         "Generator": noise,
         "Critic": f"tile, 3 x {settings.img_size} x {settings.img_size}" + (f"; expression, {z}" if z else ""),
     }
-    mean = next(i for i, stage in enumerate(traced["beta-VAE"]) if stage.name.startswith("mean"))
+    mean = next(i for i, stage in enumerate(traced["beta-VAE"]) if stage.name == "mean")
     joints = [("beta-VAE", mean, "Generator", -1, "latent")] if z else []
     joints.append(("Generator", len(traced["Generator"]) - 1, "Critic", -1, "tile"))
     caption = (
         f"Figure 1. The networks, built from their settings and run once: shape of each stage's output for one profile "
         f"or tile (channels x height x width), parameters, and FLOPs of matrix products and convolutions (two per "
         f"multiplication and addition, torch.utils.flop_counter; norms and activations are not counted), forward, in "
-        f"evaluation mode. Latent: the encoder's mean, standardised. {of_vae} {of_gan} n = 1 profile, 1 tile; no seed "
-        f"and no extractor: nothing here is random."
+        f"evaluation mode. Mean and log variance are a linear layer each; the decoder takes the latent that they give, "
+        f"the generator the mean alone, standardised over the training donors. {of_vae} {of_gan} n = 1 profile, 1 "
+        f"tile; no seed and no extractor: nothing here is random."
     )
     return {NAME: Drawn(architecture(traced, inputs, joints), table_of(traced), caption, measured=False)}
 

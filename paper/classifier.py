@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from figures.paper_classifier import classifier_figure
-from figures.results import short
+from figures.results import makers_said, short
 from paper.parts import Ask, Drawn, listed, made_by
 
 NAME, WHAT = "classifier", "real against synthetic training, and pre-training"
@@ -51,7 +51,8 @@ def draw(ask: Ask) -> dict[str, Drawn]:
             caption += f"Pre-training knows {learned['tested_donors_seen']} of the tested donors: not a fair test. "
     else:
         caption += f"Pre-training against scratch is not drawn: it needs runs made by: {ask.command('pretrain')}. "
-    caption += f"Seed {listed(m['seed'] for m in found.values())}. No extractor; networks: {settings}."
+    seeds = listed(m["seed"] for m in found.values())
+    caption += f"{makers_said(found.values())} Seed {seeds}. No extractor; networks: {settings}."
     return {NAME: Drawn(classifier_figure(bars, curves, SCORES, chance), table, caption)}
 
 

@@ -103,8 +103,9 @@ def latent_errors(ask: Ask) -> Drawn:
         f"Mean squared error of reconstruction on held-out (test) donors, in {metrics['unit']}. (a) By tissue, with 95 "
         f"% intervals (bootstrap over donors). (b) Its distribution over {len(per_gene['all'][METHODS['vae']])} genes, "
         f"all tissues. (c) Gene by gene, beta-VAE against tissue mean: the beta-VAE is better on {better:.0%} of the "
-        f"genes. PCA is fitted on the training donors; its number of components is in the legend. n: {sizes}. Seed "
-        f"{metrics['seed']}, split seed {metrics['split_seed']}; no extractor; beta-VAE {short(metrics['vae_digest'])}."
+        f"genes (the axes leave out the last 1 % in b, 0.5 % in c). PCA is fitted on the training donors; its number "
+        f"of components is in the legend. n: {sizes}. Seed {metrics['seed']}, split seed {metrics['split_seed']}; no "
+        f"extractor; beta-VAE {short(metrics['vae_digest'])}."
     )
     summary = table[table["gene"] == ""]
     return Drawn(errors_figure(summary, per_gene["all"], metrics["unit"]), table, caption)

@@ -77,7 +77,7 @@ MADE_BY = {
     "samples": f"python betaVAE_sample.py {_VAE}",
     "shift": f"python betaVAE_interpolation.py {_VAE} --type tissue, and the same with --type sex",
     "gan": f"{_RUN} {{f}}/checkpoints/rna-gan_lung --loss_type wganvae",
-    "kid": f"{_RUN} {{f}}/checkpoints/gan_lung --loss_type wgangp --eval_every N",
+    "kid": f"{_RUN} {{f}}/checkpoints/wgangp_lung --loss_type wgangp --eval_every N, and the same with wgan, wganvae",
     "fid": "python fid.py --split test --out {f}/fid/matrix --matrix real_lung=real:{f}/configs/gan_run_lung.json "
     "gan_lung={f}/checkpoints/gan_lung rna-gan_lung={f}/checkpoints/rna-gan_lung, and the same three of brain",
     "conditioning": f"python evaluate_conditioning.py {_GAN} --checkpoint {{f}}/checkpoints/rna-gan_lung --out "

@@ -20,7 +20,8 @@ slide's name, or as the rows of --table say (columns donor, assigned_split). Rea
 --min_sharpness and --max_pen (all without).
 Writes <out>/real/<class>/*.png, <out>/rna-gan/<class>/*.png and the tables <out>/{REAL_TABLE} and
 <out>/{GENERATED_TABLE} with the columns wsi_file_names (relative to --out), Labels, group (donor), of real tiles
-split, of generated ones made_by (the GAN's checkpoint). A held-out donor or slide that such a GAN has seen is refused.
+split, of generated ones made_by (the GAN's checkpoint), made_digest, made_seed (the noise's). A held-out donor or slide
+that such a GAN has seen is refused.
 wsi_model.py finds the tables there by their bare names.
 
     python prepare_data.py toy --real tiles/lung tiles/brain --out images_form \\

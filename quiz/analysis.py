@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from metrics.discrimination import (
+    FEW,
     RESAMPLES,
     compared_ratings,
     criterion,
@@ -19,7 +20,6 @@ from metrics.discrimination import (
 from quiz.deck import Deck
 from quiz.store import Store
 
-FEW_VISITORS = 10  # below them a bootstrap over visitors is too narrow: Wilson's interval over answers instead
 COLUMNS = [
     "visitor", "visit", "code", "experience", "finished", "position", "tile", "tissue", "model", "truth", "answer",
     "correct", "sure", "quality", "seconds", "changes", "answered", "source",
@@ -81,7 +81,7 @@ def analyse(table: pd.DataFrame, seed: int = 99, resamples: int = RESAMPLES) -> 
 def group(rows: pd.DataFrame, own: pd.DataFrame, rng: np.random.Generator, resamples: int) -> dict[str, Any]:
     """Return accuracy over the answers `own`, and sensitivity, specificity, d', criterion, ROC area over `rows`.
 
-    Each is {value, low, high, interval}: by a bootstrap over visitors where FEW_VISITORS saw such tiles; of fewer, and
+    Each is {value, low, high, interval}: by a bootstrap over visitors where FEW saw such tiles or more; of fewer, and
     where all did alike (its interval would have no width), shares have Wilson's, as if answers were independent, the
     others none. d' and criterion are of pooled answers.
     """
@@ -98,7 +98,7 @@ def group(rows: pd.DataFrame, own: pd.DataFrame, rng: np.random.Generator, resam
     columns += [kind & (rating == r) for kind in (synthetic, ~synthetic) for r in range(RATINGS)]
     counts = np.stack([per_visitor(mask) for mask in columns], 1)  # (visitors, 6 + 2 * RATINGS)
     total = counts.sum(0)
-    boots = drawn_counts(n, resamples, rng) @ counts if n >= FEW_VISITORS else None
+    boots = drawn_counts(n, resamples, rng) @ counts if n >= FEW else None
     seen_by = (counts > 0).sum(0)  # visitors with an answer that counts in each column
 
     def share(a: int, b: int) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def group(rows: pd.DataFrame, own: pd.DataFrame, rng: np.random.Generator, resam
     def block(what: Callable, plain: tuple[float, float] | None, size: int, visitors: int) -> dict[str, Any]:
         with np.errstate(invalid="ignore", divide="ignore"):
             value = float(what(total))
-            drawn = percentiles(what(boots)) if visitors >= FEW_VISITORS else None
+            drawn = percentiles(what(boots)) if visitors >= FEW else None
         drawn = drawn if drawn and drawn[0] < drawn[1] else None
         kind = "bootstrap over visitors" if drawn else "Wilson over answers" if plain else "none"
         low, high = drawn or plain or (None, None)
@@ -158,7 +158,7 @@ def _quality(table: pd.DataFrame, rng: np.random.Generator, resamples: int) -> d
         return {"means": {}, "differences": []}
     ratings = rated.astype({"quality": float}).pivot_table("quality", "visitor", "tile")  # seen again: the mean
     model_of = rated.drop_duplicates("tile").set_index("tile")["model"]
-    means, pairs = compared_ratings(ratings.to_numpy(), model_of[ratings.columns].to_numpy(), rng, resamples)
+    means, pairs = compared_ratings(ratings.to_numpy(), model_of[ratings.columns].to_numpy(), rng, resamples, (1, 5))
     return {"means": means, "differences": pairs}
 
 
@@ -179,5 +179,6 @@ def summary(found: dict[str, Any]) -> list[str]:
             lines.append(text)
     for pair in found.get("quality", {}).get("differences", []):
         interval = "no interval" if pair["interval"] is None else "{:.2f} to {:.2f}".format(*pair["interval"])
-        lines.append(f"quality, {pair['a']} less {pair['b']}: {pair['difference']:+.2f} ({interval})")
+        how = f"; {pair['method']}" * (pair["interval"] is not None)
+        lines.append(f"quality, {pair['a']} less {pair['b']}: {pair['difference']:+.2f} ({interval}{how})")
     return lines

@@ -10,11 +10,11 @@ import numpy as np
 
 from quiz.deck import Deck, check_code
 from quiz.guard import (
-    COOKIE,
     FORM_BYTES,
     Bucket,
     Headers,
     address_key,
+    cookie_name,
     form_token,
     is_ours,
     known_token,
@@ -33,7 +33,7 @@ STATIC = {
 }
 COOKIE_SECONDS = 30 * 24 * 3600
 QUALITY = ("optional", "required", "off")
-AT_ONCE, PER_SECOND = 150, 20  # requests of one visit: a page of results has a picture per tile
+AT_ONCE, PER_SECOND = 130, 20  # requests of one visit, beside those of a page of results: a picture per tile
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ def make_app(deck: Deck, store: Store, options: Options) -> Headers:
     )  # fmt: skip
     environment.globals |= {"version": version, "deck": deck, "options": options, "scale": scale_bar(deck.um)}
     environment.globals |= {"experiences": EXPERIENCES, "sureness": SURENESS}
-    per_visit = Bucket(AT_ONCE, PER_SECOND)
+    cookie = cookie_name(options.secure)
+    per_visit = Bucket(AT_ONCE + deck.round, PER_SECOND)
     strangers = Bucket(5 * options.visits_per_minute, 5 * options.visits_per_minute / 60)
     starts = Bucket(options.visits_per_minute, options.visits_per_minute / 60)
 
@@ -83,13 +84,13 @@ def make_app(deck: Deck, store: Store, options: Options) -> Headers:
     def with_cookie(response: Response, token: str) -> Response:
         # Not strict: who follows another site's link would come without it, be given a new one, and lose the visit.
         response.set_cookie(
-            COOKIE, token, max_age=COOKIE_SECONDS, path="/", httponly=True, samesite="lax", secure=options.secure
+            cookie, token, max_age=COOKIE_SECONDS, path="/", httponly=True, samesite="lax", secure=options.secure
         )
         return response
 
     async def visit_of(request: Request) -> Visit | None:
         """Return the browser's visit; too many requests end here."""
-        token = request.cookies.get(COOKIE)
+        token = request.cookies.get(cookie)
         visit = store.visit(token) if token else None
         limit(*((per_visit, str(visit.id)) if visit else (strangers, address(request))))
         return visit
@@ -108,7 +109,7 @@ def make_app(deck: Deck, store: Store, options: Options) -> Headers:
                 raise HTTPException(413)
         if (form := read_form(body)) is None:
             raise HTTPException(400)
-        if not is_ours(request.cookies.get(COOKIE), form.get("form", ""), request.headers):
+        if not is_ours(request.cookies.get(cookie), form.get("form", ""), request.headers):
             raise HTTPException(403)
         return form
 
@@ -118,7 +119,7 @@ def make_app(deck: Deck, store: Store, options: Options) -> Headers:
         return RedirectResponse("/result" if visit.finished else f"/quiz/{visit.current}", 303)
 
     def start_page(request: Request, visit: Visit | None, error: str = "", code: str = "") -> Response:
-        token = known_token(request.cookies.get(COOKIE)) or new_token()
+        token = known_token(request.cookies.get(cookie)) or new_token()
         values = {"visit": visit, "form": form_token(token), "error": error, "code": code}
         return with_cookie(page("start.html", 422 if error else 200, **values), token)
 
@@ -127,7 +128,7 @@ def make_app(deck: Deck, store: Store, options: Options) -> Headers:
     ) -> Response:
         tissue = deck.cards[store.tile(visit, position)].tissue
         values = {"visit": visit, "position": position, "tissue": tissue, "chosen": chosen, "revision": revision}
-        values |= {"error": error, "form": form_token(request.cookies[COOKIE])}
+        values |= {"error": error, "form": form_token(request.cookies[cookie])}
         kept = request.query_params.get("kept", "")
         values["kept"] = int(kept) if kept.isascii() and kept.isdigit() and len(kept) < 6 else None
         return page("tile.html", 422 if error else 200, **values)
@@ -180,11 +181,11 @@ def make_app(deck: Deck, store: Store, options: Options) -> Headers:
             return tile_page(request, visit, position, form, int(form["revision"]), answer)
         if store.answer(visit, position, answer, int(form["revision"]), may_change=not options.study):
             return (
-                current(store.visit(request.cookies[COOKIE]) or visit) if position == visit.current else _next(position)
+                current(store.visit(request.cookies[cookie]) or visit) if position == visit.current else _next(position)
             )
         before = store.answer_at(visit, position)
         if visit.finished or before is None or before[0] == answer:  # the same form twice: nothing to tell
-            return current(store.visit(request.cookies[COOKIE]) or visit)
+            return current(store.visit(request.cookies[cookie]) or visit)
         return RedirectResponse(f"/quiz/{visit.current}?kept={position}", 303)
 
     def _next(position: int) -> RedirectResponse:
@@ -206,7 +207,7 @@ def make_app(deck: Deck, store: Store, options: Options) -> Headers:
             return page("thanks.html", visit=visit)
         own = standing(store.tally(visit), store.tallies())
         values = {"own": own, "wrong": wrong_tiles(deck, store.answers(visit))}
-        return page("result.html", visit=visit, form=form_token(request.cookies[COOKIE]), **values)
+        return page("result.html", visit=visit, form=form_token(request.cookies[cookie]), **values)
 
     @app.get("/static/{name}")
     async def static_get(name: str) -> Response:

@@ -61,6 +61,14 @@ def address_key(address: str | None) -> str:
     return str(ipaddress.ip_network(f"{ip}/64", strict=False)) if ip.version == 6 else str(ip)
 
 
+def cookie_name(secure: bool) -> str:
+    """Return the cookie's name; under https one that a browser takes from this very host alone, for all of its paths.
+
+    Neither a neighbouring subdomain nor a page over http can then plant a visit (the prefix __Host- of RFC 6265bis).
+    """
+    return f"__Host-{COOKIE}" if secure else COOKIE
+
+
 def new_token() -> str:
     """Return a token for a browser that has no visit yet."""
     return secrets.token_urlsafe(32)

@@ -10,7 +10,7 @@ from common.errors import InputError
 from common.files import sha256_of
 from metrics.frechet import frechet_distance
 from models.features import FID_WEIGHTS, check_images, load_extractor, read_state_dict
-from models.inception import fid_inception
+from models.inception import FIDInception
 
 
 def tiles(n, side=64, seed=0):
@@ -24,7 +24,7 @@ def tiles(n, side=64, seed=0):
 def fid_weights(tmp_path_factory):
     """A file in the form of the published FID weights, with random content (He initialisation keeps signals alive)."""
     with torch.device("meta"):
-        shapes = {name: value.shape for name, value in fid_inception().state_dict().items()}
+        shapes = {name: value.shape for name, value in FIDInception().state_dict().items()}
     generator, state = torch.Generator().manual_seed(0), {}
     for name, shape in shapes.items():
         noise = torch.randn(shape, generator=generator)

@@ -406,6 +406,8 @@ def test_every_caption_says_n_seed_extractor_and_digest_and_that_the_papers_valu
     assert "lung wgangp" in captions["epochs.txt"]
     digest = load_checkpoint(whole / "checkpoints/gan_lung/gan_lung.model", "gan")[1]
     assert f"digest {digest[:12]}" in captions["epochs.txt"]
+    made = r"rna-gan_toy_example\.csv by rna-gan_\w+ \(digest [0-9a-f]{12}, seed \d+\)"
+    assert re.search(made, captions["classifier.txt"])
     seen = metrics_under(whole / "classifier")["pretrained_16"]["pretraining"]["tested_donors_seen"]
     assert seen > 0 and f"Pre-training knows {seen} of the tested donors" in captions["classifier.txt"]
 

@@ -24,6 +24,7 @@ from common.errors import InputError
 from datasets.expression import read_expression, splits_of, write_expression
 from datasets.keys import donor_of, split_of
 from datasets.leaks import TrainedOn, donor_digests, trained_by
+from figures.results import makers_said
 from models.dcgan import DCGANGenerator
 
 GAN = "checkpoints/rna-gan/rna-gan.model"
@@ -244,12 +245,20 @@ def test_classifier_tables_say_who_is_held_out_and_which_gan_made_them(work, cap
     assert run(prepare_data, toy) == 0
     real, made = (pd.read_csv(f"images/{name}_toy_example.csv") for name in ("real", "rna-gan"))
     assert set(real["split"]) == {"test"} and set(made["made_by"]) == {GAN}
+    digest = load_checkpoint(GAN, "gan")[1]
+    assert set(made["made_digest"]) == {digest} and set(made["made_seed"]) == {99}
     assert set(real["group"]) == set(TEST)
     words = (
         "--patch_data_path images --train_csv rna-gan_toy_example.csv --test_csv real_toy_example.csv --num_epochs 1"
     )
     assert run(wsi_model, f"{words} --device cpu --out one") == 0
     metrics = json.loads(Path("one/metrics.json").read_text())
+    maker = {"made_by": GAN, "made_digest": digest, "made_seed": "99"}
+    assert [t["makers"] for t in metrics["tables"]] == [[maker], []]
+    assert makers_said([metrics]) == (
+        f"Generated tiles: rna-gan_toy_example.csv by {Path(GAN).stem} (digest {digest[:12]}, seed 99). No model is "
+        "noted for real_toy_example.csv: real tiles, or of a model and seed that are not known."
+    )
     assert metrics["trained_donors"] == donor_digests([TEST[0]])  # whose profile it was: named in a warning
     capsys.readouterr()
 

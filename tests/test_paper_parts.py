@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from common.checkpoint import save_checkpoint
 from common.config import GANSettings
 from common.errors import InputError
-from figures.paper_architecture import count
+from figures.paper_architecture import count, in_rows
 from figures.paper_epochs import epochs_figure
 from figures.paper_matrix import matrix_figure
 from figures.trace import totals, trace_critic, trace_generator, trace_vae
@@ -32,11 +32,12 @@ from paper.shift import plane
 def test_stages_of_a_vae_are_its_layers_with_known_flops():
     vae = BetaVAE(50, [20, 10], [20], 6)
     stages = trace_vae(vae)
-    assert [s.shape for s in stages] == [(20,), (10,), (6,), (6,), (20,), (50,)]
+    assert [s.shape for s in stages] == [(20,), (10,), (6,), (6,), (6,), (20,), (50,)]
     assert stages[0].name == "Linear, BatchNorm, LeakyReLU"
     assert [s.flops for s in stages] == [
-        2 * a * b for a, b in ((50, 20), (20, 10), (10, 6), (10, 6), (6, 20), (20, 50))
+        2 * a * b for a, b in ((50, 20), (20, 10), (10, 6), (10, 6), (0, 0), (6, 20), (20, 50))
     ]
+    assert in_rows(stages) == [[-1], [0], [1], [2, 3], [4], [5], [6]], "mean beside variance, then the latent"
     assert sum(s.parameters for s in stages) == sum(p.numel() for p in vae.parameters())
 
 

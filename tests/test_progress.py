@@ -189,6 +189,8 @@ def test_each_of_two_ranks_has_half_of_the_batch(monkeypatch):
     monkeypatch.setattr(distributed, "_here", Ranks(1, 2))
     half = gan_need(gan_settings(loss_type="wgan", batch_size=32), 0)  # asks no other rank
     assert (whole.batch, half.batch) == (32, 16) and half.activations < 0.6 * whole.activations
+    args = {"n_genes": 50, "encoder_sizes": [20], "decoder_sizes": [20], "latent_dim": 4}
+    assert vae_need(BetaVAESettings(batch_size=2), args, 1000).batch == 1  # batch norm asks for two rows, of all ranks
     assert distributed.current() == Ranks(1, 2)
 
 

@@ -8,6 +8,7 @@ from quiz_visitors import InProcess, Visitor, make_quiz, open_answers
 
 from quiz.app import Options, make_app
 from quiz.guard import HEADERS, Bucket, address_key, form_token
+from quiz.store import Answer
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +23,9 @@ def site(quiz):
         path.unlink()
     deck, store = open_answers(quiz)
 
-    def visitor(app=None, **options):
+    def visitor(app=None, base_url="http://quiz.test", **options):
         app = app or make_app(deck, store, Options(**options))
-        return Visitor(InProcess(app))
+        return Visitor(InProcess(app, base_url))
 
     visitor.deck, visitor.store = deck, store
     return visitor
@@ -266,7 +267,16 @@ def test_every_answer_has_the_headers_and_the_cookie_is_out_of_reach(site):
     cookies = [reply.headers["set-cookie"] for reply in replies if "set-cookie" in reply.headers]
     assert len(cookies) >= 2
     assert all("HttpOnly" in c and "SameSite=lax" in c and "Secure" not in c for c in cookies)
-    assert "Secure" in site(secure=True).get("/").headers["set-cookie"]
+
+
+def test_under_https_the_cookie_is_of_this_host_alone_and_a_planted_one_is_nobodys(site):
+    visitor = site(secure=True, base_url="https://quiz.test")
+    given = visitor.get("/").headers["set-cookie"]
+    assert re.match(r"__Host-visit=[\w-]{43}; ", given) and "Secure" in given and "Path=/" in given
+    assert "domain" not in given.lower(), "a browser drops __Host- cookies that have one"
+    assert visitor.start().status_code == 303 and visitor.answer(1).headers["location"] == "/quiz/2"
+    planted = {"Cookie": f"visit={visitor.client.cookies['__Host-visit']}"}
+    assert site(visitor.client.app, "https://quiz.test").client.get("/quiz", headers=planted).headers["location"] == "/"
 
 
 def test_pages_load_nothing_from_elsewhere_and_need_no_inline_script_or_style(site):
@@ -371,6 +381,19 @@ def test_who_asks_too_often_waits_and_others_do_not(site, monkeypatch):
     stranger = site(app)
     assert stranger.get("/").status_code == 200
     assert 429 in [stranger.get("/").status_code for _ in range(30)]
+
+
+def test_a_long_round_all_wrong_shows_its_result_with_every_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr("quiz.app.Bucket", partial(Bucket, clock=lambda: 0.0))  # nothing is refilled
+    deck, store = open_answers(make_quiz(tmp_path, n=200, per_visit=200, per_cell=25).folder)
+    visitor = Visitor(InProcess(make_app(deck, store, Options())))
+    visitor.start()
+    visit = store.visit(visitor.client.cookies["visit"])
+    for position in range(1, 201):
+        wrong = not deck.cards[store.tile(visit, position)].real
+        assert store.answer(visit, position, Answer(wrong, 1), 0, False)
+    pictures = re.findall(r'src="(/tile/\d+)"', visitor.get("/result").text)
+    assert len(pictures) == 200 and {visitor.get(path).status_code for path in pictures} == {200}
 
 
 def test_a_bucket_refills_and_forgets(monkeypatch):

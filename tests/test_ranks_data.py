@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import time
 from pathlib import Path
 
 import gan_toy
@@ -27,7 +29,7 @@ parse = expression.read_reference_csv
 def slow(path):
     with open("parsed", "a") as file:
         file.write(f"rank {os.environ['RANK']} {path}\\n")
-    time.sleep(1)  # the others would begin meanwhile
+    time.sleep(float(os.environ.get("SECONDS", 1)))  # the others would begin meanwhile
     return parse(path)
 expression.read_reference_csv = slow
 module = importlib.import_module(sys.argv[1])
@@ -76,9 +78,9 @@ def log_of(run):
     return [json.loads(line) for line in Path(run, "log.jsonl").read_text().splitlines()]
 
 
-def started(folder, *words):
+def started(folder, *words, **environment):
     Path("job.py").write_text(COUNTED)
-    return many_ranks.run(["job.py", *words], 2, folder)
+    return many_ranks.start(["job.py", *words], 2, folder, **environment)
 
 
 def vae_config(path):
@@ -92,7 +94,7 @@ def test_the_first_rank_parses_the_tables_for_all(cohort, module):
     vae_config(Path("vae.json"))
     words = "--config vae.json" if module == "betaVAE_training" else "--config lung.json --loss_type wganvae"
     words += " --save_dir run --max_steps 1"
-    status, _, err = started(cohort, module, *words.split())
+    status, _, err = many_ranks.finish(started(cohort, module, *words.split()))
     assert status == [0, 0], err
     assert Path("parsed").read_text() == "rank 0 data/lung.csv\n"
 
@@ -104,11 +106,27 @@ def test_a_table_that_is_wrong_ends_all_ranks_with_one_line(cohort, module):
     lines[3] = lines[3].rpartition(",")[0] + ",much"
     Path("data/lung.csv").write_text("\n".join(lines) + "\n")
     words = "--config vae.json" if module == "betaVAE_training" else "--config lung.json --loss_type wganvae"
-    status, _, err = started(cohort, module, *words.split(), "--save_dir", "run")
+    status, _, err = many_ranks.finish(started(cohort, module, *words.split(), "--save_dir", "run"))
     assert status == [2, 2] and err[1] == ""
     (said,) = err[0].splitlines()
     assert "data/lung.csv: line 4" in said and "'much'" in said
     assert Path("parsed").read_text() == "rank 0 data/lung.csv\n" and not Path("run").exists()
+
+
+@pytest.mark.parametrize("who", [(0, 1), (0,)])
+def test_a_signal_while_the_first_rank_parses_ends_both_with_one_line(cohort, who):
+    Path("data/.lung.csv.cache").unlink(missing_ok=True)
+    words = "histopathology_gan --config lung.json --loss_type wganvae --save_dir run"
+    processes = started(cohort, *words.split(), SECONDS=200)
+    end = time.monotonic() + 120
+    while not Path("parsed").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    for rank in who:
+        processes[rank].send_signal(signal.SIGTERM)
+    status, _, err = many_ranks.finish(processes, 120)
+    assert status == [75, 75], err
+    (said,) = "".join(err).splitlines()
+    assert "stopped by SIGTERM; type the same command again" in said and not Path("run").exists()
 
 
 def test_two_ranks_measure_what_one_does_each_its_share(cohort):

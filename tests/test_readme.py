@@ -20,8 +20,8 @@ def test_a_shipped_config_loads(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     cls = BetaVAESettings if "betavae" in path.name else GANSettings
     cfg = load_config(cls, path)
-    assert cfg.rna_features == (0 if path.parent.name == "spots" else 19198)
-    assert cfg.split_seed == 99 and cfg.save_dir.startswith("checkpoints/")
+    assert cfg.rna_features == (0 if path.parent.name in ("spots", "ablation") else 19198)
+    assert cfg.split_seed == 99 and cfg.save_dir.removeprefix("demo/").startswith("checkpoints/")
     if cls is GANSettings:
         resolve_gan_settings(cfg)
         check_gan_settings(cfg, str(path))

@@ -1,0 +1,135 @@
+"""Winograd's convolutions equal the plain ones within rounding, at any size, padding and number of threads."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from metrics.frechet import frechet_distance
+from models.features import Extractor, load_extractor
+from models.inception import FIDInception, fuse
+from models.winograd import TILES, ByImage, WinogradConvolution, pays, terms, transforms
+
+SAME = {(3, 3): (1, 1), (5, 5): (2, 2), (1, 7): (0, 3), (7, 1): (3, 0), (1, 3): (0, 1), (3, 1): (1, 0)}  # paddings
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of torch's threads; the old one is restored."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def layer(c_in, c_out, kernel, padding, seed=0):
+    conv = nn.Conv2d(c_in, c_out, kernel, padding=padding).requires_grad_(False)
+    source = torch.Generator().manual_seed(seed)
+    conv.weight.copy_(torch.randn(conv.weight.shape, generator=source) / conv.weight[0].numel() ** 0.5)
+    conv.bias.copy_(torch.randn(c_out, generator=source))
+    return conv
+
+
+def rectified(conv, x, dtype):
+    return F.relu(F.conv2d(x.to(dtype), conv.weight.to(dtype), conv.bias.to(dtype), padding=conv.padding))
+
+
+def test_every_filter_is_tried():
+    assert set(TILES) == set(SAME)
+
+
+@pytest.mark.parametrize(("m", "r"), [(1, 1), (4, 3), (4, 5), (6, 7)])
+def test_the_matrices_convolve(m, r):
+    a, g, b = transforms(m, r)
+    rng = np.random.default_rng(r)
+    pixels, taps = rng.normal(size=m + r - 1), rng.normal(size=r)
+    np.testing.assert_allclose(a @ ((g @ taps) * (b @ pixels)), np.correlate(pixels, taps), atol=1e-12)
+
+
+def test_terms_are_the_matrix():
+    _, _, b = transforms(6, 7)
+    of = terms(b)
+    assert of.sources.shape[1] % 4 == 0
+    vector = np.random.default_rng(0).normal(size=len(b))
+    np.testing.assert_allclose((of.factors * vector[of.sources]).sum(1), b @ vector, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kernel", "padding"), [*SAME.items(), ((3, 3), (0, 0)), ((5, 5), (0, 1))])
+@pytest.mark.parametrize("side", [(7, 7), (8, 17), (13, 9), (35, 11)])
+def test_a_layer_is_the_plain_convolution(kernel, padding, side):
+    conv = layer(19, 33, kernel, padding)
+    x = torch.randn(3, 19, *side, generator=torch.Generator().manual_seed(1))
+    found, exact = WinogradConvolution(conv)(x), rectified(conv, x, torch.float64)
+    assert found.shape == exact.shape and found.is_contiguous(memory_format=torch.channels_last)
+    scale = exact.abs().max()
+    assert (found - exact).abs().max() < 2e-5 * scale
+    assert (found - rectified(conv, x, torch.float32)).abs().max() < 2e-5 * scale
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    conv = layer(80, 64, (3, 3), (1, 1))
+    x = torch.randn(9, 80, 40, 40, generator=torch.Generator().manual_seed(1))  # several pieces of work
+    fast = WinogradConvolution(conv)
+    together, alone = fast(x), torch.cat([fast(image) for image in x.split(1)])
+    assert (together - alone).abs().max() < 1e-5
+    assert (together - rectified(conv, x, torch.float32)).abs().max() < 1e-4
+
+
+def test_what_is_no_number_stays_none():
+    x = torch.ones(1, 4, 9, 9)
+    x[0, 2, 8, 8] = torch.nan
+    found = WinogradConvolution(layer(4, 5, (3, 3), (1, 1)))(x)
+    assert found[..., 8, 8].isnan().all() and found[..., :4, :4].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"stride": 2},
+        {"dilation": 2},
+        {"groups": 2},
+        {"bias": False},
+        {"kernel_size": 1},
+        {"kernel_size": 9},
+        {"out_channels": 8},
+        {"padding_mode": "reflect", "padding": 1},
+    ],
+    ids=str,
+)
+def test_other_convolutions_are_left_alone(other):
+    usual = {"in_channels": 64, "out_channels": 64, "kernel_size": 3}
+    assert pays(nn.Conv2d(**usual)) and not pays(nn.Conv2d(**usual | other))
+
+
+def test_each_thread_takes_its_own_images(threads):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).requires_grad_(False)
+    x = torch.randn(11, 3, 8, 8)
+    for n in (1, 3):
+        threads(n)
+        assert torch.allclose(ByImage(network)(x), network(x), atol=1e-6)
+        assert torch.get_num_threads() == n
+        with pytest.raises(RuntimeError):
+            ByImage(network)(x[:, :2])
+        assert torch.get_num_threads() == n
+
+
+def test_the_extractor_is_the_plain_network(tmp_path):
+    from benchmarks.fid import make_weights
+
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (16, 8, 8, 3)).repeat(12, 1).repeat(12, 2)
+    images = np.clip(coarse + rng.normal(0, 20, coarse.shape), 0, 255).astype(np.uint8)
+    make_weights(tmp_path / "weights.pth", images[:6])
+    fast = load_extractor("inception", tmp_path / "weights.pth")
+    half = load_extractor("inception", tmp_path / "weights.pth", precision="bf16")
+    count = [sum(isinstance(m, WinogradConvolution) for m in e.network.modules()) for e in (fast, half)]
+    assert count == [48, 0]  # all of stride 1 but those of 1 x 1 and the 32 to 32 channels of the stem
+
+    network = FIDInception()
+    network.load_state_dict(torch.load(tmp_path / "weights.pth"))
+    network.fc = nn.Identity()
+    plain = Extractor("plain", fuse(network), "", 299, (0.5,) * 3, (0.5,) * 3, False, "cpu")
+    features = [extractor(images) for extractor in (fast, plain)]
+    np.testing.assert_allclose(*features, atol=1e-4 * features[1].max(), rtol=0)
+    values = [frechet_distance(side[:8], side[8:]) for side in features]
+    assert values[0] == pytest.approx(values[1], rel=1e-4)
