@@ -61,6 +61,8 @@ ROWS = {
 }
 COLOURS = ("tab:grey", "tab:orange", "tab:blue", "tab:purple", "tab:cyan", "tab:green", "tab:red")
 SHOWN = 24  # tiles in a grid
+REAL = "real"  # the row of real tiles in the generator's place
+FLOORS = 20  # random choices of real tiles for that row
 
 
 def main() -> None:
@@ -68,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder with tiles/lung_n, tiles/groups.csv, her2st, expression")
     parser.add_argument("--sets", nargs="+", choices=("lung_n", "her2st"), default=["lung_n", "her2st"])
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS), help="none: real against real alone")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--img_size", type=int, default=64)
@@ -83,6 +85,9 @@ def main() -> None:
             folder = work / f"{name}_{args.img_size}"
             prepare = prepare_lung if name == "lung_n" else bench.prepare_her2st
             prepare(folder, data, args.img_size)
+            key = {"set": name, "row": REAL, "img_size": args.img_size}
+            if not any(key.items() <= line.items() for line in read(results)):
+                append(results, key | {"peak_excess": peaks_of_real(folder, settings_of("residual", name, args))})
             for row in args.rows:
                 settings = settings_of(row, name, args)
                 key = {"set": name, "row": row, "seed": seed, "img_size": args.img_size}
@@ -91,12 +96,18 @@ def main() -> None:
                     print(f"{key} is there")
                     continue
                 run = work / "-".join(map(str, ["quality", *key.values()])).replace(" ", "_")
-                line = key | measure(folder, run, settings | {"seed": seed, "save_dir": str(run / "gan")}, args)
-                with open(results, "a") as file:
-                    file.write(json.dumps(line) + "\n")
-                print(json.dumps({k: v for k, v in line.items() if k not in ("curve", "spectrum")}), flush=True)
+                append(
+                    results, key | measure(folder, run, settings | {"seed": seed, "save_dir": str(run / "gan")}, args)
+                )
     draw(read(results), Path(args.out))
     plot(read(results), work, Path(args.out).parent / "quality")
+
+
+def append(results: Path, line: dict[str, Any]) -> None:
+    """Add a line to the results, and print what is short of it."""
+    with open(results, "a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(json.dumps({k: v for k, v in line.items() if k not in ("curve", "spectrum")}), flush=True)
 
 
 def prepare_lung(folder: Path, data: Path, img_size: int) -> None:
@@ -168,15 +179,11 @@ def judge(config: Path, run: Path) -> dict[str, Any]:
     models = sorted((run / "minutes").glob("*.model"), key=lambda path: float(path.stem))
     gans = [open_gan(path, device) for path in models]
     split_seed = gans[-1].state["split_seed"]
-    real = {}
-    for split in ("train", "test"):
-        cohort = open_cohort(
-            load_config(GANSettings, config, split_seed=split_seed), (split,), need_expression=bool(cfg.path_csv)
-        )
-        real[split] = cohort.tiles.read(np.arange(len(cohort.tiles)))
+    cohorts = cohorts_of(load_config(GANSettings, config, split_seed=split_seed))
+    real = {split: cohort.tiles.read(np.arange(len(cohort.tiles))) for split, cohort in cohorts.items()}
     features = {split: features_of(extractor, tiles) for split, tiles in real.items()}
     n = len(real["test"])
-    conditions = gans[-1].profiles(None, cohort.table).conditions() if gans[-1].conditional else None
+    conditions = gans[-1].profiles(None, cohorts["test"].table).conditions() if gans[-1].conditional else None
     curve = []
     for path, gan in zip(models, gans, strict=True):
         spots = (
@@ -208,17 +215,55 @@ def judge(config: Path, run: Path) -> dict[str, Any]:
     }
 
 
+def cohorts_of(cfg: GANSettings) -> dict[str, Any]:
+    """Return the training and the held-out cohort."""
+    return {split: open_cohort(cfg, (split,), need_expression=bool(cfg.path_csv)) for split in ("train", "test")}
+
+
+def peaks_of_real(folder: Path, settings: dict[str, Any]) -> dict[str, list[float]]:
+    """Return the peak over real, of real tiles in the generator's place, for FLOORS random choices each.
+
+    training: n training tiles against the n held-out ones, as a generator's n; halves: a half of the held-out tiles
+    against as many training ones.
+    """
+    config = folder / "real.json"
+    config.write_text(json.dumps(settings))
+    here = os.getcwd()
+    os.chdir(folder)
+    try:
+        cohorts = cohorts_of(load_config(GANSettings, config))
+        real = {split: cohort.tiles.read(np.arange(len(cohort.tiles))) for split, cohort in cohorts.items()}
+    finally:
+        os.chdir(here)
+    rng, n = np.random.default_rng(0), len(real["test"])
+
+    def some(split: str, number: int) -> np.ndarray:
+        return real[split][rng.permutation(len(real[split]))[:number]]
+
+    pairs = {
+        "training": lambda: (some("train", n), real["test"]),
+        "halves": lambda: (some("test", n // 2), some("train", n // 2)),
+    }
+    return {name: [peaks_beside(*pair())["excess"] for _ in range(FLOORS)] for name, pair in pairs.items()}
+
+
 def features_of(extractor: Any, tiles: np.ndarray) -> np.ndarray:
     """Return features (n, d), 64 tiles at a time."""
     return np.concatenate([extractor(tiles[i : i + 64]) for i in range(0, len(tiles), 64)])
+
+
+def trained(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the lines of networks."""
+    return [line for line in lines if line["row"] != REAL]
 
 
 def draw(lines: list[dict[str, Any]], out: Path) -> None:
     """Put a table per set between the marks of `out`."""
     heads = ["row", "seeds", "images", "KID", "FID", "precision", "recall", "memorised", "peak over real, decades"]
     found = []
-    for name, size in sorted({(line["set"], line["img_size"]) for line in lines}):
-        ours = [line for line in lines if (line["set"], line["img_size"]) == (name, size)]
+    for name, size in sorted({(line["set"], line["img_size"]) for line in trained(lines)}):
+        of_set = [line for line in lines if (line["set"], line["img_size"]) == (name, size)]
+        ours, real = trained(of_set), [line["peak_excess"]["training"] for line in of_set if line["row"] == REAL]
         rows = []
         for row in ROWS:
             of_row = [line for line in ours if line["row"] == row]
@@ -232,7 +277,8 @@ def draw(lines: list[dict[str, Any]], out: Path) -> None:
                 [row, ", ".join(map(str, sorted(line["seed"] for line in of_row))), images, *map(mean_sd, plain)]
             )
         floor = [f"{ours[-1][k]:.2f}" for k in ("floor_kid", "floor_fid")]
-        rows.append(["real: training against held-out", "", "", *floor, "", "", "0.5", "0"])
+        peak = mean_sd(real[-1]) if real else "not run"
+        rows.append(["real: training against held-out", "", "", *floor, "", "", "0.5", peak])
         found += [f"### {name}, {size} px, n = {ours[-1]['n']}", table(heads, rows)]
     put(out, "quality.py", found)
 
@@ -244,8 +290,8 @@ def plot(lines: list[dict[str, Any]], work: Path, out: Path) -> None:
     Real tiles are not shown: they are not the project's to copy.
     """
     out.mkdir(parents=True, exist_ok=True)
-    for name, size in sorted({(line["set"], line["img_size"]) for line in lines}):
-        ours = [line for line in lines if (line["set"], line["img_size"]) == (name, size)]
+    for name, size in sorted({(line["set"], line["img_size"]) for line in trained(lines)}):
+        ours = [line for line in trained(lines) if (line["set"], line["img_size"]) == (name, size)]
         figure, (by_images, by_minutes, power) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
         for colour, row in zip(
             ("tab:grey", "tab:orange", "tab:blue", "tab:purple", "tab:cyan", "tab:green", "tab:red"), ROWS, strict=False
