@@ -35,7 +35,8 @@ from datasets.expression import ExpressionTable, read_cohort_tables, write_expre
 from datasets.keys import slug
 from datasets.leaks import TrainedOn
 from datasets.sample_sheets import sexes_of
-from metrics.profiles import GroupClassifier, wilson
+from metrics.discrimination import wilson
+from metrics.profiles import GroupClassifier
 from models.betavae import TrainedVAE
 from sources.vae import Fit, open_vae, origin_of
 

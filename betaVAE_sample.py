@@ -43,7 +43,7 @@ from models.betavae import TrainedVAE
 from models.latents import draw_gaussian
 from sources.vae import Fit, open_vae, origin_of
 
-HELD_OUT = "test"  # validation donors chose the epoch and gave --noise its size: they are not held out
+COMPARED_WITH = "test"  # validation donors chose the epoch and gave --noise its size: they are not held out
 SOURCES = ("posterior", "prior", "shift")
 
 
@@ -185,14 +185,14 @@ def check(
     table = table.rows(table.obs["tissue"].isin(tissues).to_numpy())
     real = vae.scale(torch.from_numpy(table.aligned(vae.genes, vae.min_gene_coverage, vae.unit)[0])).cpu().numpy()
     mean, std = (a.cpu().numpy() for a in (vae.scaler.mean, vae.scaler.std))
-    train, test = ((table.obs["split"] == s).to_numpy() for s in ("train", HELD_OUT))
+    train, test = ((table.obs["split"] == s).to_numpy() for s in ("train", COMPARED_WITH))
     donors = table.obs["donor"].to_numpy()[test]
     if not train.any():
         raise InputError(
             f"{table.source or cfg.path_csv}: no training profile of {shorten(sorted(tissues))} to compare with; "
             "check path_csv, or use --no_check"
         )
-    return {"held_out_split": HELD_OUT} | {
+    return {"held_out_split": COMPARED_WITH} | {
         name: compare_profiles(x.cpu().numpy(), real[train], real[test], donors, mean, std, cfg.seed)
         for name, x in variants.items()
     }

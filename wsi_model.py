@@ -21,7 +21,8 @@ Writes  <out>/metrics.json: accuracy, weighted F1 and AUC with 95 % intervals (b
                       of a table, such as synthetic tiles; for the backbones that are trained as a whole. metrics.json
                       says on what, and which GAN made them; one that has seen a held-out donor of the table is refused,
                       one that has seen another of its donors gives a warning
---train_tiles N       train on N tiles of each fold's training part at most, seeded, all classes and groups in turn
+--train_tiles N       train on N tiles of each fold's training part at most, seeded, all classes and groups in turn; of
+                      few tiles an epoch is a few steps: add --patience 0, or the early stop comes before they learned
 --shuffle_labels      control: labels shuffled within each table, for training and for testing; expect chance
 """
 
@@ -34,14 +35,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
 from common.errors import InputError, command_parser, run_command, shorten, warn
 from common.files import sha256_of, write_json, write_text
 from common.run import pick_device, seed_for
-from datasets.image_table import ImageTable, Pictures, Unlabelled, named, read_image_table, read_unlabelled_pictures
-from datasets.leaks import HELD_OUT, TrainedOn, donor_digests, trained_by
+from datasets.image_table import ImageTable, Pictures, named, read_image_table
+from datasets.leaks import donor_digests
+from datasets.table_leaks import read_unlabelled, refuse_leaks
 from metrics.classification import LEVEL, RESAMPLES, inner_split, intervals, make_folds, scores, some_of
 from models.classifier import BACKBONES, Classifier, FitSettings, fit, frozen_features, predict
 from models.contrastive import VIEWS, PretrainSettings, pretrain
@@ -182,46 +183,6 @@ def main(args: argparse.Namespace) -> int | None:
     write_text(out / "predictions.csv", _predictions(tables, classes, labels, groups, fold_of_row, probabilities))
     _print(metrics, out, time.monotonic() - started)
     return None
-
-
-def refuse_leaks(train: ImageTable, test: ImageTable) -> None:
-    """InputError where a donor whom `test` calls held out (column split) has tiles in `train`, or trained a GAN that
-    made tiles of it (column made_by)."""
-    held_out = test.said["split"].isin(HELD_OUT).to_numpy()
-    if test.groups is None or not held_out.any():
-        return
-    made_by = train.said["made_by"].to_numpy()
-    models = [TrainedOn.read(path) for path in sorted(set(made_by) - {""})]
-    if train.groups is not None:
-        own = made_by == ""  # tiles of the donor, not tiles made from an expression profile
-        models.append(TrainedOn(train.path, trained_by(train.groups[own], [])))
-    rows = pd.DataFrame({"donor": test.groups, "split": test.said["split"].to_numpy()}, test.names)
-    for model in models:
-        if model is not None:
-            model.refuse_held_out(rows, str(test.path))
-
-
-def read_unlabelled(source: str, folder: str, test: ImageTable) -> tuple[Unlabelled, int]:
-    """Return the pictures to pre-train on, and how many donors of `test` they come from, or from a GAN that knows them.
-
-    InputError where `test` calls such a donor held out, else a warning.
-    """
-    found = read_unlabelled_pictures(source, folder)
-    if test.groups is None:
-        return found, 0
-    models = [model for path in found.made_by if (model := TrainedOn.read(path))]
-    if found.own_donors:
-        models.append(TrainedOn(Path(source), trained_by(found.own_donors, [])))
-    rows = pd.DataFrame({"donor": test.groups, "split": test.said["split"].to_numpy()}, test.names)
-    for model in models:
-        model.refuse_held_out(rows, str(test.path))
-    seen = [donor for donor in np.unique(test.groups) if any(model.has_donor(donor) for model in models)]
-    if seen:
-        warn(
-            f"--pretrain {source}: knows {len(seen)} donor(s) that {test.path} tests ({shorten(seen)}): what it gains "
-            "is not what new donors would show; make the table with prepare_data.py toy --split test"
-        )
-    return found, len(seen)
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -16,9 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common.config import GANSettings
 from common.run import generator_for
 from models.gan_losses import LOSSES, NOTHING_SHOWN, Shown
-from models.gan_settings import OPTIMIZERS, resolve_gan_settings
+from models.gan_settings import resolve_gan_settings
 from models.gan_steps import critic_step, generator_step
 from models.networks import build_critic, build_generator, generator_args
+from models.optimizers import OPTIMIZERS
 from models.schedules import rate_groups, set_rate
 
 

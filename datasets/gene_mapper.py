@@ -173,6 +173,14 @@ class GeneMapper:
         in_order = sorted((by_alias | sources).items(), key=lambda pair: pair[1][0])
         return dict(in_order), aside, unmapped, ambiguous
 
+    def repeats(self, names: list[str]) -> dict[str, list[int]]:
+        """Return gene key -> its columns, of genes that have several; the one to be taken as the first comes first.
+
+        A name that another program made of a repeated one ("SFTPC.1") is never the first.
+        """
+        several = {key: columns for key, columns in self.sources(names)[0].items() if len(columns) > 1}
+        return {key: sorted(columns, key=lambda j: not self.find(names[j])[0]) for key, columns in several.items()}
+
 
 def _settle(
     path: str | Path, key: str, rows: list[tuple[str, np.ndarray]], duplicates: str | None, n_genes: int

@@ -203,16 +203,8 @@ def _set_tallies_aside(matrix: Matrix) -> list[str]:
 
 
 def _take_repeats_out(matrix: Matrix, mapper: GeneMapper) -> dict[str, list[str]]:
-    """Take all but the first row of each gene out of `matrix`; return gene key -> its rows, the first one too.
-
-    A name that another program made of a repeated one ("SFTPC.1") is never the first.
-    """
-    by_gene = mapper.sources(matrix.genes)[0]
-    several = {
-        key: sorted(rows, key=lambda j: not mapper.find(matrix.genes[j])[0])
-        for key, rows in by_gene.items()
-        if len(rows) > 1
-    }
+    """Take all but the first row of each gene out of `matrix`; return gene key -> its rows, the first one too."""
+    several = mapper.repeats(matrix.genes)
     names = {key: [matrix.genes[j] for j in rows] for key, rows in several.items()}
     if several:
         later = np.zeros(len(matrix.genes), bool)

@@ -1,6 +1,7 @@
 """The genes of sections of spatial transcriptomics: one column each in all sections, and which of them to keep."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,27 @@ from datasets.genes import gene_key
 from datasets.sections import Section
 
 
+def without_repeats(section: Section, mapper: GeneMapper) -> tuple[Section, dict[str, list[str]]]:
+    """Return the section with the first column alone of each gene that has several, and gene key -> its columns' names.
+
+    The others are copies: their molecules are counted already, so that no sum over the section's genes holds them.
+    """
+    repeats = mapper.repeats(section.genes)
+    kept = np.ones(len(section.genes), bool)
+    kept[[j for columns in repeats.values() for j in columns[1:]]] = False
+    genes = [gene for gene, keep in zip(section.genes, kept, strict=True) if keep]
+    names = {key: [section.genes[j] for j in columns] for key, columns in repeats.items()}
+    return replace(section, counts=section.counts[:, np.flatnonzero(kept)], genes=genes), names
+
+
 def map_genes(
     sections: Sequence[Section], kept: Sequence[pd.DataFrame], mapper: GeneMapper, duplicates: str | None = None
 ) -> tuple[sparse.csr_matrix, list[str], dict[str, str], dict[str, Any]]:
     """Return (counts (kept spots, genes that all sections have), Ensembl ids, their symbols, report).
 
     `kept` has a data frame per section whose index names the spots to keep, `<section>_<spot>`; `duplicates` is as in
-    GeneMapper.collect. InputError: no gene understood, none that all sections have, one that stands twice.
+    GeneMapper.collect; "first" needs sections `without_repeats`. InputError: no gene understood, none that all sections
+    have, one that stands twice.
     """
     parts: list[dict[str, int]] = []  # per section: gene key -> column of `mapped`
     mapped, spelled, symbols = [], {}, {}
@@ -28,9 +43,8 @@ def map_genes(
         mapper.refuse_unmapped(section.source, [name for name in section.genes if mapper.wants(name)])
         _, ids, about = mapper.collect(section.source, np.empty((0, len(section.genes))), section.genes, duplicates)
         column_of = {gene_key(gene): column for column, gene in enumerate(ids)}
-        taken = 1 if duplicates == "first" else None
         sources = mapper.sources(section.genes)[0]  # gene key -> its columns in the section
-        pairs = [(j, column) for key, column in column_of.items() for j in sources[key][:taken]]
+        pairs = [(j, column) for key, column in column_of.items() for j in sources[key]]
         where = tuple(np.array(pairs, np.int64).reshape(-1, 2).T)
         which = sparse.csr_matrix((np.ones(len(pairs), np.float32), where), shape=(len(section.genes), len(ids)))
         row_of = {f"{section.name}_{spot}": row for row, spot in enumerate(section.counted)}

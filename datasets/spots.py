@@ -25,7 +25,7 @@ from datasets.gene_lists import GeneNames, read_gene_list, read_mapping
 from datasets.gene_mapper import GeneMapper
 from datasets.keys import slug
 from datasets.sections import Picture, Section, find_mpp, open_picture, read_st
-from datasets.spot_genes import choose_genes, map_genes
+from datasets.spot_genes import choose_genes, map_genes, without_repeats
 from datasets.tiles import Tile, area_resize, write_store
 from datasets.visium import check_spot_diameter, is_visium, read_visium
 
@@ -156,6 +156,8 @@ def summarise_spots(report: dict[str, Any]) -> str:
     )
     named = ("unmapped", "ambiguous", "summed")
     lines += [f"genes {what}: {len(genes[what])} ({shorten(genes[what], 3)})" for what in named if genes[what]]
+    if repeats := genes["first_of_several"]:
+        lines.append(f"genes of which the first row was taken: {len(repeats)} ({shorten(repeats, 3)})")
     return "\n".join(lines)
 
 
@@ -183,6 +185,11 @@ def prepare_spots(
     wanted = read_gene_list(genes, biotype) if genes else None
     mapper = GeneMapper(wanted, read_mapping(mapping) if mapping else wanted.names if wanted else GeneNames(), None)
 
+    repeats: dict[str, list[str]] = {}
+    if duplicates == "first":
+        sections, found = zip(*(without_repeats(section, mapper) for section in sections), strict=True)
+        for names_of in found:
+            repeats = names_of | repeats
     kept, corners, sides, reports = [], [], {}, {}
     for section in sections:
         obs, corner, sides[section.name], reports[section.name] = _usable(section, settings)
@@ -204,6 +211,7 @@ def prepare_spots(
     for name, of_section in obs.groupby("section", sort=False):
         splits = pd.Series(splits_of(of_section, settings.split_seed)).value_counts()
         reports[name]["splits"] = {split: int(n) for split, n in splits.items()}
+    counted = "all genes of the section's file" + (", the first row alone of those that repeat" if repeats else "")
     report = {
         "input": source,
         "sections": reports,
@@ -211,9 +219,9 @@ def prepare_spots(
         "tile_um": settings.tile_um,
         "img_size": settings.img_size,
         "tile_mpp": settings.tile_um / settings.img_size,
-        "genes": gene_report | choice | {"in_table": len(ids)},
+        "genes": gene_report | choice | {"first_of_several": repeats, "in_table": len(ids)},
         "unit_of_table": unit,
-        "conversion": "counts / sum over all genes of the section's file x 10^6" if unit == "CPM" else None,
+        "conversion": f"counts / sum over {counted} x 10^6" if unit == "CPM" else None,
     }
     images = {section.name: section.image for section in sections}
     return SpotCohort(table, np.concatenate(corners), sides, images, report, settings)

@@ -15,15 +15,6 @@ OWN_ROWS = 200  # training rows whose distance to the nearest other one is measu
 MAX_ROWS = 1000  # rows of each kind in the real-or-synthetic classifier: minutes, not hours, with 19,198 genes
 
 
-def wilson(count: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Return the 95 % interval of a share `count` / `n`; Wilson 1927. (0, 1) where n is 0."""
-    if n == 0:
-        return 0.0, 1.0
-    p, spread = count / n, z * z / n
-    centre, half = p + spread / 2, z * np.sqrt(p * (1 - p) / n + spread / (4 * n))
-    return float((centre - half) / (1 + spread)), float((centre + half) / (1 + spread))
-
-
 class GroupClassifier:
     """Logistic regression (L2, C = 1) from profiles to the name of their group, fitted on real training profiles."""
 

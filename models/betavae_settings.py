@@ -1,12 +1,10 @@
 """What the settings of a beta-VAE may be."""
 
-import torch
-
 from common.config import PRECISIONS, BetaVAESettings
 from common.errors import InputError
 from models.expression_scaler import MISSING, TRANSFORMS
+from models.optimizers import OPTIMIZERS
 
-OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 CHOICES = {
     "optimizer": tuple(OPTIMIZERS),
     "transform": tuple(TRANSFORMS),

@@ -8,7 +8,7 @@ from torch import Tensor
 from common.config import BetaVAESettings
 from common.run import generator_for, seed_for
 from models.betavae import BetaVAE, beta_vae_loss
-from models.betavae_settings import OPTIMIZERS
+from models.optimizers import OPTIMIZERS
 
 PARTS = ("total", "reconstruction", "kl")
 

@@ -5,8 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from common.config import BLIND, PRECISIONS, SEEING, GANSettings, settings_dict
 from common.errors import InputError
 from models.compiling import MODES
@@ -14,10 +12,10 @@ from models.conditioning import CONDITIONS, CRITIC_CONDITIONS, NOISES, STANDARDI
 from models.dcgan import CRITIC_NORMS, CRITIC_OUTPUTS
 from models.gan_losses import LOSSES, PENALTY_FORMS, PENALTY_PER, is_conditional
 from models.networks import GAN_TYPES
+from models.optimizers import OPTIMIZERS
 from models.residual import grown_sides
 
 CACHES = ("auto", "gpu", "ram", "none")
-OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 
 
 def resolve_gan_settings(cfg: GANSettings) -> None:

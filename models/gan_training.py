@@ -7,8 +7,8 @@ import torch
 
 from common.config import GANSettings
 from common.run import seed_for
-from models.gan_settings import OPTIMIZERS
 from models.networks import align_moments, build_critic, build_generator, generator_args
+from models.optimizers import OPTIMIZERS
 from models.schedules import eased, rate_groups, set_rate
 
 

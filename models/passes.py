@@ -4,13 +4,12 @@ The result is the whole batch's, but for batch norm, whose statistics are then t
 """
 
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from common.distributed import alone, current
+from common.distributed import Ranks, alone, current
 from common.errors import InputError
 from common.run import Run
 
@@ -126,10 +125,8 @@ def _give_back() -> None:
 
 
 def pieces(n: int, count: int) -> list[slice]:
-    """Return n rows in `count` contiguous parts whose sizes differ by one at most, as torch.tensor_split's."""
-    size, more = divmod(n, count)
-    ends = [i * size + min(i, more) for i in range(count + 1)]
-    return [slice(first, end) for first, end in pairwise(ends)]
+    """Return n rows in `count` parts, as ranks share them, and torch.tensor_split's."""
+    return [Ranks(i, count).share(n) for i in range(count)]
 
 
 def in_passes(network: Callable[..., torch.Tensor], count: int, *inputs: torch.Tensor | None) -> torch.Tensor:

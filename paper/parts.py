@@ -59,7 +59,7 @@ class Ask:
 
     def command(self, stage: str) -> str:
         """Return the command line that makes the inputs of `stage`."""
-        return MADE_BY[stage].format(f=self.folder)
+        return command_of(stage, self.folder)
 
     def metrics(self, stage: str, key: str) -> dict[str, dict[str, Any]]:
         """Return the metrics.json under <folder>/<stage> that have `key`, by folder; InputError where none has."""
@@ -72,6 +72,7 @@ class Ask:
 _VAE, _GAN = "--config {f}/configs/betavae_tissues.json", "--config {f}/configs/gan_run_lung.json"
 _RUN = f"python histopathology_gan.py {_GAN} --model_dir"
 MADE_BY = {
+    "tiles": "python prepare_data.py tiles --slides {f}/slides/lung --out {f}/tiles/lung",
     "vae": f"python betaVAE_training.py {_VAE}",
     "samples": f"python betaVAE_sample.py {_VAE}",
     "shift": f"python betaVAE_interpolation.py {_VAE} --type tissue, and the same with --type sex",
@@ -86,9 +87,15 @@ MADE_BY = {
     "classifier": "python wsi_model.py --patch_data_path {f}/images_form --csv_path real_toy_example.csv --out "
     "{f}/classifier/real",
     "pretrain": "python wsi_model.py --patch_data_path {f}/images_form --csv_path real_toy_example.csv --train_tiles N "
-    "--num_epochs 100 --out {f}/classifier/scratch_N, and the same with --pretrain rna-gan_toy_example.csv",
+    "--num_epochs 100 --patience 0 --out {f}/classifier/scratch_N, and the same with --pretrain "
+    "rna-gan_toy_example.csv",
     "configs": "python prepare_data.py demo --out {f}",
 }
+
+
+def command_of(stage: str, folder: Path) -> str:
+    """Return the command line that makes the inputs of `stage` in a study's folder."""
+    return MADE_BY[stage].format(f=folder)
 
 
 @contextmanager

@@ -31,11 +31,20 @@ from figures.settings_section import settings_section
 from figures.shift_section import shift_section
 from metrics.morphology import UNITS, morphology
 from paper.latent import latent_points
-from paper.parts import Commands, model_line
+from paper.parts import Commands, command_of, model_line
 from paper.patients import counted
 from sources.study import Study
 
 FACTORS = ("nuclear_density", "nuclear_size", "eosin_od", "white_space")  # those that the demo's expression drives
+STAGES = {  # what makes a section's inputs, where it is not a GAN
+    "cohort": "tiles",
+    "vae": "vae",
+    "latent": "samples",
+    "shift": "shift",
+    "distances": "fid",
+    "match": "conditioning",
+    "classifier": "classifier",
+}
 SHOWN = 6  # tiles per patient in the grids
 GRID_PATIENTS = 3
 
@@ -59,19 +68,7 @@ def report_page(args: argparse.Namespace) -> None:
     """Write the page: each section from what is on disk, or a box that says what is missing."""
     demo = Path(args.demo)
     study = Study(demo, pick_device(args.device))
-    vae, gan = f"--config {demo}/configs/betavae_tissues.json", f"--config {demo}/configs/gan_run_lung.json"
-    train = f"python histopathology_gan.py {gan} --model_dir {demo}/checkpoints/rna-gan_lung --loss_type wganvae"
     facts: list[tuple[str, str]] = []
-    made_by = {
-        "cohort": f"python prepare_data.py tiles --slides {demo}/slides/lung --out {demo}/tiles/lung",
-        "vae": f"python betaVAE_training.py {vae}",
-        "latent": f"python betaVAE_sample.py {vae}",
-        "shift": f"python betaVAE_interpolation.py {vae}",
-        "distances": f"python fid.py --matrix NAME=SOURCE ... --out {demo}/fid/matrix",
-        "match": f"python evaluate_conditioning.py {gan} --checkpoint {demo}/checkpoints/rna-gan_lung --out "
-        f"{demo}/conditioning/lung",
-        "classifier": f"python wsi_model.py --csv_path real_toy_example.csv --out {demo}/classifier/real",
-    }
     parts: dict[tuple[str, str], Callable[[], Section]] = {
         ("cohort", "The cohort"): lambda: cohort_part(study, facts),
         ("vae", "The beta-VAE of expression"): lambda: vae_part(study, facts),
@@ -92,7 +89,9 @@ def report_page(args: argparse.Namespace) -> None:
             sections.append(draw())
         except InputError as error:
             warn(f"section {key} is left open: {error}")
-            sections.append(Section(key, title, "", [missing(f"Not there yet: {error}.", made_by.get(key, train))]))
+            sections.append(
+                Section(key, title, "", [missing(f"Not there yet: {error}.", command_of(STAGES.get(key, "gan"), demo))])
+            )
     out = Path(args.out) if args.out else demo / "report.html"
     lead = (
         "From slides and bulk expression to synthetic tiles: what each stage made of this cohort. "

@@ -16,7 +16,8 @@ Visium, with spatial/ and *filtered_feature_bc_matrix.h5, each with its full-res
 Writes --out, the table (.csv or .h5ad), beside it <name>.report.json (pixel sizes found; spots and genes left out, and
 why), and a store of one tile for each spot into --tiles: the square of --tile_um around it. Samples and stores are
 named <section>_<X>x<Y>, or <section>_<barcode>; donor is the section unless --group says more. Genes are mapped and
-chosen as by `prepare_data.py expression`; one that a section's matrix lacks is left out of all.
+chosen as by `prepare_data.py expression`; one that a section's matrix lacks is left out of all. CPM are shares of all
+molecules of a spot, whatever genes are kept; rows that --duplicates first does not take are copies, and not counted.
 With --test the column assigned_split divides the spots, and wins over the split by donor where the table is read: the
 named sections are test; of the others --val_share are val, in whole blocks of neighbours; the rest is train.
 

@@ -138,9 +138,11 @@ class Draws:
                     self._draws[i] = np.stack([rows[k] for k in range(n)])
                     self.found += n
         missing = from_main(np.array([i for i in numbers if i not in self._draws], np.int64)).tolist()
-        # One process keeps each draw as soon as it is done; several divide all of them, so that no share is small.
-        for some in [[i] for i in missing] if current().world == 1 else [missing][: len(missing)]:
-            self._draw_together(some)
+        if current().world > 1 and missing:  # several processes divide all of them, so that no share is small
+            self._draw_together(missing)
+            return
+        for i in missing:  # one process keeps each draw as soon as it is done
+            self._draw_together([i])
 
     def _draw_together(self, numbers: Sequence[int]) -> None:
         n = self.wanted

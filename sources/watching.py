@@ -36,7 +36,7 @@ from sources.pictures import grid_of, write_png
 from sources.profiles import Profiles
 from sources.real import RealSource
 
-HELD_OUT = "val"  # the split; test donors are for the final numbers
+MEASURED_ON = "val"  # the split; test donors are for the final numbers
 
 
 def is_due(cfg: GANSettings, images: int, new: int, ends: bool) -> bool:
@@ -122,7 +122,7 @@ class Watch:
         write_png(pictures / f"images_{state['images_seen']:010d}.png", grid_of(to_uint8(tiles), columns))
         if self.best is None or report["kid"] < self.best:
             self.best = report["kid"]
-            validation = report | {"of": self._of, "split": HELD_OUT}
+            validation = report | {"of": self._of, "split": MEASURED_ON}
             run.save(BEST, "gan", state | {"generator": generator.state_dict(), "validation": validation})
         report = {"epoch": state["epoch"], "images": state["images_seen"], **report, "kid_best": self.best}
         run.log(step, report)
@@ -174,7 +174,7 @@ def _held_out(cfg: GANSettings, need_expression: bool) -> Cohort | None:
     """Return the validation donors' cohort; None, said, where there are too few tiles to measure with."""
     left_out = f"eval_every = {cfg.eval_every}: nothing is measured in training"
     try:
-        cohort = open_cohort(cfg, (HELD_OUT,), need_expression)
+        cohort = open_cohort(cfg, (MEASURED_ON,), need_expression)
     except InputError as error:  # the folders are good: the training's cohort has just been read from them
         warn(f"{left_out}: {error}")
         return None

@@ -15,7 +15,7 @@ from common.checkpoint import load_checkpoint
 from common.errors import InputError, run_command
 from datasets.expression import read_cohort_tables, read_expression, write_expression
 from datasets.keys import split_of
-from metrics.profiles import GroupClassifier, compare_profiles, nearest_distance, real_or_synthetic, wilson
+from metrics.profiles import GroupClassifier, compare_profiles, nearest_distance, real_or_synthetic
 from models.betavae import TrainedVAE
 from sources.profiles import Profiles
 
@@ -233,12 +233,6 @@ def test_help_is_the_manual(command):
 
 
 # --- the numbers of metrics/profiles.py ---
-
-
-def test_wilsons_interval_of_known_numbers():
-    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-3)
-    assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-3)
-    assert wilson(0, 0) == (0.0, 1.0)
 
 
 def test_nearest_distance_of_known_numbers():

@@ -190,7 +190,7 @@ def section(html, key):
 def test_the_report_is_written_with_what_there_is_and_names_the_commands_for_the_rest(study, tmp_path, capsys):
     html = report(study, tmp_path / "report.html")
     check_self_contained(html)
-    for key, name in (("distances", "fid.py --matrix"), ("classifier", "wsi_model.py")):
+    for key, name in (("distances", "fid.py --split test"), ("classifier", "wsi_model.py --patch_data_path")):
         assert 'class="missing"' in section(html, key) and name in section(html, key)
     for key in ("cohort", "vae", "latent", "shift", "gan", "tiles", "conditioning", "morphology", "settings"):
         assert 'class="missing"' not in section(html, key), key

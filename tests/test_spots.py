@@ -105,6 +105,30 @@ def test_st_tile_cpm_and_splits_are_the_known_ones_and_the_cohort_joins_them(spo
     assert report["sections"]["S1"]["splits"] == {"train": 48, "val": 16}
 
 
+def test_copies_of_a_gene_that_are_not_taken_are_in_no_sum(spots, tmp_path, capsys):
+    edit(tmp_path / "st/mapping.csv", lambda t: t + "ENSG00000000101,AAB\n")
+    for section in ("S1", "S2", "S3"):  # a column more, of AAA under another name: x + 1 counts too
+        counts = tmp_path / f"st/counts/{section}.tsv.gz"
+        edit(counts, lambda t: _set(t.replace("\tDDD", "\tDDD\tAAB", 1), 5, lambda x, y: x + 1))
+    flags = "--pitch 200 --out t.h5ad --min_spots 0 --min_counts 1000 --duplicates"
+    for duplicates, values, total in (
+        ("first", [4000.0, 200000.0, 597000.0, 199000.0], 1000),
+        ("sum", [8e6 / 1004, 200e6 / 1004, 597e6 / 1004, 199e6 / 1004], 1004),
+    ):
+        assert spots(f"{flags} {duplicates}") == 0
+        table = read_expression("t.h5ad")
+        row = table.find("S1_3x5")
+        np.testing.assert_allclose(table.values[row], values, rtol=1e-6)
+        obs = table.obs.iloc[row]
+        assert (obs["total_counts"], obs["genes_detected"]) == (str(total), "4" if duplicates == "first" else "5")
+        report = json.loads((tmp_path / "t.report.json").read_text())
+        first = {"ENSG00000000101": ["AAA", "AAB"]} if duplicates == "first" else {}
+        assert report["genes"]["first_of_several"] == first and len(table.genes) == 4
+        assert ("the first row alone of those that repeat" in report["conversion"]) == bool(first)
+        said = capsys.readouterr().out
+        assert ("genes of which the first row was taken: 1 (ENSG00000000101)" in said) == bool(first)
+
+
 def test_the_pixel_size_is_given_or_follows_from_the_pitch_else_one_clear_error(spots, capsys):
     assert spots("--out t.csv --mpp 10 --min_spots 0 --group P1") == 0
     assert open_stores("tiles")["S1_0x0"].coords.tolist() == [[STEP - 5, STEP - 5]]
@@ -157,6 +181,7 @@ def test_genes_are_chosen_by_the_training_spots_alone_and_unmapped_ones_named(sp
 def _set(text, column, value):
     lines = [line.split("\t") for line in text.rstrip("\n").split("\n")]
     for fields in lines[1:]:
+        fields += [""] * (column + 1 - len(fields))
         fields[column] = str(value(*map(int, fields[0].split("x"))))
     return "\n".join("\t".join(fields) for fields in lines) + "\n"
 
