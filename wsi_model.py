@@ -21,7 +21,8 @@ Writes  <out>/metrics.json: accuracy, weighted F1 and AUC with 95 % intervals (b
                       of a table, such as synthetic tiles; for the backbones that are trained as a whole. metrics.json
                       says on what, and which GAN made them; one that has seen a held-out donor of the table is refused,
                       one that has seen another of its donors gives a warning
---train_tiles N       train on N tiles of each fold's training part at most, seeded, all classes and groups in turn
+--train_tiles N       train on N tiles of each fold's training part at most, seeded, all classes and groups in turn; of
+                      few tiles an epoch is a few steps: add --patience 0, or the early stop comes before they learned
 --shuffle_labels      control: labels shuffled within each table, for training and for testing; expect chance
 """
 

@@ -43,7 +43,9 @@ def classifier_figure(bars: pd.DataFrame, curves: pd.DataFrame, scores: Mapping[
         ticks = sorted(set(curves["train_tiles"].round().astype(int)))
         ax.set_xticks(ticks, [str(t) for t in ticks])
         ax.set_xticks([], minor=True)
-        ax.set(xlabel="real tiles trained on, per fold", ylabel=words, ylim=(None, 1.02))
+        least = float(np.nanmin(curves.loc[curves["score"] == score, ["value", "low"]].to_numpy(float)))
+        spare = 0.04 * max(1 - least, 0.1)  # so little that no tick lies above 1
+        ax.set(xlabel="real tiles trained on, per fold", ylabel=words, ylim=(least - spare, 1 + spare))
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=1)
     if wide:
         letters(axes)

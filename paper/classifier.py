@@ -40,12 +40,14 @@ def draw(ask: Ask) -> dict[str, Drawn]:
     )
     if len(curves):
         first = first_pretrained(found)
-        learned = first["pretraining"]
+        learned, fitted = first["pretraining"], first["settings"]
         caption += (
             f"(b, c) {len(first['folds'])}-fold by {first['folds_by']}, trained on so many real tiles of each "
             f"fold, from scratch and after self-supervised pre-training (SimCLR, NT-Xent; Chen et al. 2020) on "
             f"{learned['n']} tiles of {learned['source']} ({learned['settings']['num_epochs']} epochs; "
-            f"{learned['augmentation']}). One training seed: differences within the intervals say nothing. "
+            f"{learned['augmentation']}); {fitted['num_epochs']} epochs at most, "
+            f"{'with an' if fitted['patience'] else 'no'} early stop. One training seed: differences within the "
+            f"intervals say nothing. "
         )
         if learned.get("tested_donors_seen"):
             caption += f"Pre-training knows {learned['tested_donors_seen']} of the tested donors: not a fair test. "

@@ -87,7 +87,8 @@ MADE_BY = {
     "classifier": "python wsi_model.py --patch_data_path {f}/images_form --csv_path real_toy_example.csv --out "
     "{f}/classifier/real",
     "pretrain": "python wsi_model.py --patch_data_path {f}/images_form --csv_path real_toy_example.csv --train_tiles N "
-    "--num_epochs 100 --out {f}/classifier/scratch_N, and the same with --pretrain rna-gan_toy_example.csv",
+    "--num_epochs 100 --patience 0 --out {f}/classifier/scratch_N, and the same with --pretrain "
+    "rna-gan_toy_example.csv",
     "configs": "python prepare_data.py demo --out {f}",
 }
 

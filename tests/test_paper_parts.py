@@ -12,6 +12,7 @@ from common.checkpoint import save_checkpoint
 from common.config import GANSettings
 from common.errors import InputError
 from figures.paper_architecture import count, in_rows
+from figures.paper_classifier import classifier_figure
 from figures.paper_epochs import epochs_figure
 from figures.paper_matrix import matrix_figure
 from figures.trace import totals, trace_critic, trace_generator, trace_vae
@@ -152,6 +153,15 @@ def test_two_extractors_never_share_a_panel():
     columns = ["tissue", "extractor", "weights", "images", "kid", "run", "loss", "label"]
     figure = epochs_figure(pd.DataFrame(rows, columns=columns))
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["lung, e", "lung, f"]
+
+
+def test_no_axis_of_a_score_has_a_tick_above_1():
+    rows = [("a", s, t, v, v - 0.03, min(v + 0.03, 1), "r") for s in ("f", "g") for t, v in ((10, 0.92), (99, 0.997))]
+    curves = pd.DataFrame(rows, columns=["start", "score", "train_tiles", "value", "low", "high", "run"])
+    figure = classifier_figure(curves[curves["train_tiles"] == 10], curves, {"f": "F", "g": "G"}, 0.5)
+    for ax in figure.axes[1:]:
+        low, high = ax.get_ylim()
+        assert low < 0.89 and 1 < high < 1.02 and all(t <= 1 for t in ax.get_yticks() if t <= high)
 
 
 def test_the_matrix_writes_each_pair_twice_and_leaves_what_is_unknown_blank():
