@@ -211,7 +211,7 @@ class Run:
         """From here on a first signal is only what `after_step()` tells, until `release_signals()` or the run's end."""
         if not self._holds:
             self._holds = True
-            hold_signals()
+            hold_signals(aloud=True)
 
     def release_signals(self) -> None:
         """From here on a signal ends the run at once; one that came meanwhile does so here. Everything is saved."""

@@ -32,6 +32,7 @@ class _State:
     at = 0.0
     waiting = False  # it came while it was held back
     held = 0
+    aloud = False  # what is being finished takes long enough to be told
     partials: set[Path] = set()  # noqa: RUF012  files of this process that are being written
 
 
@@ -44,7 +45,7 @@ def signals_handled() -> Iterator[None]:
     if _State.handled or threading.current_thread() is not threading.main_thread():
         yield
         return
-    _State.handled, _State.requested, _State.waiting, _State.held = True, "", False, 0
+    _State.handled, _State.requested, _State.waiting, _State.held, _State.aloud = True, "", False, 0, False
     before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
     try:
         yield
@@ -59,16 +60,21 @@ def stop_requested() -> bool:
     return bool(_State.requested)
 
 
-def hold_signals() -> None:
-    """From here on, until as many `release_signals()`, a first signal only sets `stop_requested()`."""
+def hold_signals(aloud: bool = False) -> None:
+    """From here on, until as many `release_signals()`, a first signal only sets `stop_requested()`.
+
+    `aloud`: the user is told that a training step is finished first.
+    """
     if threading.current_thread() is threading.main_thread():  # in no other thread is anything raised
         _State.held += 1
+        _State.aloud |= aloud
 
 
 def release_signals() -> None:
     """End what `hold_signals()` began; a signal that came meanwhile raises Interrupted here."""
     if threading.current_thread() is threading.main_thread():
         _State.held -= 1
+        _State.aloud &= _State.held > 0
         if not _State.held and _State.waiting:
             _State.waiting = False
             raise Interrupted(_State.requested)
@@ -114,7 +120,7 @@ def _on_signal(number: int, _frame: FrameType | None) -> Any:
     if not _State.held:
         raise Interrupted(_State.requested)
     _State.waiting = True
-    if os.environ.get("RANK", "0") != "0":  # of several processes the first speaks for all
+    if not _State.aloud or os.environ.get("RANK", "0") != "0":  # of several processes the first speaks for all
         return
     with suppress(RuntimeError, OSError, ValueError):  # it may have come in the midst of another line
         text = f"{_State.requested}: finishing this step, then saving; a second signal leaves at once"

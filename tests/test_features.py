@@ -202,7 +202,7 @@ class Payload:
 def test_pickled_code_is_not_executed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"w": Payload()}, "w.pt")
-    with pytest.raises(InputError, match=r"w\.pt: asks for io\.open, tensors and plain data were expected"):
+    with pytest.raises(InputError, match=r"w\.pt: asks for _?io\.open, tensors and plain data were expected"):
         read_state_dict("w.pt")
     assert not (tmp_path / "executed").exists()
 

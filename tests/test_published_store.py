@@ -178,8 +178,12 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path, monkeypatch):
         return unpacked(value, where)
 
     monkeypatch.setattr(published_store, "_unpacked", interrupts)
-    with pytest.raises(KeyboardInterrupt):
-        published_store.import_published(path, out, published_store.ImportSettings(0.5))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            published_store.import_published(path, out, published_store.ImportSettings(0.5))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not list(out.iterdir())
 
 

@@ -198,7 +198,7 @@ def test_a_folder_that_not_all_ranks_see_is_named(cohort):
     words = [GAN, "--config", "lung.json", "--max_steps", 4, "--model_dir", "run"]
     processes = many_ranks.start(words, 2, [cohort, cohort / "elsewhere"])
     status, _, err = many_ranks.finish(processes)
-    assert status == [2, 2]
+    assert status == [2, 2], err
     (said,) = "".join(err).splitlines()
     assert "run: last.pt: rank 0 has" in said and "rank 1 has no such file" in said
 

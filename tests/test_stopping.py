@@ -125,6 +125,16 @@ def test_a_signal_as_half_files_are_removed_leaves_none(tmp_path, monkeypatch):
     assert calls and not list(tmp_path.iterdir())
 
 
+def test_only_a_step_is_told_to_be_finished_first(tmp_path, capsys):
+    with signals_handled(), pytest.raises(Interrupted), held_back():
+        kill_me()
+    assert capsys.readouterr().err == ""
+    with Run(tmp_path / "run", {}) as run:
+        run.hold_signals()
+        kill_me()
+        assert "finishing this step, then saving" in capsys.readouterr().err
+
+
 def test_held_back_signals_come_afterwards():
     reached = []
     with signals_handled():
