@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from figures.plots import settled
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -65,7 +67,7 @@ class Section:
 def picture(figure: "Figure", caption: str, alt: str, dpi: int = 144) -> str:
     """Return a matplotlib Figure as an HTML figure with an inline PNG. Equal figures give equal bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    settled(figure, dpi).savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     width = round(figure.get_size_inches()[0] * 96)  # CSS pixels per inch
     data = base64.b64encode(buffer.getvalue()).decode()
     image = f'<img src="data:image/png;base64,{data}" width="{width}" alt="{escape(alt)}">'

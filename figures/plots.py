@@ -50,6 +50,21 @@ def _axes(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple
     return figure, list(axes.ravel())
 
 
+def settled(figure: "Figure", dpi: int) -> "Figure":
+    """Lay the figure out now, and fix its axes' places, rounded; return it.
+
+    The layout's solver goes through its terms in another order in each process: the last digits of a place differ, and
+    at times a pixel with them.
+    """
+    if figure.get_layout_engine() is not None:
+        figure.set_dpi(dpi)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        for ax in figure.axes:
+            ax.set_position([round(float(x), 6) for x in ax.get_position(original=True).bounds])  # of the figure's side
+    return figure
+
+
 def colour_of(names: Sequence[str]) -> dict[str, str]:
     """Return one colour per distinct name, in sorted order, so that a tissue keeps its colour on every plot."""
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(sorted(set(names)))}

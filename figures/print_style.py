@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.files import atomic_path
-from figures.plots import RC
+from figures.plots import RC, settled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,6 +78,8 @@ def save_figure(figure: "Figure", stem: Path) -> list[Path]:
 
     dateless = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
     paths = []
+    with matplotlib.rc_context(PRINT):
+        settled(figure, DPI)
     for kind, metadata in dateless.items():
         path = stem.with_name(f"{stem.name}.{kind}")
         with matplotlib.rc_context(PRINT | {"figure.constrained_layout.use": False}), atomic_path(path) as partial:

@@ -165,4 +165,4 @@ def draw_harmonised(made: Harmonised, vae: "TrainedVAE", before: "Distances", af
         f"training latent; --harmonise {made.report['method']}",
     )
     with atomic_path(path) as partial:
-        figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": None})
+        plots.settled(figure, DPI).savefig(partial, format="png", dpi=DPI, metadata={"Software": None})

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from threadpoolctl import threadpool_limits
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks: a second thread waits more than it works
+threadpool_limits(int(os.environ["OMP_NUM_THREADS"]), "blas")  # a plugin of pytest may have loaded numpy before us
 os.environ["RNAGAN_FEATURE_CACHE"] = "none"  # tests compute what they check, and leave nothing in the user's home
 
-from common.errors import run_command
+from common.errors import run_command  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 

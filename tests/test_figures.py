@@ -57,6 +57,20 @@ def test_plots_give_the_same_bytes_twice_and_leave_matplotlib_as_it_was():
     assert dict(matplotlib.rcParams) == before
 
 
+def test_a_figures_places_are_fixed_and_round_whatever_the_layouts_solver_leaves_in_the_last_digits():
+    first = next(every_plot())
+    second = next(every_plot())
+    for figure, dpi in ((first, 100), (second, 100)):
+        plots.settled(figure, dpi)
+        assert all(
+            round(x, 6) == pytest.approx(x, abs=1e-12) for ax in figure.axes for x in ax.get_position(True).bounds
+        )
+    places = [ax.get_position(True).bounds for ax in first.axes]
+    first.draw_without_rendering()
+    assert [ax.get_position(True).bounds for ax in first.axes] == places, "nothing is laid out again"
+    assert places == [ax.get_position(True).bounds for ax in second.axes]
+
+
 def test_a_tissue_keeps_its_colour_whatever_the_order():
     assert plots.colour_of(["lung", "brain"]) == plots.colour_of(["brain", "lung", "lung"])
     assert len(set(plots.COLOURS)) == len(plots.COLOURS)
