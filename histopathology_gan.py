@@ -14,7 +14,8 @@ written at the end of an epoch and every --save_every seconds (600), but no more
 time; the one before it stays as previous.pt, in case the disk damages it. SIGTERM, SIGINT and SIGUSR1 end the run after
 the current step, saved, with status 75. Where a loss or weight is not finite, the run goes back to last.pt and leaves
 that batch out; the third time it ends.
-With --eval_every the generator is measured in training, on tiles of validation donors, and the best kept as best.model.
+With --eval_every the generator is measured in training, on tiles of validation donors, and the best is kept: with the
+next last.pt it is written as best.model.
 Each step is one or more updates of the critic, then one of the generator through the last fake batch.
 
 Which loss: rpganvae with --gan_type residual makes tiles that match the patient: its critic sees the expression.
@@ -203,7 +204,7 @@ def fit(
     passes = Passes(cfg.micro_batch, generator, critic, least=least_rows(cfg))
     autocast = torch.autocast(device.type, torch.bfloat16) if cfg.precision == "bf16" else nullcontext()
     if last > done:
-        held = moments_to_come(gan.optimizer_g, gan.optimizer_c) + (size_of(generator) if watch else 0)
+        held = moments_to_come(gan.optimizer_g, gan.optimizer_c) + (2 * size_of(generator) if watch else 0)
         with unchanged(generator, critic):
             play = gan_step(cfg, generator, critic, expression.latent_dim, device, autocast)
             passes.settle(cfg.batch_size, play, device, held)
@@ -229,7 +230,7 @@ def fit(
         watch.resume(run, done * per_step)
     progress = Progress(run.name, "images", last * per_step, done * per_step, device, quiet=not run.ranks.main)
     about_model = partial(describe_model, gan, cohort, expression.vae, epoch_steps)
-    saves = Saves(run, gan, skips, losses, batches, progress, expression, about_model)
+    saves = Saves(run, gan, skips, losses, batches, progress, expression, about_model, watch)
     if done >= last:
         saves.complete(done, math.ceil(done / epoch_steps))
 

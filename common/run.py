@@ -71,7 +71,6 @@ class Run:
         self._inside, self._holds = ExitStack(), False
         self._last_is_whole = False  # last.pt was written or read, and checked, by this process
         self._saved_at, self._save_seconds, self._told = time.monotonic(), 0.0, False
-        self._beside = 0.0  # seconds of saves since the last `saving()`: a best.model
         agree(f"{folder}: the settings and the data", json.dumps(settings, sort_keys=True, default=str))
         if ranks.main:
             self._open(settings, restart, defaults or {})
@@ -136,10 +135,7 @@ class Run:
 
         Where the disk has no room for a third file while it is written, previous.pt makes room. Rank 0 only.
         """
-        start = time.monotonic()
-        digest = self._save_last(kind, state) if name == LAST else save_checkpoint(self.folder / name, kind, state)
-        self._beside += time.monotonic() - start
-        return digest
+        return self._save_last(kind, state) if name == LAST else save_checkpoint(self.folder / name, kind, state)
 
     def _save_last(self, kind: str, state: dict[str, Any]) -> str:
         previous = self.folder / PREVIOUS
@@ -159,8 +155,7 @@ class Run:
 
         It is time to save when an epoch ends, or when `every` seconds (0: no such limit) went by since the last save;
         but not yet where saving again would take more than SAVE_SHARE of the time. Where that puts off what `every`
-        asks for, it is said once. `saving()` measures what a save takes; with it counts what was saved since the one
-        before.
+        asks for, it is said once. `saving()` measures what a save takes: all that a training saves, it saves there.
         """
         stopping, due = stop_requested(), self.ranks.main and self._save_is_due(epoch_ends, every)
         if self.ranks.world == 1:
@@ -172,7 +167,7 @@ class Run:
         waited = time.monotonic() - self._saved_at
         asked = bool(every) and waited >= every
         least = self._save_seconds * (1 / SAVE_SHARE - 1)
-        paid = waited - self._beside >= least
+        paid = waited >= least
         if asked and not paid and not self._told:
             self._told = True
             warn(
@@ -183,11 +178,11 @@ class Run:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Count the block's time, and that of saves since the last such block, as that of a save."""
-        start, beside = time.monotonic(), self._beside
+        """Count the block's time as that of a save."""
+        start = time.monotonic()
         yield
-        self._saved_at, self._beside = time.monotonic(), 0.0
-        self._save_seconds = self._saved_at - start + beside
+        self._saved_at = time.monotonic()
+        self._save_seconds = self._saved_at - start
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Append one JSON line to log.jsonl (and to wandb where it is on); other ranks than the first do nothing."""

@@ -87,7 +87,8 @@ def tell(need: MemoryNeed, device: torch.device) -> None:
 def gan_need(cfg: GANSettings, latent_dim: int, data: int = 0, evaluation: int = 0) -> MemoryNeed:
     """Return what the training of a GAN takes in each process; `latent_dim` 0: without expression.
 
-    Under bf16 that of fp32: an upper bound. `evaluation`: bytes beside a second copy of the generator.
+    Under bf16 that of fp32: an upper bound. `evaluation`: bytes beside two more copies of the generator, the one
+    that is measured and the best so far.
     """
     with META:
         generator, critic = build_generator(generator_args(cfg, latent_dim)), build_critic(cfg, latent_dim)
@@ -100,7 +101,7 @@ def gan_need(cfg: GANSettings, latent_dim: int, data: int = 0, evaluation: int =
         weights=sum(weights),
         gradients=sum(weights),
         optimiser=MOMENTS * sum(weights),
-        average=weights[0] * (2 if evaluation else 1),
+        average=weights[0] * (3 if evaluation else 1),
         activations=max(made.peak - sum(weights), 0),
         workspace=COPIES * max(made.largest, largest(generator), largest(critic)),
         batch=batch,

@@ -21,6 +21,7 @@ from models.generate import sample_tiles
 from sources.batches import Batches
 from sources.gan_expression import Expression
 from sources.pictures import grid_of, write_png
+from sources.watching import Watch
 
 KIND = "gan_training"  # of last.pt
 
@@ -39,6 +40,7 @@ def resume(run: Run, gan: GANTraining, skips: Skips) -> tuple[int, dict[str, tor
 class Saves:
     """Writes and reads back what changes in a training: `gan`, `skips`, and `losses`, the latest of each part.
 
+    `watch`: has the best generator so far (None: nothing is measured).
     `about(step)`: what the model's file says besides its weights. Of several ranks the first writes.
     """
 
@@ -50,6 +52,7 @@ class Saves:
     progress: Progress
     expression: Expression
     about: Callable[[int], dict[str, Any]]
+    watch: Watch | None = None
 
     @property
     def model(self) -> Path:
@@ -78,11 +81,16 @@ class Saves:
                 calibrate_batch_norm(average, calibration_inputs(average, seed, self.expression.conditions))
 
     def save(self, step: int, model: bool) -> bool:
-        """Save; return False where a weight is not finite: the files on disk stay as they were."""
+        """Save, best.model too where a better one was found; return False where a weight is not finite.
+
+        Then a file with such a weight stays as it was.
+        """
         bad = False
         try:
             if self.run.ranks.main:
                 with self.run.saving():
+                    if self.watch is not None:
+                        self.watch.save(self.run)
                     state = {"step": step, "losses": {k: v.item() for k, v in self.losses.items()}}
                     self.run.save(LAST, KIND, state | self.gan.state() | self.skips.state())
                     if model:
@@ -107,6 +115,8 @@ class Saves:
         self.skips.blame(step, what, remedy)
         saved = self.run.restore(KIND) or {"step": 0, "losses": {}} | self.gan.fresh_state()
         self.gan.load(saved)
+        if self.watch is not None:
+            self.watch.resume(self.run, saved["step"] * self.gan.per_step)
         self.losses.clear()
         self.losses.update(_on_device(saved["losses"], self.gan.device))
         self.batches.go_to(saved["step"])

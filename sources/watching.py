@@ -5,8 +5,14 @@ looked at here. Of an RNA-GAN, drawn tile k has the profile of the donor whose t
 is what two sets of real tiles have. Nothing of the training is touched: what is measured is a copy of the average, and
 each random number has its own seed. Of several ranks each draws and looks at its share of the tiles; the first computes
 the distance, and it alone writes.
+
+
+The best one waits in memory for the training's next save, so that best.model and last.pt are of one moment, and what
+both cost is known to the run. Where best.model is of a later one all the same (a crash came between the two, or the run
+went back to previous.pt), log.jsonl tells what the best was, and the steps that are done again make it again.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -46,7 +52,7 @@ def is_due(cfg: GANSettings, images: int, new: int, ends: bool) -> bool:
 
 
 class Watch:
-    """Measures a generator in training, every `eval_every` images, and keeps the best one as best.model."""
+    """Measures a generator in training, every `eval_every` images, and keeps the best one: at a save, as best.model."""
 
     def __init__(self, cfg: GANSettings, cohort: Cohort, conditions: torch.Tensor | None, extractor: Extractor) -> None:
         """Compute the real tiles' features. `conditions` (rows of the validation cohort, z); None: a plain GAN."""
@@ -68,6 +74,7 @@ class Watch:
         }
         self._of = content_digest([self.about, source.digest(), extractor.preprocessing])  # what may be compared
         self.best: float | None = None
+        self._unsaved: dict[str, Any] | None = None  # the best so far, where best.model is not yet it
         self._generator: ConditionedGenerator | None = None
 
     @property
@@ -76,22 +83,26 @@ class Watch:
         return CHUNK * BYTES_PER_PIXEL * max(self.extractor.input_side, self.cfg.img_size) ** 2
 
     def resume(self, run: Run, images: int) -> None:
-        """Take the best so far from the run's best.model; a run at 0 `images`, or measured otherwise, has none.
+        """Take up the best of the first `images`: best.model's, or, where that is of a later moment, the log's.
 
-        Nor has one whose best.model is damaged, with a warning.
+        A run at 0 images, or measured otherwise, has none; nor has one whose best.model is damaged, with a warning.
         """
+        self.best, self._unsaved = None, None
         path = run.folder / BEST
         if not run.ranks.main or not images or not path.is_file():
             return
         try:
-            found = load_checkpoint(path, "gan")[0].get("validation", {})
+            state = load_checkpoint(path, "gan")[0]
         except DamagedCheckpoint as error:
             warn(f"{error}. Going on without a best so far: the next measurement makes {path} again")
             return
-        if found.get("of") == self._of:
+        found = state.get("validation", {})
+        if found.get("of") != self._of:
+            warn(f"{path}: was chosen by other tiles or another extractor; the next measurement replaces it")
+        elif state["images_seen"] <= images:
             self.best = found["kid"]
         else:
-            warn(f"{path}: was chosen by other tiles or another extractor; the next measurement replaces it")
+            self.best = self._told(run.folder / "log.jsonl")
 
     def look(
         self,
@@ -103,7 +114,7 @@ class Watch:
         profiles: torch.Tensor | None,
         pictures: Path,
     ) -> dict[str, Any]:
-        """Measure `average`, log and return what was found; leave a grid, and best.model where it is the best so far.
+        """Measure `average`, log and return what was found; leave a grid; keep the best so far for `save`.
 
         `state`: what a GAN's checkpoint says but for the weights; `conditions`: the training's, for batch norm;
         `profiles`: the grid's rows; `pictures`: the grid's folder. All ranks look; those but the first return {}.
@@ -123,10 +134,17 @@ class Watch:
         if self.best is None or report["kid"] < self.best:
             self.best = report["kid"]
             validation = report | {"of": self._of, "split": MEASURED_ON}
-            run.save(BEST, "gan", state | {"generator": generator.state_dict(), "validation": validation})
+            weights = {k: v.detach().clone() for k, v in generator.state_dict().items()}
+            self._unsaved = state | {"generator": weights, "validation": validation}
         report = {"epoch": state["epoch"], "images": state["images_seen"], **report, "kid_best": self.best}
         run.log(step, report)
         return report
+
+    def save(self, run: Run) -> None:
+        """Write best.model where it is not yet the best so far: as a part of the training's save, before last.pt."""
+        if self._unsaved is not None:
+            run.save(BEST, "gan", self._unsaved)
+            self._unsaved = None
 
     def drawn(self, generator: ConditionedGenerator) -> np.ndarray:
         """Return the features (n, d) of the generator's tiles, of which every rank draws some chunks."""
@@ -139,6 +157,12 @@ class Watch:
                 yield {"features": np.concatenate([self.extractor(to_uint8(batch)) for batch in tiles])}
 
         return divided(["features"], range(0, n, CHUNK), work)["features"]
+
+    def _told(self, log: Path) -> float | None:
+        """Return the best so far that the latest measurement in `log` tells of; None where there is none like this."""
+        lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
+        told = [line["kid_best"] for line in lines if self.about.items() <= line.items()]
+        return told[-1] if told else None
 
     def _copy(self, average: ConditionedGenerator) -> ConditionedGenerator:
         """Return a generator with the weights of `average`: always the same one, so that a GPU records it once."""

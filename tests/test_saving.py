@@ -335,28 +335,3 @@ def test_a_save_that_costs_more_than_its_share_is_put_off_and_that_is_said_once(
     with run.saving():
         now[0] += 1
     assert not due(59) and due(1)
-
-
-def test_a_best_model_counts_as_part_of_the_save_that_follows(tmp_path, monkeypatch):
-    now = [1000.0]
-    monkeypatch.setattr("common.run.time.monotonic", lambda: now[0])
-    takes = {"best.model": 4.0, "last.pt": 1.0}
-    monkeypatch.setattr(
-        "common.run.save_checkpoint", lambda path, *_: now.__setitem__(0, now[0] + takes[Path(path).name])
-    )
-    run, spent, begun = Run(tmp_path, {}), 0.0, now[0]
-    run.restore(KIND)
-
-    def saved(name):
-        before = now[0]
-        run.save(name, KIND, state(1))
-        return now[0] - before
-
-    for second in range(1, 20_001):
-        now[0] += 1
-        if second % 200 == 0:  # a measurement, and the best so far
-            spent += saved("best.model")
-        if run.after_step(every=10)[1]:
-            with run.saving():
-                spent += saved("last.pt")
-    assert spent / (now[0] - begun) > 0.04 and spent <= 0.05 * (now[0] - begun) + 5  # the last is not yet paid for
