@@ -10,7 +10,10 @@ BUCKET = 2**25  # numbers that are summed over the ranks at a time
 
 
 def sum_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Sum the gradients of an optimiser's weights over the ranks, in buckets. Each has its share of a loss."""
+    """Sum the gradients of an optimiser's weights over the ranks, in buckets. Each has its share of a loss.
+
+    Gradients that share a bucket are copied for it; one that fills a bucket alone is summed where it lies.
+    """
     if current().world == 1:
         return
     bucket: list[torch.Tensor] = []
@@ -19,10 +22,17 @@ def sum_gradients(optimizer: torch.optim.Optimizer) -> None:
     for i, grad in enumerate(found):
         bucket.append(grad)
         if i + 1 == len(found) or sum(g.numel() for g in bucket) + found[i + 1].numel() > BUCKET:
-            flat = current().sum(torch.cat([g.reshape(-1) for g in bucket]))
-            for own, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
-                own.copy_(part.view(own.shape))
+            _sum_bucket(bucket)
             bucket = []
+
+
+def _sum_bucket(bucket: list[torch.Tensor]) -> None:
+    if len(bucket) == 1:
+        current().sum(bucket[0])
+        return
+    flat = current().sum(torch.cat([g.reshape(-1) for g in bucket]))
+    for own, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+        own.copy_(part.view(own.shape))
 
 
 class _JointSum(torch.autograd.Function):

@@ -18,6 +18,7 @@ from common.joint_sums import joint_sum, sum_gradients
 
 SCRIPT = """
 import json, os, signal, sys, time, torch
+from common import joint_sums
 from common.distributed import alone, current, joined, launch
 from common.joint_sums import joint_sum, sum_gradients
 from common.together import agree
@@ -59,6 +60,23 @@ def talk(ranks):
         json.dump(found, file)
     print("printed")
     warn("warned")
+
+def gradients(ranks):
+    joint_sums.BUCKET, cat, copied = 10, torch.cat, []
+    torch.cat = lambda parts: copied.append([p.numel() for p in parts]) or cat(parts)
+    numbers = torch.Generator().manual_seed(ranks.rank)
+    weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((3, 4), (2,), (3, 2), (4, 3), (50, 7))]
+    for w in weights:
+        w.grad = torch.randn(w.shape, generator=numbers)
+    weights[3].grad = torch.randn(3, 4, generator=numbers).t()  # its numbers lie in another order
+    before = [w.grad.clone(memory_format=torch.contiguous_format) for w in weights]
+    places = [w.grad.data_ptr() for w in weights]
+    sum_gradients(torch.optim.SGD(weights, lr=1))
+    whole = [before[:1], before[1:3], before[3:4], before[4:]]
+    flat = cat([ranks.sum(cat([g.flatten() for g in part])) for part in whole])
+    with open(f"found_{ranks.rank}.json", "w") as file:
+        json.dump({"copied": copied, "same": torch.equal(flat, cat([w.grad.flatten() for w in weights])),
+                   "in_place": places == [w.grad.data_ptr() for w in weights], "first": flat[0].item()}, file)
 
 def differ(ranks):
     agree("the tables", f"digest {ranks.rank}")
@@ -139,6 +157,15 @@ def test_shares_are_contiguous_whole_and_even(n, world):
     assert [i for share in shares for i in share] == list(range(n))
     sizes = [len(share) for share in shares]
     assert max(sizes) - min(sizes) <= 1 and sizes == sorted(sizes, reverse=True)
+
+
+def test_a_gradient_that_fills_a_bucket_alone_is_summed_where_it_lies_to_the_same_bit(script):
+    status, _, err = many_ranks.run(["job.py", "gradients"], 3, script)
+    assert status == [0, 0, 0], err
+    found = [json.loads((script / f"found_{k}.json").read_text()) for k in range(3)]
+    assert all(own["same"] and own["in_place"] and own["copied"] == [[2, 6]] for own in found)
+    first = sum(torch.randn(3, 4, generator=torch.Generator().manual_seed(k))[0, 0].item() for k in range(3))
+    assert [own["first"] for own in found] == [pytest.approx(first, abs=1e-6)] * 3
 
 
 def test_what_ranks_tell_one_another(script):
