@@ -9,11 +9,8 @@ from common.errors import InputError
 from common.files import read_json
 from datasets.tiles import area_resize, decode_image
 
-MAKER = (
-    "made_by",
-    "made_digest",
-    "made_seed",
-)  # of a generated tile: the GAN's checkpoint, its digest, the noise's seed
+# Of a generated tile: the GAN's checkpoint, its digest, the noise's seed.
+MAKER = ("made_by", "made_digest", "made_seed")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 

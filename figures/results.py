@@ -41,14 +41,16 @@ def metrics_under(folder: str | Path) -> dict[str, dict[str, Any]]:
 
 def makers_said(found: Iterable[Mapping[str, Any]]) -> str:
     """Return who made the tiles of each table (or folder) that metrics of wsi_model.py name, in a sentence or two."""
-    said = {}
+    by: dict[Path, set[str]] = {}
     for metrics in found:
         for one in [*metrics["tables"], *([metrics["pretraining"]] if metrics.get("pretraining") else [])]:
-            said[Path(one.get("path") or one["source"]).name] = ", ".join(
+            by.setdefault(Path(one.get("path") or one["source"]), set()).update(
                 f"{Path(m['made_by']).stem} (digest {m['made_digest'][:12] or 'not known'}, seed "
                 f"{m['made_seed'] or 'not known'})"
                 for m in one.get("makers", ())
             )
+    alone = len({path.name for path in by}) == len(by)  # else the folder tells which table is meant
+    said = {path.name if alone else f"{path.parent.name}/{path.name}": ", ".join(sorted(by[path])) for path in by}
     made = "; ".join(f"{name} by {makers}" for name, makers in said.items() if makers)
     others = ", ".join(name for name, makers in said.items() if not makers)
     return " ".join(

@@ -12,7 +12,7 @@ from scipy.special import ndtri, stdtrit  # quantiles of the normal and of t; sc
 
 LEVEL = 0.95
 RESAMPLES = 2000
-FEW = 10  # observers or things below which a bootstrap's percentiles are too narrow
+FEW = 10  # observers below which a bootstrap's percentiles are too narrow
 Z = float(ndtri(1 - (1 - LEVEL) / 2))  # 1.96
 
 
@@ -96,14 +96,14 @@ def compared_ratings(
     """Return each group's mean rating, and the differences of all pairs of groups, with intervals.
 
     `ratings` (visitors, tiles), NaN where not given; `groups` (tiles,) names. Visitors and tiles are resampled, each
-    by themselves, a rating weighing as often as its visitor times its tile was drawn (Owen 2007, Ann Appl Stat 1:386):
-    so the intervals allow for other visitors and for other tiles. Groups without a rating are left out; of one visitor
-    or one tile, which cannot say how others differ, there is no interval; nor where all resamples agree.
+    by themselves, so that the intervals allow for other visitors and for other tiles (Owen 2007, Ann Appl Stat 1:386).
+    Groups without a rating are left out; of one visitor or one tile, which cannot say how others differ, there is no
+    interval; nor where all resamples agree.
 
-    Of less than FEW visitors or tiles percentiles are too narrow: resamples of n spread as n - 1 of n, and have no
-    tails (Hesterberg 2015, Am Stat 69:371). There the interval is value +- t sqrt(v + w): v and w the variances of
+    Percentiles would be too narrow where visitors or tiles are few: resamples of n spread as n - 1 of n, and have no
+    tails (Hesterberg 2015, Am Stat 69:371). So an interval is value +- t sqrt(v + w): v and w the variances of
     resamples of visitors alone and of tiles alone, times n / (n - 1), n those of the smaller group; degrees of freedom
-    as of a sum of two variances (Satterthwaite 1946, Biometrics 2:110). "method" says which it is. `scale`: the least
+    as of a sum of two variances (Satterthwaite 1946, Biometrics 2:110), which "method" says. `scale`: the least
     and the most that a rating may be; no interval goes beyond what is possible.
     """
     given = np.isfinite(ratings)
@@ -111,7 +111,7 @@ def compared_ratings(
     names = [str(g) for g in np.unique(groups) if given[:, groups == g].any()]
     visitors = drawn_counts(len(ratings), resamples, rng)
     tiles = drawn_counts(ratings.shape[1], resamples, rng)
-    ways = {"both": (visitors, tiles), "visitors": (visitors, 1), "tiles": (np.ones((1, len(ratings))), tiles)}
+    ways = {"visitors": (visitors, 1), "tiles": (np.ones((1, len(ratings))), tiles)}
     means, boots, counts = {}, {}, {}
     for name in names:
         own = groups == name
@@ -142,15 +142,12 @@ def compared_ratings(
 def _interval(
     value: float, boots: Mapping[str, np.ndarray], n: tuple[int, int], limits: tuple[float, float]
 ) -> dict[str, Any]:
-    """Return the interval of a value, and how it was made, from resamples (resamples,) of both, visitors, tiles.
+    """Return the interval of a value, and how it was made, from resamples (resamples,) of visitors and of tiles.
 
     `n`: visitors and tiles; `limits`: what the value may be.
     """
-    drawn = percentiles(boots["both"])
-    if min(n) < 2 or drawn is None or drawn[0] == drawn[1]:
+    if min(n) < 2 or all(np.isnan(drawn).all() for drawn in boots.values()):
         return {"interval": None, "method": "none"}
-    if min(n) >= FEW:
-        return {"interval": drawn, "method": "bootstrap over visitors and tiles"}
     parts = [float(np.nanvar(boots[way])) * m / (m - 1) for way, m in zip(("visitors", "tiles"), n, strict=True)]
     if sum(parts) == 0:
         return {"interval": None, "method": "none"}

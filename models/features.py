@@ -5,8 +5,8 @@
     <torchvision name>   any classifier of torchvision.models (resnet50, densenet121, vit_b_16, ...) from a weights file
 
 Nothing is ever downloaded. Two numbers may be compared only where `name` and `digest` are equal. On a CPU in fp32
-`inception` runs with Winograd's convolutions: its features are the plain network's within rounding, as they are on
-another processor, and neither name nor kept features tell the two apart.
+`inception` runs with Winograd's convolutions: its features are the plain network's within rounding, up to 1e-4 of the
+largest, and its name is the same. Those of the plain network that older versions kept are not used.
 """
 
 from contextlib import nullcontext

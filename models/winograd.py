@@ -6,8 +6,9 @@ sum is a matrix product for each of the (m + r - 1)^2 elements: (m + r - 1)^2 mu
 144 for m = 4, r = 3. A filter of one row or column has that transform along its length only.
 
 The matrices are Toom and Cook's: polynomials are multiplied by their values at POINTS and at infinity, and
-interpolated. Values differ from the plain convolution's by rounding, more of it the more points there are: up to 1e-5
-of the largest value with TILES. The transforms are compiled loops over channels, pixels being NHWC (channels last).
+interpolated. Values differ from the plain convolution's by rounding, more of it the more points there are: up to 2e-5
+of the largest value with TILES. A pixel that is NaN or infinite can make NaN of every value of the tiles it goes into.
+The transforms are compiled loops over channels, pixels being NHWC (channels last).
 """
 
 import threading
@@ -207,13 +208,15 @@ class WinogradConvolution(nn.Module):
         self.register_buffer("bias", conv.bias.detach().clone())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, c_in, H, W) -> (N, c_out, H', W'), channels last."""
+        """(N, c_in, H, W) -> (N, c_out, H', W'), channels last; RuntimeError, as of torch, where no pixel is left."""
         x = x.permute(0, 2, 3, 1).contiguous()
         n, height, width, _ = x.shape
         (r_y, r_x), (m_y, m_x), (pad_y, pad_x) = self.filter, self.tile, self.padding
         t_y, t_x = m_y + r_y - 1, m_x + r_x - 1
         elements, c_in, c_out = self.filters.shape
         h_out, w_out = height + 2 * pad_y - r_y + 1, width + 2 * pad_x - r_x + 1
+        if min(height, width, h_out, w_out) < 1:
+            raise RuntimeError(f"an image of {height} x {width} is too small for a filter of {r_y} x {r_x}")
         down, across = -(-h_out // m_y), -(-w_out // m_x)
         of_x = Tiling(height, width, c_in, down, across, m_y, m_x, pad_y, pad_x)
         of_y = Tiling(h_out, w_out, c_out, down, across, m_y, m_x, 0, 0)
@@ -238,10 +241,13 @@ _spaces = threading.local()
 
 
 def _space(n: int) -> torch.Tensor:
-    """Return n floats that the next call in this thread overwrites: new memory costs as much as a transform."""
-    if getattr(_spaces, "all", torch.empty(0)).numel() < n:
-        _spaces.all = torch.empty(n)
-    return _spaces.all[:n]
+    """Return n floats that the next call in this thread overwrites: new memory costs as much as a transform.
+
+    Kept as long as the thread lives, as an array: a tensor made in inference mode could not be written to outside it.
+    """
+    if getattr(_spaces, "all", np.empty(0)).size < n:
+        _spaces.all = torch.empty(n).numpy()
+    return torch.from_numpy(_spaces.all[:n])
 
 
 def pays(conv: nn.Conv2d) -> bool:
@@ -257,7 +263,8 @@ def pays(conv: nn.Conv2d) -> bool:
 class ByImage(nn.Module):
     """A network whose images are divided among torch's threads, each of which runs all of it on its own images.
 
-    The compiled loops know nothing of torch's threads; and no thread waits for another at each layer.
+    The compiled loops know nothing of torch's threads; and no thread waits for another at each layer. The threads, and
+    the memory that each keeps from layer to layer, live for one call.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -268,7 +275,7 @@ class ByImage(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the network's output for (N, ...), N divided."""
         threads = torch.get_num_threads()
-        parts = x.chunk(max(min(threads, len(x)), -(-len(x) // IMAGES)))
+        parts = x.chunk(max(min(threads, len(x)), -(-len(x) // IMAGES), 1))
         if threads == 1 or len(parts) == 1:
             return torch.cat([self.network(part) for part in parts])
         try:

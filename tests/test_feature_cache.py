@@ -111,6 +111,15 @@ def test_a_flipped_bit_in_a_feature_is_noticed(tmp_path):
     assert cache.load(OF, 4) == {}
 
 
+def test_features_of_older_versions_are_not_used(tmp_path, monkeypatch):
+    for number in (1, 2, 3):  # 3: of the plain Inception, which Winograd's convolutions equal within rounding only
+        with monkeypatch.context() as older:
+            older.setattr(feature_cache, "FORMAT", f"rna-gan features {number}")
+            FeatureCache(tmp_path).save(OF, rows())
+            assert len(FeatureCache(tmp_path).load(OF, 4)) == 3
+    assert FeatureCache(tmp_path).load(OF, 4) == {}
+
+
 def test_what_was_used_longest_ago_goes_first(tmp_path, monkeypatch):
     import os
 

@@ -189,9 +189,14 @@ def test_wrong_names_and_files_are_refused(tmp_path):
     refused("NaN", "resnet18", tmp_path / "nan.pt")
 
 
-def test_a_side_the_network_cannot_take_is_refused(fid_weights):
-    with pytest.raises(InputError, match="does not run at 32 px"):
-        load_extractor("inception", fid_weights, side=32)
+@pytest.mark.parametrize("side", [2, 8, 16, 18, 32])
+def test_a_side_the_network_cannot_take_is_refused(fid_weights, side):
+    with pytest.raises(InputError, match=f"does not run at {side} px"):
+        load_extractor("inception", fid_weights, side=side)
+
+
+def test_no_images_have_no_features(inception):
+    assert inception(tiles(1)).shape == (1, 2048) and inception(np.zeros((0, 299, 299, 3), np.uint8)).shape == (0, 2048)
 
 
 class Payload:

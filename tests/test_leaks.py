@@ -259,6 +259,11 @@ def test_classifier_tables_say_who_is_held_out_and_which_gan_made_them(work, cap
         f"Generated tiles: rna-gan_toy_example.csv by {Path(GAN).stem} (digest {digest[:12]}, seed 99). No model is "
         "noted for real_toy_example.csv: real tiles, or of a model and seed that are not known."
     )
+    other = {"path": "other/rna-gan_toy_example.csv", "makers": [maker | {"made_by": "b.model"}]}
+    assert makers_said([metrics, {"tables": [other]}]).startswith(
+        f"Generated tiles: images/rna-gan_toy_example.csv by {Path(GAN).stem} (digest {digest[:12]}, seed 99); "
+        f"other/rna-gan_toy_example.csv by b (digest {digest[:12]}, seed 99). "
+    )
     assert metrics["trained_donors"] == donor_digests([TEST[0]])  # whose profile it was: named in a warning
     capsys.readouterr()
 

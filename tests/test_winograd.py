@@ -1,5 +1,7 @@
 """Winograd's convolutions equal the plain ones within rounding, at any size, padding and number of threads."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from metrics.frechet import frechet_distance
+from models import winograd
 from models.features import Extractor, load_extractor
 from models.inception import FIDInception, fuse
 from models.winograd import TILES, ByImage, WinogradConvolution, pays, terms, transforms
@@ -80,6 +83,51 @@ def test_what_is_no_number_stays_none():
     x[0, 2, 8, 8] = torch.nan
     found = WinogradConvolution(layer(4, 5, (3, 3), (1, 1)))(x)
     assert found[..., 8, 8].isnan().all() and found[..., :4, :4].isfinite().all()
+
+
+def test_pixels_without_a_number_reach_no_other_tile():
+    conv = layer(4, 5, (3, 3), (1, 1))
+    x = torch.randn(1, 4, 12, 12, generator=torch.Generator().manual_seed(1))
+    for value in (torch.nan, torch.inf):
+        x[0, 2, 6, 6] = value  # within the tile of rows and columns 4 to 7 alone
+        found, plain = WinogradConvolution(conv)(x), rectified(conv, x, torch.float32)
+        outside = torch.ones(12, 12, dtype=torch.bool)
+        outside[4:8, 4:8] = False
+        assert (found - plain)[..., outside].abs().max() < 1e-4
+        assert not found[..., 4:8, 4:8].isfinite().all()
+
+
+def test_the_scratch_of_inference_mode_serves_outside_it_too(monkeypatch):
+    monkeypatch.setattr(winograd, "_spaces", threading.local())
+    conv = layer(4, 5, (3, 3), (1, 1))
+    x = torch.randn(2, 4, 9, 9)
+    with torch.inference_mode():
+        WinogradConvolution(conv)(x)
+    found = WinogradConvolution(conv)(x)
+    scratch = winograd._spaces.all
+    with torch.inference_mode():
+        again = WinogradConvolution(conv)(x)
+    assert winograd._spaces.all is scratch  # made once
+    for of in (found, again):
+        assert (of - rectified(conv, x, torch.float32)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("kernel", "padding", "side"),
+    [((3, 3), (0, 0), (9, 2)), ((3, 3), (0, 0), (2, 9)), ((1, 7), (0, 0), (9, 6)), ((5, 5), (2, 2), (0, 9))],
+)
+def test_an_image_too_small_is_refused_as_by_torch(kernel, padding, side):
+    conv = layer(4, 5, kernel, padding)
+    for of in (conv, WinogradConvolution(conv)):
+        with pytest.raises(RuntimeError):
+            of(torch.zeros(1, 4, *side))
+
+
+def test_no_image_gives_no_output(threads):
+    conv = layer(4, 5, (3, 3), (1, 1))
+    for n in (1, 3):
+        threads(n)
+        assert ByImage(WinogradConvolution(conv))(torch.zeros(0, 4, 9, 9)).shape == (0, 5, 9, 9)
 
 
 @pytest.mark.parametrize(
