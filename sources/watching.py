@@ -6,7 +6,6 @@ is what two sets of real tiles have. Nothing of the training is touched: what is
 each random number has its own seed. Of several ranks each draws and looks at its share of the tiles; the first computes
 the distance, and it alone writes.
 
-
 The best one waits in memory for the training's next save, so that best.model and last.pt are of one moment, and what
 both cost is known to the run. Where best.model is of a later one all the same (a crash came between the two, or the run
 went back to previous.pt), log.jsonl tells what the best was, and the steps that are done again make it again.
