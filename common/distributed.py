@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before there is a group, which its functions would take for a default and keep for ever
 
 from common.errors import Elsewhere, InputError, Stopped, exit_status, shorten
 from common.launching import launch as launch  # --parallel
@@ -180,6 +181,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     finally:
         _here = ALONE
         _leave(ranks, failed if getattr(failed, "at_once", False) else None, getattr(failed, "gone", ()))
+        _store = None  # its threads, and the group's, end here: when Python ends they would abort the process
 
 
 # ---- A rank that is gone ----

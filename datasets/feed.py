@@ -4,13 +4,15 @@ Reading and decoding run outside Python's lock, and a thread, unlike a process, 
 killed alone. It can hang, where a disk or a network file system does: then nobody waits for it for ever.
 """
 
+import atexit
 import queue
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -113,12 +115,15 @@ def _result(
 
 
 class _Readers:
-    """Threads that run what is submitted, in order. They do not keep the process from ending."""
+    """Threads that run what is submitted, in order. They keep the process from ending for LEAVE_SECONDS at most."""
+
+    _all: ClassVar[weakref.WeakSet["_Readers"]] = weakref.WeakSet()
 
     def __init__(self, count: int) -> None:
         self._tasks: queue.SimpleQueue[tuple[Future[Batch], Callable[..., Batch], tuple] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._left, self._hung = False, False
+        self._all.add(self)
         for _ in range(count):
             self._start(self._tasks)
 
@@ -162,9 +167,19 @@ class _Readers:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._all.discard(self)
         self._left = True
         for _ in self._threads:
             self._tasks.put(None)
         until = time.monotonic() + (0.0 if self._hung else LEAVE_SECONDS)
         for thread in self._threads:
             thread.join(max(until - time.monotonic(), 0.0))
+
+    @classmethod
+    def leave_all(cls) -> None:
+        """End what is still reading ahead: a thread in a library's midst when Python ends can abort the process."""
+        for readers in list(cls._all):
+            readers.__exit__()
+
+
+atexit.register(_Readers.leave_all)

@@ -29,7 +29,8 @@ def start(words, world, folder, **environment):
 
 def start_alone(words, folder, program=sys.executable, **environment):
     """Start `program words` in `folder`; return the one process, its stdout and stderr piped."""
-    environment = {name: str(value) for name, value in ({"OMP_NUM_THREADS": 1} | environment).items()}
+    own = {"OMP_NUM_THREADS": 1, "PYTHONFAULTHANDLER": 1}  # a process that aborts says where
+    environment = {name: str(value) for name, value in (own | environment).items()}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     words = [program, *map(str, words)]
     return [subprocess.Popen(words, env={**os.environ, **environment}, cwd=folder, **pipes)]

@@ -184,7 +184,7 @@ def test_what_ranks_tell_one_another(script):
 
 def test_what_is_not_the_same_everywhere_is_refused(script):
     status, _, err = many_ranks.run(["job.py", "differ"], 2, script)
-    assert status == [2, 2]
+    assert status == [2, 2], err
     (said,) = "".join(err).splitlines()
     assert "the tables: rank 0 has digest 0, rank 1 has digest 1" in said
 
@@ -201,7 +201,7 @@ def test_an_error_is_one_line_whichever_rank_has_it(script):
 @pytest.mark.parametrize("world", [2, 3])
 def test_a_rank_that_is_killed_is_named_and_the_others_leave(script, world):
     status, _, err = many_ranks.run(["job.py", "die"], world, script)
-    assert status[1] == -signal.SIGKILL and [s for k, s in enumerate(status) if k != 1] == [75] * (world - 1)
+    assert status[1] == -signal.SIGKILL and [s for k, s in enumerate(status) if k != 1] == [75] * (world - 1), err
     (said,) = "".join(err).splitlines()
     assert f"rank 1 of {world} is gone" in said and "type the same command again" in said
 
@@ -276,10 +276,10 @@ sys.exit(run_command(main, parser))
 @pytest.mark.parametrize("words", [[], ["hangs on the way"]])
 def test_an_error_where_a_gpu_waits_for_ever_leaves_with_its_own_status(tmp_path, words):
     (tmp_path / "job.py").write_text(LEAVING)
-    status, _, _ = many_ranks.finish(
+    status, _, err = many_ranks.finish(
         many_ranks.start_alone(["job.py", *words], tmp_path, PYTHONPATH=many_ranks.ROOT), 60
     )
-    assert status == [2]
+    assert status == [2], err
 
 
 def test_a_gpu_that_is_too_small_is_no_lost_rank():

@@ -257,7 +257,7 @@ def test_two_ranks_of_a_beta_vae_too(cohort):
 def test_memory_that_is_too_small_for_two_ranks_is_one_line(cohort, least, when, remedy):
     gan_toy.write_config(Path("c.json"), ["lung"], loss_type="rpganvae", **SEEING | {"batch_size": 8})
     status, _, err = two_ranks(cohort, least, when, "histopathology_gan", "--config c.json --model_dir run")
-    assert status == [2, 2]
+    assert status == [2, 2], err
     (said,) = "".join(err).splitlines()
     assert "the GPU's memory is too small for" in said and remedy in said
 
