@@ -13,7 +13,7 @@ from models.dcgan import CRITIC_NORMS, CRITIC_OUTPUTS
 from models.gan_losses import LOSSES, PENALTY_FORMS, PENALTY_PER, is_conditional
 from models.networks import GAN_TYPES
 from models.optimizers import OPTIMIZERS
-from models.residual import grown_sides
+from models.residual import TAPS, grown_sides
 
 CACHES = ("auto", "gpu", "ram", "none")
 
@@ -50,6 +50,8 @@ def least_rows(cfg: GANSettings) -> int:
 def older_settings(cfg: GANSettings) -> dict[str, Any]:
     """Return what was so in a run of this loss whose older config.json does not say it."""
     resolve_gan_settings(before := GANSettings(loss_type=cfg.loss_type))
+    if cfg.gan_type == "residual":
+        before.enlarge_taps = 4
     return settings_dict(before)
 
 
@@ -71,10 +73,11 @@ def check_gan_settings(cfg: GANSettings, config: str) -> None:
         "penalty_form": PENALTY_FORMS,
         "standardise": STANDARDISE,
         "noise": NOISES,
+        "enlarge_taps": TAPS,
     }
     for key, values in known.items():
         if getattr(cfg, key) not in values:
-            raise InputError(f"{config}: {key} = {getattr(cfg, key)!r}: expected {', '.join(values)}")
+            raise InputError(f"{config}: {key} = {getattr(cfg, key)!r}: expected {', '.join(map(str, values))}")
     counts = ("num_epochs", "batch_size", "critic_steps", "step_channels", "encoding_dims", "log_interval")
     counts += ("read_timeout", "max_patch_per_wsi", "ema_images", "num_grid", "depth", "cond_dim", "penalty_every")
     schedules = ("augment_images", "schedule_images", "grow_images", "micro_batch")

@@ -15,7 +15,7 @@ GAN_TYPES = ("dcgan", "residual")
 def generator_args(cfg: GANSettings, latent_dim: int = 0) -> dict[str, Any]:
     """Return all that `build_generator` needs; numbers and strings, kept in the checkpoint. `latent_dim` 0: plain."""
     keys = ("gan_type", "encoding_dims", "step_channels", "depth", "cond_dim")
-    keys += ("noise", "standardise", "condition_share", "condition", "first_side")
+    keys += ("noise", "standardise", "condition_share", "condition", "first_side", "enlarge_taps")
     return {"out_size": cfg.img_size, "latent_dim": latent_dim} | {k: settings_dict(cfg)[k] for k in keys}
 
 
@@ -25,7 +25,7 @@ def build_generator(args: dict[str, Any]) -> ConditionedGenerator:
     into = dims + (args["cond_dim"] if args["latent_dim"] and rule.how == "concat" else 0)
     if args["gan_type"] == "residual":
         shape = args["out_size"], args["step_channels"], args["depth"], args["first_side"]
-        network = ResidualGenerator(into, *shape)
+        network = ResidualGenerator(into, *shape, args.get("enlarge_taps", 4))  # older ones do not say it
     else:
         network = DCGANGenerator(into, args["out_size"], args["step_channels"])
     return ConditionedGenerator(network, rule, dims, args["latent_dim"], args["cond_dim"])

@@ -4,8 +4,10 @@ Residual blocks and no batch norm as in R3GAN (Huang et al. 2024); in the genera
 by itself, then scaled and shifted by a mapped input, with per-pixel noise of learned strength, as in StyleGAN (Karras
 et al. 2019, section 2, eq. 1); a minibatch-spread feature in the critic (Karras et al. 2018, section 3). Written from
 those equations. Without that normalisation it learnt no structure in the demo's time.
-Sides change by the filter [1, 3, 3, 1]: what alternates from pixel to pixel is lost, and new pixels are all made alike,
-halfway between two old ones. With [1, 2, 1] every other was an old one, sharper than those between: a grid.
+Sides change by even binomial filters: what alternates from pixel to pixel is lost, and new pixels are all made alike,
+a quarter from an old one. With [1, 2, 1] every other was an old one, sharper than those between: a grid. They halve by
+[1, 3, 3, 1] and double by [1, 5, 10, 10, 5, 1]: by [1, 3, 3, 1] every other pair of new neighbours, where pixels are
+noise, differs with four times the variance of the one beside it, which a convolution and a rectifier turn into a grid.
 
 Channels are `step_channels` at full size and double with each halving, up to 16 times that. `depth` blocks per size.
 With `first_side` both may train at that side first and double it later (after Karras et al. 2018, section 2): from
@@ -14,6 +16,7 @@ above the first start at 0, so that nothing jumps when the side doubles.
 """
 
 import functools
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -29,6 +32,7 @@ HALF = 0.5**0.5  # keeps the variance of a sum of two branches; Karras et al. 20
 MAPPED = 128  # width of the mapped input
 SMALLEST = 4  # px, the side at which drawing starts
 WIDEST = 16  # channels at 4 px, in those at full size
+TAPS = (4, 6)  # pixels of the filters by which a side may double
 PIXEL_NOISE = 1.0  # its strength at the start, learned per channel; with 0.1 noise hardly moved a nucleus
 
 
@@ -55,54 +59,56 @@ def channels_of(out_size: int, step_channels: int) -> list[int]:
 
 
 class Halve(torch.autograd.Function):
-    """(n, c, s, s) -> (n, c, s / 2, s / 2): smoothed by [1, 3, 3, 1] / 8, every other one kept; beyond the edge is 0.
+    """(n, c, s, s) -> (n, c, s / 2, s / 2): smoothed by `taps`, every other one kept; beyond the edge is 0.
 
     A linear map: its gradient is its transpose, and so on for the gradient's gradient, which torch's own grouped
     convolution takes channel by channel.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(x, _filter(x), stride=2, padding=1, groups=x.shape[1])
+    def forward(ctx: Any, x: torch.Tensor, taps: int) -> torch.Tensor:
+        ctx.taps = taps
+        return F.conv2d(x, _filter(x, taps), stride=2, padding=taps // 2 - 1, groups=x.shape[1])
 
     @staticmethod
-    def backward(ctx: Any, slope: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor, None]:
         """The gradient's way back, (n, c, s / 2, s / 2) -> (n, c, s, s)."""
-        return Spread.apply(slope)
+        return Spread.apply(slope, ctx.taps), None
 
 
 class Spread(torch.autograd.Function):
     """The transpose of Halve, (n, c, s, s) -> (n, c, 2 s, 2 s); four times it interpolates."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return F.conv_transpose2d(x, _filter(x), stride=2, padding=1, groups=x.shape[1])
+    def forward(ctx: Any, x: torch.Tensor, taps: int) -> torch.Tensor:
+        ctx.taps = taps
+        return F.conv_transpose2d(x, _filter(x, taps), stride=2, padding=taps // 2 - 1, groups=x.shape[1])
 
     @staticmethod
-    def backward(ctx: Any, slope: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor, None]:
         """The gradient's way back, (n, c, 2 s, 2 s) -> (n, c, s, s)."""
-        return Halve.apply(slope)
+        return Halve.apply(slope, ctx.taps), None
 
 
 def halve(x: torch.Tensor) -> torch.Tensor:
-    """(n, c, s, s) -> (n, c, s / 2, s / 2), smoothed before pixels are left out."""
-    return Halve.apply(x)
+    """(n, c, s, s) -> (n, c, s / 2, s / 2), smoothed by [1, 3, 3, 1] before pixels are left out."""
+    return Halve.apply(x, 4)
 
 
-def enlarge(x: torch.Tensor) -> torch.Tensor:
-    """(n, c, s, s) -> (n, c, 2 s, 2 s): new pixels are the means of their neighbours, beyond the edge is 0."""
-    return 4 * Spread.apply(x)
+def enlarge(x: torch.Tensor, taps: int = 6) -> torch.Tensor:
+    """(n, c, s, s) -> (n, c, 2 s, 2 s): each new pixel is a mean of `taps` / 2 by `taps` / 2; beyond the edge is 0."""
+    return 4 * Spread.apply(x, taps)
 
 
-def _filter(x: torch.Tensor) -> torch.Tensor:
-    """Return [1, 3, 3, 1] x [1, 3, 3, 1] / 64 for each channel of x, (c, 1, 4, 4)."""
+def _filter(x: torch.Tensor, taps: int) -> torch.Tensor:
+    """Return the binomial filter, down times across, of sum 1, for each channel of x: (c, 1, taps, taps)."""
     make = _one_filter.__wrapped__ if torch.compiler.is_compiling() else _one_filter  # it sees through no cache
-    return make(x.dtype, x.device).expand(x.shape[1], 1, 4, 4)
+    return make(x.dtype, x.device, taps).expand(x.shape[1], 1, taps, taps)
 
 
 @functools.lru_cache(maxsize=8)  # made once: a copy to a GPU would stop it at every call
-def _one_filter(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    line = torch.tensor([0.125, 0.375, 0.375, 0.125], dtype=dtype, device=device)
+def _one_filter(dtype: torch.dtype, device: torch.device, taps: int) -> torch.Tensor:
+    line = torch.tensor([math.comb(taps - 1, k) / 2 ** (taps - 1) for k in range(taps)], dtype=dtype, device=device)
     return line[:, None] * line
 
 
@@ -124,11 +130,11 @@ class ModulatedConv(nn.Module):
 
 
 class DrawingBlock(nn.Module):
-    """A residual block of the generator; `grow`: between its convolutions the side doubles."""
+    """A residual block of the generator; `grow`: between its convolutions the side doubles, by a filter of `taps`."""
 
-    def __init__(self, n_in: int, n_out: int, grow: bool) -> None:
+    def __init__(self, n_in: int, n_out: int, grow: bool, taps: int = 6) -> None:
         super().__init__()
-        self.grow = grow
+        self.grow, self.taps = grow, taps
         self.first, self.second = ModulatedConv(n_in, n_out), ModulatedConv(n_out, n_out)
         self.skip = nn.Conv2d(n_in, n_out, 1, bias=False) if n_in != n_out else nn.Identity()
 
@@ -136,7 +142,7 @@ class DrawingBlock(nn.Module):
         """x (n, n_in, s, s), w (n, MAPPED), two noise fields -> (n, n_out, s or 2 s, ...)."""
         y, x = self.first(x, w, noise[0]), self.skip(x)
         if self.grow:
-            x, y = enlarge(x), enlarge(y)
+            x, y = enlarge(x, self.taps), enlarge(y, self.taps)
         return (x + self.second(y, w, noise[1])) * HALF
 
 
@@ -148,7 +154,13 @@ class ResidualGenerator(nn.Module):
     """
 
     def __init__(
-        self, encoding_dims: int = 128, out_size: int = 64, step_channels: int = 20, depth: int = 1, first_side: int = 0
+        self,
+        encoding_dims: int = 128,
+        out_size: int = 64,
+        step_channels: int = 20,
+        depth: int = 1,
+        first_side: int = 0,
+        taps: int = 6,
     ) -> None:
         super().__init__()
         self.side = out_size
@@ -159,7 +171,7 @@ class ResidualGenerator(nn.Module):
         self.start = nn.Linear(MAPPED, channels[0] * SMALLEST**2)
         blocks, fields = [DrawingBlock(channels[0], channels[0], grow=False) for _ in range(depth)], [4] * (2 * depth)
         for side, (wide, narrow) in zip(sides[1:], pairwise(channels), strict=True):
-            blocks += [DrawingBlock(wide, narrow, grow=True)]
+            blocks += [DrawingBlock(wide, narrow, grow=True, taps=taps)]
             blocks += [DrawingBlock(narrow, narrow, grow=False) for _ in range(depth - 1)]
             fields += [side // 2] + [side] * (2 * depth - 1)
         self.blocks = nn.ModuleList(blocks)
