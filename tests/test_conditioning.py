@@ -17,7 +17,7 @@ from models.conditioning import (
 )
 from models.dcgan import DCGANGenerator
 from models.generate import generate_tiles
-from models.residual import ResidualCritic, ResidualGenerator, _one_filter, enlarge, halve
+from models.residual import TAPS, ResidualCritic, ResidualGenerator, _one_filter, enlarge, halve
 from models.schedules import side_at
 
 DIMS, N = 24, 8
@@ -246,10 +246,23 @@ def test_sides_double_in_equal_parts_of_the_images():
 def test_a_constant_stays_constant_when_sides_change():
     x = torch.ones(1, 2, 8, 8)
     assert torch.allclose(halve(x)[..., 1:-1, 1:-1], torch.ones(1, 2, 2, 2))
-    assert torch.allclose(enlarge(x)[..., 1:-1, 1:-1], torch.ones(1, 2, 14, 14))  # no checkerboard inside
-    spread = enlarge(torch.randn(200, 2, 8, 8, generator=torch.Generator().manual_seed(0)))[..., 2:-2, 2:-2].var((0, 1))
-    of_phase = [spread[i::2, j::2].mean() for i in (0, 1) for j in (0, 1)]
-    assert max(of_phase) / min(of_phase) < 1.05  # nor in how sharp a pixel is
+    for taps in TAPS:
+        assert torch.allclose(enlarge(x, taps)[..., 2:-2, 2:-2], torch.ones(1, 2, 12, 12))  # no checkerboard inside
+        noise = torch.randn(200, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+        spread = enlarge(noise, taps)[..., 4:-4, 4:-4].var((0, 1))
+        of_phase = [spread[i::2, j::2].mean() for i in (0, 1) for j in (0, 1)]
+        assert max(of_phase) / min(of_phase) < 1.05  # nor in how sharp a pixel is
+
+
+def test_new_neighbours_differ_alike_wherever_they_lie():
+    noise = torch.randn(100, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def uneven(taps):  # how much more neighbours differ between the same two old pixels than on either side of one
+        steps = enlarge(noise, taps)[..., 4:-4, 4:-4].diff(dim=3).square().mean((0, 1, 2))
+        return (steps[::2].mean() / steps[1::2].mean()).log2().abs()
+
+    assert 1.9 < uneven(4) < 2.1 and uneven(6) < 0.8  # four times; what is rectified after it becomes a grid
+    assert torch.equal(enlarge(noise), enlarge(noise, 6))
 
 
 def test_the_critic_sees_what_alternates_from_pixel_to_pixel():
@@ -265,7 +278,8 @@ def test_the_critic_sees_what_alternates_from_pixel_to_pixel():
 def test_halving_and_spreading_are_each_others_gradient():
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(halve, x) and torch.autograd.gradgradcheck(halve, x)
-    assert torch.autograd.gradcheck(enlarge, x[..., :4, :4].detach().requires_grad_(True))
+    for taps in TAPS:
+        assert torch.autograd.gradcheck(lambda x, n=taps: enlarge(x, n), x[..., :4, :4].detach().requires_grad_(True))
 
 
 def test_drawing_before_training_leaves_the_networks_trainable():

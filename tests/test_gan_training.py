@@ -281,6 +281,7 @@ def test_a_vae_trained_again_since_is_refused(cohort, capsys):
         ("", {"lr_final": 0.1}, "bad.json: lr_final and gamma_final need schedule_images"),
         ("", {"first_side": 8}, "bad.json: first_side = 8 needs gan_type = residual"),
         ("", {"equalised": True}, "bad.json: equalised = True needs gan_type = residual"),
+        ("--gan_type residual", {"enlarge_taps": 5}, "bad.json: enlarge_taps = 5: expected 4, 6"),
         ("--gan_type residual", {"first_side": 8}, "bad.json: first_side and grow_images go together"),
         (
             "--gan_type residual",

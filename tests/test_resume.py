@@ -16,7 +16,9 @@ import torch
 
 import betaVAE_training
 import histopathology_gan
-from common.checkpoint import content_digest, load_checkpoint
+from common.checkpoint import content_digest, load_checkpoint, save_checkpoint
+from models.generate import generate_tiles
+from sources.gan import open_gan
 
 HALF, STEPS = 50, 100
 
@@ -139,6 +141,27 @@ def test_a_gans_hundred_steps_are_fifty_and_fifty(cohort, run, kind, capsys):
         words = f"--config lung.json --model_dir {how}/run"
         assert in_halves(run, train, words, per_step, how, capsys) == given
         assert differences(left_in(f"{how}/run", "last.pt", "run.model"), whole) == []
+
+
+def test_a_residual_run_of_before_enlarge_taps_goes_on_with_its_own_filter_and_draws_the_same(cohort, run, capsys):
+    settings = {"loss_type": "rpgan", "gan_type": "residual", "num_epochs": 20}
+    gan_toy.write_config(Path("four.json"), ["lung"], enlarge_taps=4, **settings)
+    gan_toy.write_config(Path("lung.json"), ["lung"], **settings)
+    train = histopathology_gan, "critic_step"
+    assert run(*train, "--config four.json --model_dir old --max_steps 2")[0] == 0
+    config, state = json.loads(Path("old/config.json").read_text()), load_checkpoint("old/old.model")[0]
+    Path("old/config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "enlarge_taps"}))
+    assert run(*train, "--config lung.json --model_dir old --max_steps 3")[0] == 2
+    assert "enlarge_taps" in capsys.readouterr().err
+    assert run(*train, "--config four.json --model_dir old --max_steps 3")[0] == 0
+
+    tiles = {}
+    for taps in (None, 4, 6):
+        state["generator_args"] = {k: v for k, v in state["generator_args"].items() if k != "enlarge_taps"}
+        state["generator_args"] |= {} if taps is None else {"enlarge_taps": taps}
+        save_checkpoint("some.model", "gan", state)
+        tiles[taps] = next(generate_tiles(open_gan("some.model", torch.device("cpu")).generator, 4, 1))
+    assert torch.equal(tiles[None], tiles[4]) and not torch.allclose(tiles[6], tiles[4], atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", VAES)
