@@ -64,6 +64,7 @@ RESIDUAL = SEES | {  # the configs with expression
     "adam_beta2": 0.99,
     "gamma": 1.0,
     "turns": True,
+    "enlarge_taps": 4,  # when these rows were run; 6 since
 }
 EQUALISED = RESIDUAL | {  # those without
     "equalised": True,
@@ -82,6 +83,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "projection+mismatched, added": SEES | {"condition": "add"},
     "projection+mismatched, turned": SEES | {"turns": True},
     "residual": RESIDUAL,
+    "residual, six taps": RESIDUAL | {"enlarge_taps": 6},
     "residual, equalised": EQUALISED,
     "residual+dropout": RESIDUAL | {"cond_dropout": 0.1},
     "residual+dropout, guidance 1.5": RESIDUAL | {"cond_dropout": 0.1},  # the row above, sampled otherwise

@@ -53,13 +53,14 @@ CORRECTED = bench.SEES | {"turns": True}
 ROWS = {
     "published DCGAN": bench.PUBLISHED,
     "corrected DCGAN": CORRECTED,
-    "residual": bench.EQUALISED,
+    "residual": bench.EQUALISED | {"enlarge_taps": 6},
+    "residual, four taps": bench.EQUALISED,  # and the rows below
     "residual, falling rates": bench.EQUALISED | {"schedule_images": 45000, "lr_final": 0.1},  # 64 px, 10 minutes
     "residual, one rate": bench.RESIDUAL,
     "residual, penalties by difference": bench.EQUALISED | {"penalty_form": "difference"},
     "residual, full side throughout": bench.EQUALISED | {"first_side": 0, "grow_images": 0},
 }
-COLOURS = ("tab:grey", "tab:orange", "tab:blue", "tab:purple", "tab:cyan", "tab:green", "tab:red")
+COLOURS = ("tab:grey", "tab:orange", "tab:blue", "tab:pink", "tab:purple", "tab:cyan", "tab:green", "tab:red")
 SHOWN = 24  # tiles in a grid
 REAL = "real"  # the row of real tiles in the generator's place
 FLOORS = 20  # random choices of real tiles for that row
@@ -293,9 +294,7 @@ def plot(lines: list[dict[str, Any]], work: Path, out: Path) -> None:
     for name, size in sorted({(line["set"], line["img_size"]) for line in trained(lines)}):
         ours = [line for line in trained(lines) if (line["set"], line["img_size"]) == (name, size)]
         figure, (by_images, by_minutes, power) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
-        for colour, row in zip(
-            ("tab:grey", "tab:orange", "tab:blue", "tab:purple", "tab:cyan", "tab:green", "tab:red"), ROWS, strict=False
-        ):
+        for colour, row in zip(COLOURS, ROWS, strict=True):
             for k, line in enumerate(x for x in ours if x["row"] == row):
                 style = {"color": colour, "label": row if k == 0 else None, "lw": 1.2}
                 kid = [point["kid"] for point in line["curve"]]
