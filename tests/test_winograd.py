@@ -139,7 +139,6 @@ def test_no_image_gives_no_output(threads):
         {"bias": False},
         {"kernel_size": 1},
         {"kernel_size": 9},
-        {"out_channels": 8},
         {"padding_mode": "reflect", "padding": 1},
     ],
     ids=str,
