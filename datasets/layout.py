@@ -114,11 +114,12 @@ def find_orientation(
     given: str | None,
     symbols: Collection[str],
     all_ids: Callable[[], Iterable[str]],
+    genes_alone: bool = False,
 ) -> str:
     """Set where genes run, which column names the rows, and which columns are values; return how that was found.
 
     `symbols` are those of a mapping; `all_ids` reads the names of all rows, and is called only where the first lines
-    leave it open. InputError where nothing tells.
+    leave it open; `genes_alone` as in read_matrix. InputError where nothing tells.
     """
     heads = [layout.names[i] for i in layout.data]
     column = max(layout.words, key=lambda i: _share(is_ensembl, [row[i] for row in rows]), default=0)
@@ -130,7 +131,7 @@ def find_orientation(
         layout.genes_in, why = _orientation(path, layout, heads, ids, symbols, all_ids)
     if layout.genes_in == "columns":
         layout.id_column = (layout.words or [-1])[0]
-        if any(map(is_ensembl, heads)):  # numbers in columns of other names describe the samples
+        if not genes_alone and any(map(is_ensembl, heads)):  # numbers in columns of other names describe the samples
             known, present = set(symbols), set(heads)
             genes = {i for i in layout.data if _is_gene(layout.names[i], known, present)}
             layout.words = sorted({*layout.words, *layout.data} - genes)

@@ -49,12 +49,14 @@ def read_matrix(
     wanted_gene: Predicate = lambda name: True,
     wanted_sample: Predicate = lambda name: True,
     missing: str = "refuse",
+    genes_alone: bool = False,
 ) -> Matrix:
     """Read the wanted samples and genes of a matrix of any form. InputError names line and column of what is wrong.
 
     `orientation` is "rows" or "columns" (where the genes run), None to find out; `symbols` helps to. The predicates see
     names as they stand in the file. `missing` is "refuse", or "drop": genes, wanted or not, that lack a value of a
-    wanted sample are left out, of the statistics too, and named.
+    wanted sample are left out, of the statistics too, and named. `genes_alone`: with genes in columns every column of
+    numbers is a gene, whatever its name; else, beside Ensembl ids, other names are the samples' attributes.
     """
     path = Path(path)
     if path.suffix == ".h5ad":
@@ -66,7 +68,7 @@ def read_matrix(
     else:
         layout, rows = peek_text(path)
         find_words(layout, rows)
-    why = find_orientation(path, layout, rows, orientation, symbols, lambda: _all_ids(path, layout))
+    why = find_orientation(path, layout, rows, orientation, symbols, lambda: _all_ids(path, layout), genes_alone)
     if layout.genes_in == "rows" or layout.form == "parquet":  # parquet columns are read by name
         _refuse_doubled_columns(path, layout)
     read = _by_rows if layout.genes_in == "rows" else _by_columns

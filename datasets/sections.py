@@ -173,7 +173,7 @@ def _files(folder: Path, kind: str) -> dict[str, Path]:
 
 
 def _read_section(name: str, image: Path, counts: Path, spots: Path) -> Section:
-    matrix = read_matrix(counts, "columns")
+    matrix = read_matrix(counts, "columns", genes_alone=True)
     if twice := pd.Index(matrix.samples)[pd.Index(matrix.samples).duplicated()].tolist():
         raise InputError(f"{counts}: spot {twice[0]} stands twice, each was expected once; remove one of its rows")
     if matrix.stats.lowest < 0 or not matrix.stats.whole:

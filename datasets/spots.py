@@ -148,6 +148,8 @@ def summarise_spots(report: dict[str, Any]) -> str:
             f"{name}: {facts['spots_in_table']} spots ({splits})" + (f"; left out: {left_out}" * bool(left_out))
         )
     genes = report["genes"]
+    for said in dict.fromkeys(genes["identifiers"].values()):
+        lines.append(f"identifiers: {said}")
     lines.append(
         f"genes: {genes['in_table']} of {genes['mapped']} mapped; left out: {genes['not_in_all_sections']} not in all "
         f"sections, {genes['seen_in_too_few']} seen in too few of {genes['training_spots']} training spots, "
@@ -169,9 +171,13 @@ def prepare_spots(
     biotype: str | None = None,
     mapping: str | None = None,
     duplicates: str | None = None,
+    identifiers: str | None = None,
     source: str = "",
 ) -> SpotCohort:
-    """Choose spots and genes, convert the counts; no image is decoded yet. InputError says what cannot be used."""
+    """Choose spots and genes, convert the counts; no image is decoded yet. InputError says what cannot be used.
+
+    `genes`, `biotype`, `mapping`, `duplicates` and `identifiers` are as in prepare_table.
+    """
     settings.check()
     if biotype and not genes:
         raise InputError(f"--biotype {biotype} needs a GTF; name it with --genes")
@@ -183,7 +189,9 @@ def prepare_spots(
                     f"--{flag} {name}: no such section{did_you_mean(name, names)}; there are {shorten(names)}"
                 )
     wanted = read_gene_list(genes, biotype) if genes else None
-    mapper = GeneMapper(wanted, read_mapping(mapping) if mapping else wanted.names if wanted else GeneNames(), None)
+    known = read_mapping(mapping) if mapping else wanted.names if wanted else GeneNames()
+    mapper = GeneMapper(wanted, known, identifiers)
+    named_by = {section.name: mapper.identify(section.source, section.genes, identifiers) for section in sections}
 
     repeats: dict[str, list[str]] = {}
     if duplicates == "first":
@@ -219,7 +227,7 @@ def prepare_spots(
         "tile_um": settings.tile_um,
         "img_size": settings.img_size,
         "tile_mpp": settings.tile_um / settings.img_size,
-        "genes": gene_report | choice | {"first_of_several": repeats, "in_table": len(ids)},
+        "genes": {"identifiers": named_by} | gene_report | choice | {"first_of_several": repeats, "in_table": len(ids)},
         "unit_of_table": unit,
         "conversion": f"counts / sum over {counted} x 10^6" if unit == "CPM" else None,
     }

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import stdtr, stdtrit
 from torch import Tensor
 
 FAR_PERCENTILE = 99.5  # beyond it a profile is called far; of the same cohort one in 200 is, by each distance. Ours
@@ -102,6 +101,8 @@ class TrainingCloud:
 
     def distances(self, mu: Tensor, misfit: Tensor) -> Distances:
         """Return the distances of profiles with encoder means `mu` (n, z) and reconstruction errors `misfit` (n,)."""
+        from scipy.special import stdtr, stdtrit  # a fifth of a second to import, which few commands need
+
         latent, nearest = nearest_cloud(mu, self.by_tissue)
         times, percentiles, own, limits = {}, {}, {}, {}
         for kind, found in (("latent", latent), ("misfit", misfit)):

@@ -22,6 +22,7 @@ from common.archives import read_torch
 from common.config import PRECISIONS
 from common.errors import InputError, did_you_mean, warn
 from common.files import sha256_of
+from common.memory import keep_freed_memory
 from models.inception import FIDInception, fuse, quicken
 
 # Published FID weights, TensorFlow's inception-2015-12-05 in PyTorch form; the name carries the start of its SHA-256.
@@ -137,6 +138,8 @@ def load_extractor(
             f"extractor {name!r} is not known{did_you_mean(name, ['efficientnet_lite0', 'inception', *theirs])}; "
             f"known are efficientnet_lite0, inception and, with --weights, torchvision's {', '.join(theirs)}"
         )
+    if torch.device(device).type == "cpu":
+        keep_freed_memory()  # a batch takes what the one before freed: 6 % of the time in fp32, 13 % in bf16
     network = build(read_state_dict(path), path, side or own_side)
     if name == "inception" and torch.device(device).type == "cpu" and precision == "fp32":
         network = quicken(network)

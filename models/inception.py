@@ -4,6 +4,8 @@ Names of parameters are those of the published weights file, which are torchvisi
 average in a block counts only the pixels that exist, and the last block has a maximum in its place.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -38,12 +40,33 @@ class AveragedConvolution(Convolution):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return what the next layer takes."""
-        x = F.avg_pool2d(self.bn(self.conv(x)), 3, stride=1, padding=1, count_include_pad=False)
-        return F.relu(x, inplace=True)
+        return F.relu(average(self.bn(self.conv(x))), inplace=True)
 
 
-class BlockA(nn.Module):
+def average(x: torch.Tensor) -> torch.Tensor:
+    """Return the averages over 3 x 3 pixels, those outside the image left out: (N, c, H, W) -> (N, c, H, W)."""
+    return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+
+
+class Block(nn.Module):
+    """Branches side by side. ONES: those that begin with a convolution of single pixels of the block's input."""
+
+    ONES: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        """Subclasses add the branches."""
+        super().__init__()
+        self.joined: nn.Module | None = None  # the first layers of ONES as one (quicken)
+
+    def ones(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Return the outputs of the branches ONES, or of their first layers."""
+        return [getattr(self, name)(x) for name in self.ONES] if self.joined is None else self.joined(x)
+
+
+class BlockA(Block):
     """Blocks at 35 x 35."""
+
+    ONES = ("branch1x1", "branch5x5_1", "branch3x3dbl_1", "branch_pool")
 
     def __init__(self, c_in: int, c_pool: int) -> None:
         """(N, c_in, 35, 35) -> (N, 224 + c_pool, 35, 35)."""
@@ -58,9 +81,9 @@ class BlockA(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the branches' channels, side by side."""
-        five = self.branch5x5_2(self.branch5x5_1(x))
-        three = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return torch.cat([self.branch1x1(x), five, three, self.branch_pool(x)], 1)
+        one, five, three, pooled = self.ones(x)
+        three = self.branch3x3dbl_3(self.branch3x3dbl_2(three))
+        return torch.cat([one, self.branch5x5_2(five), three, pooled], 1)
 
 
 class BlockB(nn.Module):
@@ -80,8 +103,10 @@ class BlockB(nn.Module):
         return torch.cat([self.branch3x3(x), double, F.max_pool2d(x, 3, stride=2)], 1)
 
 
-class BlockC(nn.Module):
+class BlockC(Block):
     """Blocks at 17 x 17: their 7 x 7 convolutions are pairs of 1 x 7 and 7 x 1."""
+
+    ONES = ("branch1x1", "branch7x7_1", "branch7x7dbl_1", "branch_pool")
 
     def __init__(self, c: int) -> None:
         """(N, 768, 17, 17) -> (N, 768, 17, 17); c: channels between the two of a pair."""
@@ -100,14 +125,17 @@ class BlockC(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the branches' channels, side by side."""
-        single = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
-        double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
+        one, single, double, pooled = self.ones(x)
+        single = self.branch7x7_3(self.branch7x7_2(single))
+        double = self.branch7x7dbl_3(self.branch7x7dbl_2(double))
         double = self.branch7x7dbl_5(self.branch7x7dbl_4(double))
-        return torch.cat([self.branch1x1(x), single, double, self.branch_pool(x)], 1)
+        return torch.cat([one, single, double, pooled], 1)
 
 
-class BlockD(nn.Module):
+class BlockD(Block):
     """From 17 x 17 to 8 x 8."""
+
+    ONES = ("branch3x3_1", "branch7x7x3_1")
 
     def __init__(self) -> None:
         """(N, 768, 17, 17) -> (N, 1280, 8, 8)."""
@@ -121,13 +149,15 @@ class BlockD(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the branches' channels, side by side."""
-        three = self.branch3x3_2(self.branch3x3_1(x))
-        seven = self.branch7x7x3_4(self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x))))
-        return torch.cat([three, seven, F.max_pool2d(x, 3, stride=2)], 1)
+        three, seven = self.ones(x)
+        seven = self.branch7x7x3_4(self.branch7x7x3_3(self.branch7x7x3_2(seven)))
+        return torch.cat([self.branch3x3_2(three), seven, F.max_pool2d(x, 3, stride=2)], 1)
 
 
-class BlockE(nn.Module):
+class BlockE(Block):
     """Blocks at 8 x 8: two of their branches end in a 1 x 3 and a 3 x 1 side by side."""
+
+    ONES = ("branch1x1", "branch3x3_1", "branch3x3dbl_1")
 
     def __init__(self, c_in: int, last: bool) -> None:
         """(N, c_in, 8, 8) -> (N, 2048, 8, 8); the last block has a maximum in place of the average."""
@@ -146,12 +176,35 @@ class BlockE(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the branches' channels, side by side."""
-        three = self.branch3x3_1(x)
-        double = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
+        one, three, double = self.ones(x)
+        double = self.branch3x3dbl_2(double)
         ends = [self.branch3x3_2a(three), self.branch3x3_2b(three)]
         ends += [self.branch3x3dbl_3a(double), self.branch3x3dbl_3b(double)]
         pooled = F.max_pool2d(x, 3, stride=1, padding=1) if self.last else x
-        return torch.cat([self.branch1x1(x), *ends, self.branch_pool(pooled)], 1)
+        return torch.cat([one, *ends, self.branch_pool(pooled)], 1)
+
+
+class Joined(nn.Module):
+    """Frozen convolutions of the same single pixels as one matrix product, and what comes after each: for inference.
+
+    A product of three or four times the columns is 10 to 25 % faster than so many of the parts.
+    """
+
+    def __init__(self, branches: Sequence[Convolution]) -> None:
+        """`branches` are fused, with kernels of 1 x 1; an AveragedConvolution is the last, if there is one."""
+        super().__init__()
+        self.averaged = isinstance(branches[-1], AveragedConvolution)
+        self.widths = [branch.conv.out_channels for branch in branches]
+        self.register_buffer("weight", torch.cat([branch.conv.weight.detach().flatten(1) for branch in branches]))
+        self.register_buffer("bias", torch.cat([branch.conv.bias.detach() for branch in branches]))
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """(N, c, H, W), channels last, -> (N, c_i, H, W) of each branch."""
+        y = F.linear(x.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2)
+        parts = list(y.split(self.widths, 1))
+        if self.averaged:
+            parts[-1] = average(parts[-1])
+        return [part.relu_() for part in parts]
 
 
 class FIDInception(nn.Module):
@@ -192,9 +245,13 @@ def fuse(network: nn.Module) -> nn.Module:
 
 
 def quicken(network: nn.Module) -> nn.Module:
-    """Return a fused network for fp32 on a CPU, some 1.3 times faster, equal within rounding; `network` is changed."""
+    """Return a fused network for fp32 on a CPU, some 1.4 times faster, equal within rounding; `network` is changed."""
     from models.winograd import ByImage, WinogradConvolution, pays  # Numba takes half a second to import
 
+    for block in [m for m in network.modules() if isinstance(m, Block) and m.ONES]:
+        block.joined = Joined([getattr(block, name) for name in block.ONES])
+        for name in block.ONES:
+            delattr(block, name)
     for block in list(network.modules()):
         for name, layer in list(block.named_children()):
             if type(layer) is Convolution and pays(layer.conv):

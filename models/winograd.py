@@ -29,12 +29,12 @@ POINTS = {1: (), 6: (3 / 4, 3 / 2), 8: (1 / 2, 1, 2), 12: (3 / 8, 5 / 8, 1, 13 /
 TILES = {(3, 3): (4, 4), (5, 5): (4, 4), (1, 7): (1, 6), (7, 1): (6, 1), (1, 3): (1, 4), (3, 1): (4, 1)}
 WORK = 2 * 2**20  # bytes of transformed tiles at a time, some twice the second-level cache; ours, the fastest of 1 to 8
 IMAGES = 4  # at a time in a thread: their outputs take memory that is kept from layer to layer; ours, best of 2 to 16
-LEAST = 2000  # channels in times channels out: with fewer, the transforms cost what the products save; ours
 
 
 class Terms(NamedTuple):
     """A matrix without its zeros: what each row adds up."""
 
+    counts: np.ndarray  # (rows,) int64: how many terms
     sources: np.ndarray  # (rows, a multiple of 4) int64: columns of the matrix
     factors: np.ndarray  # the same float32: its values there
 
@@ -76,20 +76,20 @@ def transforms(m: int, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def terms(matrix: np.ndarray) -> Terms:
     """Return a matrix as sums; rows with fewer terms than others end in terms with the factor 0."""
-    longest = int((matrix != 0).sum(1).max())
-    sources = np.zeros((len(matrix), -(-longest // 4) * 4), np.int64)
+    counts = (matrix != 0).sum(1)
+    sources = np.zeros((len(matrix), -(-int(counts.max()) // 4) * 4), np.int64)
     factors = np.zeros(sources.shape, np.float32)
     for i, row in enumerate(matrix):
         present = np.flatnonzero(row)
         sources[i, : len(present)], factors[i, : len(present)] = present, row[present]
-    return Terms(sources, factors)
+    return Terms(counts, sources, factors)
 
 
 # ---------------------------------------------------------------- The compiled loops: arrays of values are flat
 
 FAST = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 VALUES, WHOLE = types.float32[::1], types.int64
-TERMS = types.NamedTuple((types.int64[:, ::1], types.float32[:, ::1]), Terms)
+TERMS = types.NamedTuple((types.int64[::1], types.int64[:, ::1], types.float32[:, ::1]), Terms)
 TILING = types.NamedUniTuple(types.int64, len(Tiling._fields), Tiling)
 
 
@@ -108,10 +108,25 @@ def add_up(out: np.ndarray, o: int, x: np.ndarray, starts: tuple, factors: tuple
 
 
 @njit(**FAST)
+def add_one(out: np.ndarray, o: int, x: np.ndarray, start: int, factor: float, n: int, more: bool) -> None:
+    """Do as add_up does, with one factor."""
+    o, a = np.uint64(o), np.uint64(start)
+    if more:
+        for i in range(np.uint64(n)):
+            out[o + i] += factor * x[a + i]
+    else:
+        for i in range(np.uint64(n)):
+            out[o + i] = factor * x[a + i]
+
+
+@njit(**FAST)
 def row_of(terms: Terms, i: int, out: np.ndarray, o: int, x: np.ndarray, base: int, step: int, n: int) -> None:
     """Set n values from out[o] to row i of a matrix times the vectors of n values from x[base + step * source]."""
-    for g in range(0, terms.sources.shape[1], 4):
+    for g in range(0, terms.counts[i], 4):
         s, f = terms.sources[i, g : g + 4], terms.factors[i, g : g + 4]
+        if g + 1 == terms.counts[i]:
+            add_one(out, o, x, base + step * s[0], f[0], n, g > 0)
+            continue
         starts = (base + step * s[0], base + step * s[1], base + step * s[2], base + step * s[3])
         add_up(out, o, x, starts, (f[0], f[1], f[2], f[3]), n, g > 0)
 
@@ -121,13 +136,28 @@ def image_rows(terms: Terms, i: int, out: np.ndarray, o: int, x: np.ndarray, ima
     """Set a row of pixels from out[o] to row i of a matrix times an image's rows from `top`; those outside are 0."""
     n = t.width * t.channels
     s, f = np.empty(4, np.int64), np.empty(4, np.float32)
-    for g in range(0, terms.sources.shape[1], 4):
+    for g in range(0, terms.counts[i], 4):
         for q in range(4):
             y = top + terms.sources[i, g + q]
             inside = 0 <= y < t.height
             s[q] = (image * t.height + (y if inside else 0)) * n
             f[q] = terms.factors[i, g + q] if inside else 0
+        if g + 1 == terms.counts[i]:
+            add_one(out, o, x, s[0], f[0], n, g > 0)
+            continue
         add_up(out, o, x, (s[0], s[1], s[2], s[3]), (f[0], f[1], f[2], f[3]), n, g > 0)
+
+
+@njit(**FAST)
+def pixels_apart(t: Tiling, t_x: int) -> int:
+    """Return of how many pixels a line has the first of each tile, or the second, ..., with what the last ones need."""
+    return t.across + (t_x - 1) // t.m_x
+
+
+def apart(by_column: Terms, t: Tiling) -> Terms:
+    """Return a matrix for lines that have the first pixels of all tiles first, then the second, ..."""
+    sources = by_column.sources
+    return by_column._replace(sources=sources % t.m_x * pixels_apart(t, len(sources)) + sources // t.m_x)
 
 
 @compiled(VALUES, TERMS, TERMS, TILING, WHOLE, WHOLE, VALUES, VALUES, **FAST)
@@ -136,24 +166,31 @@ def into_tiles(
 ) -> None:
     """Write B^T d B of the tiles in rows first..last - 1 of all images' tiles to out (t_y * t_x, tiles, channels).
 
-    x: (N, height, width, channels); lines: scratch, (t_y, padded width, channels).
+    x: (N, height, width, channels); by_column: as `apart` makes it; lines: scratch, a padded line of pixels, and again
+    with the first pixel of all tiles first, then their second, so that the sums are over long stretches.
     """
     t_y, t_x = len(by_row.sources), len(by_column.sources)
-    line = ((t.across - 1) * t.m_x + t_x) * t.channels
-    left, inner = t.pad_x * t.channels, t.width * t.channels
+    pixels = (t.across - 1) * t.m_x + t_x
+    line, left, inner = pixels * t.channels, t.pad_x * t.channels, t.width * t.channels
+    each = pixels_apart(t, t_x)
     tiles = (last - first) * t.across
-    for i in range(t_y):  # what is outside the image
-        lines[i * line : i * line + left] = 0
-        lines[i * line + left + inner : (i + 1) * line] = 0
+    lines[:left] = 0  # what is outside the image
+    lines[left + inner : line] = 0
     for k in range(first, last):
         image, top = k // t.down, (k % t.down) * t.m_y - t.pad_y
         for i in range(t_y):
-            image_rows(by_row, i, lines, i * line + left, x, image, top, t)
+            o = (i * t_x * tiles + (k - first) * t.across) * t.channels
+            if t_x == 1:
+                image_rows(by_row, i, out, o, x, image, top, t)
+                continue
+            image_rows(by_row, i, lines, left, x, image, top, t)
+            for pixel in range(pixels):
+                a = np.uint64(pixel * t.channels)
+                b = np.uint64(line + (pixel % t.m_x * each + pixel // t.m_x) * t.channels)
+                for c in range(np.uint64(t.channels)):
+                    lines[b + c] = lines[a + c]
             for j in range(t_x):
-                o = ((i * t_x + j) * tiles + (k - first) * t.across) * t.channels
-                for tile in range(t.across):
-                    base = i * line + tile * t.m_x * t.channels
-                    row_of(by_column, j, out, o + tile * t.channels, lines, base, t.channels, t.channels)
+                row_of(by_column, j, out, o + j * tiles * t.channels, lines, line, t.channels, t.across * t.channels)
 
 
 @compiled(VALUES, TERMS, TERMS, VALUES, WHOLE, TILING, WHOLE, WHOLE, VALUES, VALUES, **FAST)
@@ -171,21 +208,25 @@ def out_of_tiles(
 ) -> None:
     """Write max(A^T x A + bias, 0) to out (N, height, width, channels), of x (t_y * t_x, tiles, channels).
 
-    lines: scratch, (t_x, across, channels). NaN stays NaN.
+    lines: scratch, (t_x + m_x, across, channels): rows of tiles, then of their pixels, the first of all tiles first, so
+    that the sums are over long stretches. NaN stays NaN.
     """
     line = t.across * t.channels
+    pixels = t_x * line if t_x > 1 else 0  # where they begin
     plane = (last - first) * line
     for k in range(first, last):
         image, top = k // t.down, (k % t.down) * t.m_y
         for i in range(min(t.m_y, t.height - top)):
             for j in range(t_x):
                 row_of(by_row, i, lines, j * line, x, j * plane + (k - first) * line, t_x * plane, line)
+            for j in range(t.m_x if t_x > 1 else 0):
+                row_of(by_column, j, lines, pixels + j * line, lines, 0, line, line)
             for tile in range(t.across):
                 for j in range(min(t.m_x, t.width - tile * t.m_x)):
                     o = np.uint64(((image * t.height + top + i) * t.width + tile * t.m_x + j) * t.channels)
-                    row_of(by_column, j, out, o, lines, tile * t.channels, line, t.channels)
+                    a = np.uint64(pixels + j * line + tile * t.channels)
                     for c in range(np.uint64(t.channels)):
-                        value = out[o + c] + bias[c]
+                        value = lines[a + c] + bias[c]
                         out[o + c] = np.float32(0) if value < 0 else value
 
 
@@ -202,9 +243,10 @@ class WinogradConvolution(nn.Module):
         self.tile = TILES[self.filter]
         matrices = [transforms(m, r) for m, r in zip(self.tile, self.filter, strict=True)]
         self.outputs, self.inputs = ([terms(matrix[i]) for matrix in matrices] for i in (0, 2))
-        g_y, g_x = (torch.from_numpy(matrix[1]) for matrix in matrices)
-        filters = torch.einsum("yp,xq,ocpq->yxco", g_y, g_x, conv.weight.detach().double())
-        self.register_buffer("filters", filters.flatten(0, 1).float().contiguous())  # (t_y * t_x, c_in, c_out)
+        both = torch.from_numpy(np.kron(matrices[0][1], matrices[1][1]))  # (t_y * t_x, r_y * r_x)
+        pixels = conv.weight.detach().permute(2, 3, 1, 0).double()  # (r_y, r_x, c_in, c_out)
+        filters = (both @ pixels.flatten(2).flatten(0, 1)).float()
+        self.register_buffer("filters", filters.unflatten(1, pixels.shape[2:]))  # (t_y * t_x, c_in, c_out)
         self.register_buffer("bias", conv.bias.detach().clone())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -212,7 +254,7 @@ class WinogradConvolution(nn.Module):
         x = x.permute(0, 2, 3, 1).contiguous()
         n, height, width, _ = x.shape
         (r_y, r_x), (m_y, m_x), (pad_y, pad_x) = self.filter, self.tile, self.padding
-        t_y, t_x = m_y + r_y - 1, m_x + r_x - 1
+        t_x = m_x + r_x - 1
         elements, c_in, c_out = self.filters.shape
         h_out, w_out = height + 2 * pad_y - r_y + 1, width + 2 * pad_x - r_x + 1
         if min(height, width, h_out, w_out) < 1:
@@ -222,7 +264,8 @@ class WinogradConvolution(nn.Module):
         of_y = Tiling(h_out, w_out, c_out, down, across, m_y, m_x, 0, 0)
         y = torch.empty((n, h_out, w_out, c_out))
         flat_x, flat_y, bias = x.view(-1).numpy(), y.view(-1).numpy(), self.bias.numpy()
-        lines = torch.empty(max(t_y * (across * m_x + r_x - 1) * c_in, t_x * across * c_out)).numpy()
+        lines = torch.empty(max((2 * across * m_x + 2 * t_x + m_x) * c_in, (t_x + m_x) * across * c_out)).numpy()
+        into = self.inputs[0], apart(self.inputs[1], of_x)
 
         at_a_time = max(1, WORK // (elements * across * (c_in + c_out) * 4))  # rows of tiles
         for first in range(0, n * down, at_a_time):
@@ -231,7 +274,7 @@ class WinogradConvolution(nn.Module):
             work = _space(elements * tiles * (c_in + c_out))
             before = work[: elements * tiles * c_in].view(elements, tiles, c_in)
             after = work[elements * tiles * c_in :].view(elements, tiles, c_out)
-            into_tiles(flat_x, *self.inputs, of_x, first, last, lines, before.view(-1).numpy())
+            into_tiles(flat_x, *into, of_x, first, last, lines, before.view(-1).numpy())
             torch.bmm(before, self.filters, out=after)
             out_of_tiles(after.view(-1).numpy(), *self.outputs, bias, t_x, of_y, first, last, lines, flat_y)
         return y.permute(0, 3, 1, 2)
@@ -251,10 +294,9 @@ def _space(n: int) -> torch.Tensor:
 
 
 def pays(conv: nn.Conv2d) -> bool:
-    """Return whether a convolution has the form that is meant here, and is faster in it."""
+    """Return whether a convolution has the form that is meant here, with a filter for which it is faster."""
     plain = conv.stride == conv.dilation == (1, 1) and conv.groups == 1 and conv.bias is not None
-    known = conv.kernel_size in TILES and conv.padding_mode == "zeros"
-    return plain and known and conv.in_channels * conv.out_channels >= LEAST
+    return plain and conv.kernel_size in TILES and conv.padding_mode == "zeros"
 
 
 # ---------------------------------------------------------------- The threads

@@ -8,7 +8,6 @@ from common.files import write_json
 from datasets.coverage import Expected, coverage_of, describe_coverage
 from datasets.expression import refuse_other_unit, write_expression
 from datasets.gene_lists import GeneList, read_gene_list
-from datasets.gene_mapper import IDENTIFIERS
 from datasets.prepare_table import prepare_table, summarise
 from datasets.units import UNITS
 from preparation.harmonising import (
@@ -67,7 +66,6 @@ def add_to(commands: Commands) -> None:
     add("--keep_unmatched", action="store_true", help="with --slides: keep samples without slide too")
     add("--unit", nargs="+", choices=UNITS, help="unit of the input, or its log, or both: tpm log2p1 is log2(TPM + 1)")
     add("--orientation", choices=["genes_in_rows", "genes_in_columns"])
-    add("--id", choices=IDENTIFIERS, help="how the input names genes; mixed: each name by what it looks like")
     add("--missing", choices=["refuse", "drop"], default="refuse", help="drop: leave out genes that lack a value")
     add("--convert", choices=["tpm", "cpm"], help="scale to sums of 10^6: tpm from FPKM or counts, cpm from counts")
     add("--gene_lengths", help="for --convert tpm of counts: a GTF (union of exons), or a table with a column Length")
@@ -105,7 +103,6 @@ def run(args: argparse.Namespace) -> None:
         keep_unmatched=args.keep_unmatched,
         unit=" ".join(args.unit or []) or None,
         orientation=args.orientation and args.orientation.removeprefix("genes_in_"),
-        identifiers=args.id,
         missing=args.missing,
         convert=args.convert,
         gene_lengths=args.gene_lengths,

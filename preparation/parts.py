@@ -7,6 +7,7 @@ from typing import Any
 
 from common.errors import InputError
 from datasets.cluster import check_memory_limit
+from datasets.gene_mapper import IDENTIFIERS
 
 Commands = argparse._SubParsersAction
 
@@ -30,6 +31,7 @@ def add_genes(add: Callable[..., argparse.Action]) -> None:
     add("--genes", help="genes to keep: CSV with a column Gene (rna_ENSG....v), one id a line, or a GTF")
     add("--biotype", help="of the genes of a GTF: protein_coding")
     add("--mapping", help="names to Ensembl ids: a GTF, or a table with a column of each (HGNC's: aliases too)")
+    add("--id", choices=IDENTIFIERS, help="how the input names genes; mixed: each name by what it looks like")
     add(
         "--duplicates",
         choices=["sum", "first", "refuse"],
@@ -39,7 +41,8 @@ def add_genes(add: Callable[..., argparse.Action]) -> None:
 
 def genes_of(args: argparse.Namespace) -> dict[str, str | None]:
     """Return those flags by name."""
-    return {name: getattr(args, name) for name in ("genes", "biotype", "mapping", "duplicates")}
+    flags = {name: getattr(args, name) for name in ("genes", "biotype", "mapping", "duplicates")}
+    return flags | {"identifiers": args.id}
 
 
 def table_path(out: str) -> Path:

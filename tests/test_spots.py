@@ -178,6 +178,22 @@ def test_genes_are_chosen_by_the_training_spots_alone_and_unmapped_ones_named(sp
     assert read_expression("t.h5ad").genes == [IDS["BBB"], IDS["CCC"]]  # AAA: in 2 of 128 training spots
 
 
+def test_a_file_that_names_genes_in_several_ways_is_asked_about(spots, tmp_path, capsys, command):
+    for section in ("S1", "S2", "S3"):
+        edit(tmp_path / f"st/counts/{section}.tsv.gz", lambda t: t.replace("\tAAA\t", f"\t{IDS['AAA']}\t", 1))
+    assert spots() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "S1.tsv.gz: genes of several kinds" in line and "1 named by ensembl and 3 named by symbol" in line
+    bare = "prepare_data.py spots --input st --img_size 20 --tiles tiles --pitch 200 --out t.h5ad --min_spots 0"
+    assert command(bare) == 2
+    assert "1 genes are named by Ensembl id and 3 otherwise" in capsys.readouterr().err
+    assert not (tmp_path / "t.h5ad").exists()
+    for kind, names in (("mixed", "AAA BBB CCC DDD"), ("ensembl", "AAA"), ("symbol", "BBB CCC DDD")):
+        assert spots(f"--pitch 200 --out {kind}.h5ad --min_spots 0 --id {kind}") == 0
+        assert read_expression(f"{kind}.h5ad").genes == [IDS[name] for name in names.split()]
+        assert "identifiers: " in capsys.readouterr().out
+
+
 def _set(text, column, value):
     lines = [line.split("\t") for line in text.rstrip("\n").split("\n")]
     for fields in lines[1:]:
