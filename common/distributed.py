@@ -164,7 +164,12 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         _store.set(f"place/{rank}", f"{socket.gethostname()} {os.getpid()}")
         _here = ranks
         ranks.wait()
-    except (RuntimeError, LostRank) as error:
+    except BaseException as error:
+        with suppress(RuntimeError, ValueError, AssertionError):  # there may be none
+            dist.destroy_process_group()
+        _here, _store = ALONE, None
+        if not isinstance(error, RuntimeError | LostRank):
+            raise
         raise InputError(
             f"not all {world} ranks met at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} within "
             f"{limit.total_seconds():g} s ({_first_line(error)}); start all of them, and check address and port"
@@ -205,7 +210,10 @@ def _together(action: Callable[[], T]) -> T:
             why = "is gone" if gone else f"does not answer ({_first_line(error)})"
         lost = LostRank(f"{who} {why}; the run is as its last checkpoint left it")
         lost.gone = gone
-        raise lost from None
+        try:
+            raise lost from None
+        finally:
+            del lost  # else it keeps this frame, and with it torch's, which hold the group, until a collection
 
 
 def _gone() -> tuple[list[int], bool]:

@@ -12,6 +12,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -168,18 +169,27 @@ class _Readers:
 
     def __exit__(self, *_: object) -> None:
         self._all.discard(self)
+        self._ask_to_leave()
+        self._wait(time.monotonic() + LEAVE_SECONDS)
+
+    def _ask_to_leave(self) -> None:
         self._left = True
         for _ in self._threads:
             self._tasks.put(None)
-        until = time.monotonic() + (0.0 if self._hung else LEAVE_SECONDS)
+
+    def _wait(self, until: float) -> None:
         for thread in self._threads:
-            thread.join(max(until - time.monotonic(), 0.0))
+            thread.join(0.0 if self._hung else max(until - time.monotonic(), 0.0))
 
     @classmethod
     def leave_all(cls) -> None:
         """End what is still reading ahead: a thread in a library's midst when Python ends can abort the process."""
-        for readers in list(cls._all):
-            readers.__exit__()
+        every, until = list(cls._all), time.monotonic() + LEAVE_SECONDS
+        with suppress(KeyboardInterrupt):  # an impatient user's
+            for readers in every:
+                readers._ask_to_leave()
+            for readers in every:
+                readers._wait(until)
 
 
 atexit.register(_Readers.leave_all)

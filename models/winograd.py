@@ -7,7 +7,8 @@ sum is a matrix product for each of the (m + r - 1)^2 elements: (m + r - 1)^2 mu
 
 The matrices are Toom and Cook's: polynomials are multiplied by their values at POINTS and at infinity, and
 interpolated. Values differ from the plain convolution's by rounding, more of it the more points there are: up to 2e-5
-of the largest value with TILES. A pixel that is NaN or infinite can make NaN of every value of the tiles it goes into.
+of the largest value with TILES. A pixel that is NaN or infinite can make NaN of every value of the tiles it goes into,
+and of those at the other edge.
 The transforms are compiled loops over channels, pixels being NHWC (channels last).
 """
 
@@ -157,7 +158,8 @@ def pixels_apart(t: Tiling, t_x: int) -> int:
 def apart(by_column: Terms, t: Tiling) -> Terms:
     """Return a matrix for lines that have the first pixels of all tiles first, then the second, ..."""
     sources = by_column.sources
-    return by_column._replace(sources=sources % t.m_x * pixels_apart(t, len(sources)) + sources // t.m_x)
+    each = pixels_apart.py_func(t, len(sources))  # as compiled it would be so in every process anew
+    return by_column._replace(sources=sources % t.m_x * each + sources // t.m_x)
 
 
 @compiled(VALUES, TERMS, TERMS, TILING, WHOLE, WHOLE, VALUES, VALUES, **FAST)
@@ -180,8 +182,10 @@ def into_tiles(
         image, top = k // t.down, (k % t.down) * t.m_y - t.pad_y
         for i in range(t_y):
             o = (i * t_x * tiles + (k - first) * t.across) * t.channels
-            if t_x == 1:
-                image_rows(by_row, i, out, o, x, image, top, t)
+            if t_x == 1:  # a pixel is a tile
+                out[o : o + left] = 0
+                out[o + left + inner : o + line] = 0
+                image_rows(by_row, i, out, o + left, x, image, top, t)
                 continue
             image_rows(by_row, i, lines, left, x, image, top, t)
             for pixel in range(pixels):

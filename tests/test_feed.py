@@ -144,21 +144,24 @@ sys.exit(run_command(lambda args: next(batches) and None, command_parser("x"), [
 def test_what_is_still_read_ahead_is_finished_before_python_ends(tmp_path):
     script = tmp_path / "leaves.py"
     script.write_text("""
-import sys, time
+import sys, threading, time
 import numpy as np
 from datasets.feed import tile_batches
+
+begun = threading.Event()
 
 class Slow:
     def read(self, indices):
         if indices[0]:
             print("begun", flush=True)
+            begun.set()
             time.sleep(1)
             print("done", flush=True)
         return np.zeros((1, 2, 2, 3), np.uint8)
 
 batches = tile_batches(Slow(), lambda i: np.array([i]), 0, 9, workers=1)
 sys.keep = [batches, next(batches)]  # nobody closes it
-time.sleep(0.2)
+begun.wait(60)
 """)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["begun", "done"], "")

@@ -178,20 +178,35 @@ def test_parallel_starts_the_ranks_and_passes_a_signal_on(cohort):
 def test_no_thread_of_the_group_is_left_when_python_ends(cohort):
     """One that still holds a tensor aborts the process then: status 134, one time in hundreds."""
     (cohort / "watched.py").write_text(
-        "import atexit, os, runpy, sys\n"
+        "import atexit, contextlib, os, runpy, sys\n"
         "from pathlib import Path\n"
-        "names = lambda: [(task / 'comm').read_text().strip() for task in Path('/proc/self/task').iterdir()]\n"
+        "def names():\n"
+        "    for task in Path('/proc/self/task').iterdir():\n"
+        "        with contextlib.suppress(OSError):  # it ended just now\n"
+        "            yield (task / 'comm').read_text().strip()\n"
         "atexit.register(lambda: Path(f'left.{os.environ[\"RANK\"]}').write_text(' '.join(names())))\n"
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
-    for more, expected in ((["--max_steps", 2], 0), (["--batch_size", 1], 2)):
-        words = ["watched.py", GAN, "--config", "lung.json", "--model_dir", "run", *more]
-        status, _, err = many_ranks.run(words, 2, cohort)
+    words = ["watched.py", GAN, "--config", "lung.json", "--model_dir", "run", "--num_epochs", 999]
+    processes = many_ranks.start(words, 2, cohort)
+    until(lambda: Path("run", "run.model").exists())
+    processes[1].kill()
+    status, _, err = many_ranks.finish(processes)
+    assert status == [75, -signal.SIGKILL], err
+    nothing_left(0)
+    for more, expected in ((["--max_steps", steps_of("run") + 2], 0), (["--batch_size", 1], 2)):
+        status, _, err = many_ranks.run([*words, *more], 2, cohort)
         assert status == [expected] * 2, err
-        for rank in (0, 1):
-            left = Path(f"left.{rank}").read_text()
-            assert "python" in left and "gloo" not in left and "store" not in left, left
+        nothing_left(0)
+        nothing_left(1)
+
+
+def nothing_left(rank):
+    left = Path(f"left.{rank}")
+    threads = left.read_text()
+    assert "python" in threads and "gloo" not in threads and "store" not in threads, threads
+    left.unlink()
 
 
 def test_what_cannot_be_divided_is_refused_in_one_line(cohort):

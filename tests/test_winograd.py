@@ -57,8 +57,14 @@ def test_terms_are_the_matrix():
     np.testing.assert_allclose((of.factors * vector[of.sources]).sum(1), b @ vector, atol=1e-5)
 
 
-@pytest.mark.parametrize(("kernel", "padding"), [*SAME.items(), ((3, 3), (0, 0)), ((5, 5), (0, 1))])
-@pytest.mark.parametrize("side", [(7, 7), (8, 17), (13, 9), (35, 11)])
+FORMS = [*SAME.items(), ((3, 3), (0, 0)), ((5, 5), (0, 1)), ((7, 1), (3, 1)), ((3, 1), (0, 2)), ((1, 7), (1, 3))]
+SIDES = [(1, 1), (2, 3), (7, 7), (8, 17), (13, 9), (35, 11)]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "padding", "side"),
+    [(k, p, s) for k, p in FORMS for s in SIDES if all(n + 2 * q >= r for n, q, r in zip(s, p, k, strict=True))],
+)
 def test_a_layer_is_the_plain_convolution(kernel, padding, side):
     conv = layer(19, 33, kernel, padding)
     x = torch.randn(3, 19, *side, generator=torch.Generator().manual_seed(1))
