@@ -64,7 +64,7 @@ RESIDUAL = SEES | {  # the configs with expression
     "adam_beta2": 0.99,
     "gamma": 1.0,
     "turns": True,
-    "enlarge_taps": 4,  # when these rows were run; 6 since
+    "enlarge_taps": 4,
 }
 EQUALISED = RESIDUAL | {  # those without
     "equalised": True,

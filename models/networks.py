@@ -25,7 +25,7 @@ def build_generator(args: dict[str, Any]) -> ConditionedGenerator:
     into = dims + (args["cond_dim"] if args["latent_dim"] and rule.how == "concat" else 0)
     if args["gan_type"] == "residual":
         shape = args["out_size"], args["step_channels"], args["depth"], args["first_side"]
-        network = ResidualGenerator(into, *shape, args.get("enlarge_taps", 4))  # older ones do not say it
+        network = ResidualGenerator(into, *shape, args.get("enlarge_taps") or 4)  # older ones do not say it
     else:
         network = DCGANGenerator(into, args["out_size"], args["step_channels"])
     return ConditionedGenerator(network, rule, dims, args["latent_dim"], args["cond_dim"])

@@ -6,8 +6,9 @@ et al. 2019, section 2, eq. 1); a minibatch-spread feature in the critic (Karras
 those equations. Without that normalisation it learnt no structure in the demo's time.
 Sides change by even binomial filters: what alternates from pixel to pixel is lost, and new pixels are all made alike,
 a quarter from an old one. With [1, 2, 1] every other was an old one, sharper than those between: a grid. They halve by
-[1, 3, 3, 1] and double by [1, 5, 10, 10, 5, 1]: by [1, 3, 3, 1] every other pair of new neighbours, where pixels are
-noise, differs with four times the variance of the one beside it, which a convolution and a rectifier turn into a grid.
+[1, 3, 3, 1] and double by it or by [1, 5, 10, 10, 5, 1] (`taps`): with four every other pair of new neighbours, where
+pixels are noise, differs with 4 times the variance of the one beside it, which a convolution and a rectifier turn into
+a grid; with six 1.6 times.
 
 Channels are `step_channels` at full size and double with each halving, up to 16 times that. `depth` blocks per size.
 With `first_side` both may train at that side first and double it later (after Karras et al. 2018, section 2): from
