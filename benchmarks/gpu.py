@@ -186,23 +186,23 @@ def part_sampling(bench: Bench) -> Result:
 def part_features(bench: Bench) -> Result:
     """Tiles/s of the extractors; ms of a beta-VAE step."""
     from models.features import Extractor, load_extractor
-    from models.inception import FIDInception
+    from models.inception import FIDInception, fuse, round_late
 
     sizes, result = bench.sizes, {}
     images = np.random.default_rng(0).integers(0, 256, (sizes.feature_batch, sizes.side, sizes.side, 3), np.uint8)
 
-    def inception() -> Extractor:
-        network = FIDInception()
+    def inception(precision: str) -> Extractor:
+        network = fuse(FIDInception())
         network.fc = torch.nn.Identity()
+        network = round_late(network) if precision == "bf16" else network
         return Extractor("inception", network, "", sizes.inception_side, (0.5,) * 3, (0.5,) * 3, False, bench.device)
 
-    def lite0() -> Extractor:
-        return load_extractor("efficientnet_lite0", device=bench.device)
+    def lite0(precision: str) -> Extractor:
+        return load_extractor("efficientnet_lite0", device=bench.device, precision=precision)
 
-    def extract(make: Callable[[], Extractor], precision: str) -> Result:
-        extractor = make()
-        with bench.autocast(precision):
-            return {"tiles_per_s": round(1e3 * len(images) / bench.ms(lambda: extractor(images)), 1)}
+    def extract(make: Callable[[str], Extractor], precision: str) -> Result:
+        extractor = make(precision)
+        return {"tiles_per_s": round(1e3 * len(images) / bench.ms(lambda: extractor(images)), 1)}
 
     def vae(precision: str) -> Result:
         paper, (first, second, latent) = BetaVAESettings(), sizes.widths

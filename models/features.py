@@ -9,7 +9,6 @@ Nothing is ever downloaded. Two numbers may be compared only where `name` and `d
 largest, and its name is the same. Those of the plain network that older versions kept are not used.
 """
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from common.config import PRECISIONS
 from common.errors import InputError, did_you_mean, warn
 from common.files import sha256_of
 from common.memory import keep_freed_memory
-from models.inception import FIDInception, fuse, quicken
+from models.inception import FIDInception, fuse, quicken, round_late
 
 # Published FID weights, TensorFlow's inception-2015-12-05 in PyTorch form; the name carries the start of its SHA-256.
 FID_WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
@@ -51,13 +50,13 @@ class Extractor:
         device: Any,
         precision: str = "fp32",
     ) -> None:
-        """Freeze `network`, which takes (N, 3, side, side) floats normalised as (x - mean) / std, x in [0, 1].
+        """Freeze `network`, which takes (N, 3, side, side) float32 normalised as (x - mean) / std, x in [0, 1].
 
-        precision: fp32, or bf16, which runs the network under autocast; what goes in and comes out is float32.
+        precision: of the network, for the record.
         """
         self.name, self.digest, self.input_side, self.precision = name, digest, side, precision
         self.device, self.antialias = torch.device(device), antialias
-        network = network.float().eval().requires_grad_(False)
+        network = network.eval().requires_grad_(False)
         self.network = network.to(self.device, memory_format=torch.channels_last)  # 1.3 to 1.7 times faster on a CPU
         self.mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
         self.std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
@@ -77,8 +76,7 @@ class Extractor:
             side = (self.input_side, self.input_side)
             x = F.interpolate(x, side, mode="bilinear", align_corners=False, antialias=self.antialias)
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext():
-            return self.network(x).flatten(1).float().cpu().numpy()
+        return self.network(x).flatten(1).float().cpu().numpy()
 
     def describe(self) -> dict[str, Any]:
         """Return what belongs beside every number made with these features."""
@@ -92,6 +90,20 @@ class Extractor:
         }
 
 
+class Autocast(nn.Module):
+    """A network whose products are taken in bf16."""
+
+    def __init__(self, network: nn.Module) -> None:
+        """Its weights stay fp32."""
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the network's output."""
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return self.network(x)
+
+
 def load_extractor(
     name: str = "efficientnet_lite0",
     weights: str | Path | None = None,
@@ -100,6 +112,8 @@ def load_extractor(
     precision: str = "fp32",
 ) -> Extractor:
     """Return the extractor `name`, frozen, on `device`, in fp32 or bf16, which the name then says.
+
+    bf16: Inception's blocks from Mixed_6a on, all of another network; what goes in and comes out is float32.
 
     weights: a state dict's file; needed for torchvision names, optional for "inception" (else torch's cache), not used
     by "efficientnet_lite0". side: run at this many pixels instead of the network's own side, which the name then says.
@@ -141,7 +155,9 @@ def load_extractor(
     if torch.device(device).type == "cpu":
         keep_freed_memory()  # a batch takes what the one before freed: some 5 % of the time in fp32, 12 % in bf16
     network = build(read_state_dict(path), path, side or own_side)
-    if name == "inception" and torch.device(device).type == "cpu" and precision == "fp32":
+    if precision == "bf16":
+        network = round_late(network) if name == "inception" else Autocast(network)
+    if name == "inception" and torch.device(device).type == "cpu":
         network = quicken(network)
     label = name if side in (None, own_side) else f"{name}@{side}px"
     label += "" if precision == "fp32" else f", {precision}"
@@ -268,3 +284,4 @@ def _load(network: nn.Module, state: dict[str, torch.Tensor], path: Path, what: 
         raise InputError(f"{path}: these weights are not {what} ({reason}); check --extractor and --weights") from None
     if not all(bool(torch.isfinite(v).all()) for v in network.state_dict().values() if v.is_floating_point()):
         raise InputError(f"{path}: the weights hold NaN or infinity; get the file again")
+    network.float().eval()

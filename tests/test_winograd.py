@@ -176,14 +176,21 @@ def test_the_extractor_is_the_plain_network(tmp_path):
     fast = load_extractor("inception", tmp_path / "weights.pth")
     half = load_extractor("inception", tmp_path / "weights.pth", precision="bf16")
     kinds = [[type(m) for m in extractor.network.modules()] for extractor in (fast, half)]
-    assert [of.count(WinogradConvolution) for of in kinds] == [49, 0]  # all of stride 1 but those of 1 x 1
-    assert [of.count(Joined) for of in kinds] == [10, 0]  # blocks with branches that begin alike
+    assert [of.count(WinogradConvolution) for of in kinds] == [49, 12]  # all fp32 ones of stride 1 but those of 1 x 1
+    assert [of.count(Joined) for of in kinds] == [10, 10]  # blocks with branches that begin alike
 
     network = FIDInception()
     network.load_state_dict(torch.load(tmp_path / "weights.pth"))
     network.fc = nn.Identity()
     plain = Extractor("plain", fuse(network), "", 299, (0.5,) * 3, (0.5,) * 3, False, "cpu")
-    features = [extractor(images) for extractor in (fast, plain)]
-    np.testing.assert_allclose(*features, atol=1e-4 * features[1].max(), rtol=0)
+    features = [extractor(images) for extractor in (fast, plain, half)]
+    np.testing.assert_allclose(*features[:2], atol=1e-4 * features[1].max(), rtol=0)
     values = [frechet_distance(side[:8], side[8:]) for side in features]
     assert values[0] == pytest.approx(values[1], rel=1e-4)
+
+    assert half.network.network.Mixed_5d.joined.weight.dtype == torch.float32
+    assert half.network.network.Mixed_6a.branch3x3.conv.weight.dtype == torch.bfloat16
+    error = features[2] - features[1]
+    spread = [np.sqrt(((x - x.mean(0)) ** 2).mean()) for x in (error, features[1])]
+    assert 0.001 < spread[0] / spread[1] < 0.05  # 0.09 with all layers in bf16
+    assert values[2] == pytest.approx(values[1], rel=1e-3)
