@@ -26,7 +26,7 @@ def resolve_gan_settings(cfg: GANSettings) -> None:
     if cfg.condition is None:
         cfg.condition = "concat" if sees else "add"
     if cfg.enlarge_taps is None:
-        cfg.enlarge_taps = 4 if is_conditional(cfg.loss_type) else 6  # benchmarks/QUALITY.md
+        cfg.enlarge_taps = 6  # benchmarks/QUALITY.md
     for key, value in (SEEING if sees else BLIND).items():
         if getattr(cfg, key) is None or not is_conditional(cfg.loss_type):
             setattr(cfg, key, value)

@@ -34,7 +34,7 @@ def build_generator(args: dict[str, Any]) -> ConditionedGenerator:
 def build_critic(cfg: GANSettings, latent_dim: int = 0) -> ConditionedCritic:
     """Return the critic of the settings; it sees the expression where they say critic_condition = projection."""
     if cfg.gan_type == "residual":
-        network = ResidualCritic(cfg.img_size, cfg.step_channels, cfg.depth, cfg.first_side)
+        network = ResidualCritic(cfg.img_size, cfg.step_channels, cfg.depth, cfg.first_side, cfg.enlarge_taps)
     else:
         network = DCGANDiscriminator(cfg.img_size, cfg.step_channels, cfg.critic_norm, cfg.critic_output)
     return ConditionedCritic(network, latent_dim if cfg.critic_condition == "projection" else 0, cfg.cond_dim)

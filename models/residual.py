@@ -33,7 +33,7 @@ HALF = 0.5**0.5  # keeps the variance of a sum of two branches; Karras et al. 20
 MAPPED = 128  # width of the mapped input
 SMALLEST = 4  # px, the side at which drawing starts
 WIDEST = 16  # channels at 4 px, in those at full size
-TAPS = (4, 6)  # pixels of the filters by which a side may double
+TAPS = (4, 6)  # pixels of the filters by which a side may double; 4 is the networks as they were until 2026-11-26
 PIXEL_NOISE = 1.0  # its strength at the start, learned per channel; with 0.1 noise hardly moved a nucleus
 
 
@@ -231,13 +231,17 @@ class JudgingBlock(nn.Module):
 class ResidualCritic(nn.Module):
     """Tiles (n, 3, in_size, in_size) -> features (n, width) -> one score each: the generator mirrored, unmodulated.
 
-    It takes tiles of the sides in grown_sides too.
+    It takes tiles of the sides in grown_sides too. What it saw first, the tile at a smaller side, it goes on seeing
+    beside the rest: halved as everything here, or by means of four pixels if the generator's `taps` are 4.
     """
 
     norm = "spread"  # tiles of a batch meet in one feature only, which a penalty holds fixed
 
-    def __init__(self, in_size: int = 64, step_channels: int = 20, depth: int = 1, first_side: int = 0) -> None:
+    def __init__(
+        self, in_size: int = 64, step_channels: int = 20, depth: int = 1, first_side: int = 0, taps: int = 6
+    ) -> None:
         super().__init__()
+        self.taps = taps
         channels = channels_of(in_size, step_channels)[::-1]  # full size first
         self.from_rgb = nn.Conv2d(3, channels[0], 1)
         widths = dict(zip(sides_of(in_size)[::-1], channels, strict=True))
@@ -272,7 +276,8 @@ class ResidualCritic(nn.Module):
             if block.shrink:
                 side //= 2
                 if str(side) in self.early_from_rgb and side <= images.shape[-1]:
-                    images = images if images.shape[-1] == side else F.avg_pool2d(images, 2)
+                    if images.shape[-1] > side:
+                        images = F.avg_pool2d(images, 2) if self.taps == 4 else halve(images)
                     part = self.early_from_rgb[str(side)](images)
                     h = part if h is None else h + part
         return F.leaky_relu(h, SLOPE)  # (n, c, 4, 4)
