@@ -60,7 +60,18 @@ ROWS = {
     "residual, penalties by difference": bench.EQUALISED | {"penalty_form": "difference"},
     "residual, full side throughout": bench.EQUALISED | {"first_side": 0, "grow_images": 0},
 }
-COLOURS = ("tab:grey", "tab:orange", "tab:blue", "tab:pink", "tab:purple", "tab:cyan", "tab:green", "tab:red")
+EARLIER = ("residual, coarse tile by means",)  # of before 2026-11-26, no longer to be had with six taps, so not run
+COLOURS = (
+    "tab:grey",
+    "tab:orange",
+    "tab:blue",
+    "tab:pink",
+    "tab:purple",
+    "tab:cyan",
+    "tab:green",
+    "tab:red",
+    "tab:olive",
+)
 SHOWN = 24  # tiles in a grid
 REAL = "real"  # the row of real tiles in the generator's place
 FLOORS = 20  # random choices of real tiles for that row
@@ -266,8 +277,10 @@ def draw(lines: list[dict[str, Any]], out: Path) -> None:
         of_set = [line for line in lines if (line["set"], line["img_size"]) == (name, size)]
         ours, real = trained(of_set), [line["peak_excess"]["training"] for line in of_set if line["row"] == REAL]
         rows = []
-        for row in ROWS:
+        for row in (*ROWS, *EARLIER):
             of_row = [line for line in ours if line["row"] == row]
+            if not of_row and row in EARLIER:
+                continue
             if not of_row:
                 rows.append([row, "not run"] + [""] * (len(heads) - 2))
                 continue
@@ -294,7 +307,7 @@ def plot(lines: list[dict[str, Any]], work: Path, out: Path) -> None:
     for name, size in sorted({(line["set"], line["img_size"]) for line in trained(lines)}):
         ours = [line for line in trained(lines) if (line["set"], line["img_size"]) == (name, size)]
         figure, (by_images, by_minutes, power) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
-        for colour, row in zip(COLOURS, ROWS, strict=True):
+        for colour, row in zip(COLOURS, (*ROWS, *EARLIER), strict=True):
             for k, line in enumerate(x for x in ours if x["row"] == row):
                 style = {"color": colour, "label": row if k == 0 else None, "lw": 1.2}
                 kid = [point["kid"] for point in line["curve"]]

@@ -25,8 +25,6 @@ def resolve_gan_settings(cfg: GANSettings) -> None:
         cfg.mismatched_weight = 0.0  # it is the critic's
     if cfg.condition is None:
         cfg.condition = "concat" if sees else "add"
-    if cfg.enlarge_taps is None:
-        cfg.enlarge_taps = 6  # benchmarks/QUALITY.md
     for key, value in (SEEING if sees else BLIND).items():
         if getattr(cfg, key) is None or not is_conditional(cfg.loss_type):
             setattr(cfg, key, value)

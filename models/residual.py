@@ -33,7 +33,7 @@ HALF = 0.5**0.5  # keeps the variance of a sum of two branches; Karras et al. 20
 MAPPED = 128  # width of the mapped input
 SMALLEST = 4  # px, the side at which drawing starts
 WIDEST = 16  # channels at 4 px, in those at full size
-TAPS = (4, 6)  # pixels of the filters by which a side may double; 4 is the networks as they were until 2026-11-26
+TAPS = (4, 6)  # pixels of the filters by which a side may double; 4: as until 2026-11-26
 PIXEL_NOISE = 1.0  # its strength at the start, learned per channel; with 0.1 noise hardly moved a nucleus
 
 
