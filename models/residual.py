@@ -232,7 +232,9 @@ class ResidualCritic(nn.Module):
     """Tiles (n, 3, in_size, in_size) -> features (n, width) -> one score each: the generator mirrored, unmodulated.
 
     It takes tiles of the sides in grown_sides too. What it saw first, the tile at a smaller side, it goes on seeing
-    beside the rest: halved as everything here, or by means of four pixels if the generator's `taps` are 4.
+    beside the rest: halved as everything here, and what halving takes away apart, each of four pixels with its own
+    weight: what alternates from pixel to pixel is 0 once halved, and rectified a tenth of a grey level leaves nothing.
+    If the generator's `taps` are 4: means of four pixels alone.
     """
 
     norm = "spread"  # tiles of a batch meet in one feature only, which a penalty holds fixed
@@ -247,6 +249,8 @@ class ResidualCritic(nn.Module):
         widths = dict(zip(sides_of(in_size)[::-1], channels, strict=True))
         early = grown_sides(first_side, in_size)
         self.early_from_rgb = nn.ModuleDict({str(s): nn.Conv2d(3, widths[s], 1) for s in early})
+        apart = early if taps != 4 else []
+        self.apart_from_rgb = nn.ModuleDict({str(s): nn.Conv2d(12, widths[s], 1, bias=False) for s in apart})
         blocks = []
         for narrow, wide in pairwise(channels):
             blocks += [JudgingBlock(narrow, narrow, shrink=False) for _ in range(depth - 1)]
@@ -258,7 +262,7 @@ class ResidualCritic(nn.Module):
         self.out = nn.Linear(self.width, 1)
         self.in_size = in_size
         initialise(self)
-        for later in [*self.early_from_rgb.values(), self.from_rgb][1:]:
+        for later in [*[*self.early_from_rgb.values(), self.from_rgb][1:], *self.apart_from_rgb.values()]:
             nn.init.zeros_(later.weight)
 
     def features(self, images: torch.Tensor, alone: bool | torch.Tensor = False) -> torch.Tensor:
@@ -276,11 +280,19 @@ class ResidualCritic(nn.Module):
             if block.shrink:
                 side //= 2
                 if str(side) in self.early_from_rgb and side <= images.shape[-1]:
-                    if images.shape[-1] > side:
-                        images = F.avg_pool2d(images, 2) if self.taps == 4 else halve(images)
-                    part = self.early_from_rgb[str(side)](images)
-                    h = part if h is None else h + part
+                    h, images = self.look(h, images, str(side))
         return F.leaky_relu(h, SLOPE)  # (n, c, 4, 4)
+
+    def look(self, h: torch.Tensor | None, images: torch.Tensor, side: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return `h` (n, c, s, s) or None with what is seen at `side`, and the images at it, (n, 3, s, s)."""
+        if images.shape[-1] > int(side):
+            means = F.avg_pool2d(images, 2)
+            if side in self.apart_from_rgb:
+                apart = F.pixel_unshuffle(images - F.interpolate(means, scale_factor=2.0), 2)  # (n, 12, s, s)
+                h = h + self.apart_from_rgb[side](apart)
+            images = means if self.taps == 4 else halve(images)
+        part = self.early_from_rgb[side](images)
+        return part if h is None else h + part, images
 
     def head(self, h: torch.Tensor, alone: bool | torch.Tensor = False) -> torch.Tensor:
         """Return (n, width) of the trunk's h. They know the batch's spread.

@@ -235,8 +235,24 @@ def test_a_network_that_grows_draws_the_same_enlarged_until_its_new_side_is_trai
     critic.score(critic.features(tiles[64])).sum().backward()
     for new in (generator.to_rgb, generator.early_to_rgb["32"], critic.from_rgb, critic.early_from_rgb["32"]):
         assert new.weight.grad.abs().sum() > 0  # it can be learnt
+    assert [k for k, v in critic.apart_from_rgb.items() if v.weight.grad.abs().sum() > 0] == (
+        ["16", "32"] if taps > 4 else []
+    )
     with pytest.raises(InputError, match="first_side = 64: expected 0, or a power of two from 8"):
         ResidualCritic(32, 4, 1, 64)
+
+
+def test_the_critic_sees_what_alternates_from_pixel_to_pixel_as_it_sees_colour():
+    torch.manual_seed(0)
+    critic, grey, slopes = ResidualCritic(64, 4, 2, 32), torch.zeros(1, 3, 64, 64), []
+    stripes = torch.ones(64).index_fill(0, torch.arange(1, 64, 2), -1).expand(1, 3, 64, 64)
+    for weight in critic.apart_from_rgb.values():
+        for std in (0.0, 0.1):
+            torch.nn.init.normal_(weight.weight, std=std)
+            first, second = (critic.look(torch.zeros(1, 8, 32, 32), grey + k * stripes, "32")[0] for k in (1e-3, 2e-3))
+            inside = (second - first)[..., 4:-4, 4:-4]
+            slopes.append(float(inside.abs().max()) / 1e-3)
+    assert slopes[0] < 1e-4 and slopes[1] > 0.1
 
 
 def test_sides_double_in_equal_parts_of_the_images():
