@@ -14,7 +14,7 @@ Reads tile stores, tables, checkpoints; writes metrics.json (--out) with every d
 its weights. Values are comparable only at equal extractor, weights, precision and, for FID, n. Features are kept by the
 content of the tiles (--feature_cache; at most 4 GB), so that a set passes the network once. --precision bf16 is 1.3
 to 2 times as fast on a processor that has it (AVX512-BF16, AMX; much slower elsewhere). It moved Inception's FID by
-less than 0.1 %, as its layers at 35 x 35 and more stay fp32, and another extractor's by 0 to 1.8 %.
+less than 0.1 % (random weights), as its layers at 35 x 35 and more stay fp32, another extractor's by 0 to 1.8 %.
 --matrix takes NAME=SOURCE with SOURCE = real:CONFIG[:PATIENT], RUN[:PATIENT], a folder or an .npz, and adds on its
 diagonal the distance between two disjoint halves of each real source: the floor that no generator can be expected to
 pass.

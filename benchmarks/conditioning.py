@@ -55,7 +55,7 @@ PUBLISHED = DCGAN | {  # configs/reference at this size
     "adam_beta2": 0.999,
 }
 SEES = DCGAN | {"loss_type": "wgangpvae", "cond_dim": 32, "cond_dropout": 0.0}
-RESIDUAL = SEES | {  # the configs with expression
+RESIDUAL = SEES | {  # the configs with expression, as until 2026-11-26: six taps now
     "gan_type": "residual",
     "loss_type": "rpganvae",
     "step_channels": 8,
@@ -66,7 +66,7 @@ RESIDUAL = SEES | {  # the configs with expression
     "turns": True,
     "enlarge_taps": 4,
 }
-EQUALISED = RESIDUAL | {  # those without
+EQUALISED = RESIDUAL | {  # those without, as until 2026-11-26
     "equalised": True,
     "lr_generator": 2e-3,
     "lr_critic": 4e-3,

@@ -195,7 +195,9 @@ def part_features(bench: Bench) -> Result:
         network = fuse(FIDInception())
         network.fc = torch.nn.Identity()
         network = round_late(network) if precision == "bf16" else network
-        return Extractor("inception", network, "", sizes.inception_side, (0.5,) * 3, (0.5,) * 3, False, bench.device)
+        return Extractor(
+            "inception", network, "", sizes.inception_side, (0.5,) * 3, (0.5,) * 3, False, bench.device, precision
+        )
 
     def lite0(precision: str) -> Extractor:
         return load_extractor("efficientnet_lite0", device=bench.device, precision=precision)

@@ -136,7 +136,7 @@ class GANSettings(DataSettings):
     gamma_final: float | None = None  # what gamma is then; None: what it was
     first_side: int = 0  # residual: pixels at which training begins, doubled until img_size; 0: img_size throughout
     grow_images: int = 0  # images until img_size is reached; each smaller side has an equal part of them
-    enlarge_taps: int = 6  # residual: pixels of the filter that doubles sides; 4: as until 2026-11-26
+    enlarge_taps: int = 6  # residual: pixels of the filter that doubles sides: 4 or 6
     cache: str = "auto"  # where decoded tiles are kept: gpu | ram | none (read when needed) | auto: where they fit
     precision: str = "fp32"  # fp32 | bf16 (autocast; penalties stay fp32)
     compile: str = ""  # torch.compile's mode for training: default | reduce-overhead (CUDA graphs); empty: not compiled

@@ -66,6 +66,7 @@ def trace_generator(generator: ConditionedGenerator, latent_dim: int) -> list[St
         parts.append(_Part("mapping: 2 Linear, LeakyReLU", network.mapping, [network.mapping]))
         parts.append(_Part("start: Linear", network.start, [network.start]))
         parts += [_Part(_block_words(block.grow, "doubled"), block, [block]) for block in network.blocks]
+        parts += [_Part(f"to RGB at {s} px: Conv 1 x 1", m, [m]) for s, m in network.early_to_rgb.items()]
         parts.append(_Part("to RGB: Conv 1 x 1", network.to_rgb, [network.to_rgb]))
     device = next(network.parameters()).device
     noise = torch.zeros(1, generator.noise_dims, device=device)
@@ -82,6 +83,9 @@ def trace_critic(critic: ConditionedCritic, img_size: int, latent_dim: int) -> l
     else:
         parts = [_Part("from RGB: Conv 1 x 1", network.from_rgb, [network.from_rgb])]
         parts += [_Part(_block_words(block.shrink, "halved"), block, [block]) for block in network.blocks]
+        for side, layer in network.early_from_rgb.items():  # run after what halving takes away, where that is seen
+            apart = [network.apart_from_rgb[side]] if side in network.apart_from_rgb else []
+            parts.append(_Part(f"from RGB at {side} px: Conv 1 x 1", layer, [layer, *apart]))
         parts.append(_Part("Conv 3 x 3, with the batch's spread", network.last, [network.last]))
         parts.append(_Part("Linear, LeakyReLU", network.flatten, [network.flatten]))
         parts.append(_Part("score: Linear", network.out, [network.out]))

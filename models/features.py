@@ -4,9 +4,9 @@
     inception            the Inception V3 of the published FID; weights from a file or torch's cache; 2048 features
     <torchvision name>   any classifier of torchvision.models (resnet50, densenet121, vit_b_16, ...) from a weights file
 
-Nothing is ever downloaded. Two numbers may be compared only where `name` and `digest` are equal. On a CPU in fp32
-`inception` runs with Winograd's convolutions: its features are the plain network's within rounding, up to 1e-4 of the
-largest, and its name is the same. Those of the plain network that older versions kept are not used.
+Nothing is ever downloaded. Two numbers may be compared only where `name` and `digest` are equal. On a CPU the
+fp32 layers of `inception` have Winograd's convolutions: its features are the plain network's within rounding, up to
+1e-4 of the largest, and its name is the same. Those of the plain network that older versions kept are not used.
 """
 
 from pathlib import Path
@@ -160,7 +160,7 @@ def load_extractor(
     if name == "inception" and torch.device(device).type == "cpu":
         network = quicken(network)
     label = name if side in (None, own_side) else f"{name}@{side}px"
-    label += "" if precision == "fp32" else f", {precision}"
+    label += {"fp32": "", "bf16": ", bf16 from Mixed_6a" if name == "inception" else ", bf16"}[precision]
     try:
         return Extractor(label, network, sha256_of(path), side or own_side, mean, std, antialias, device, precision)
     except (RuntimeError, AssertionError, ValueError) as error:  # some networks need a fixed or a least side
@@ -284,4 +284,4 @@ def _load(network: nn.Module, state: dict[str, torch.Tensor], path: Path, what: 
         raise InputError(f"{path}: these weights are not {what} ({reason}); check --extractor and --weights") from None
     if not all(bool(torch.isfinite(v).all()) for v in network.state_dict().values() if v.is_floating_point()):
         raise InputError(f"{path}: the weights hold NaN or infinity; get the file again")
-    network.float().eval()
+    network.float()  # whatever the file's type

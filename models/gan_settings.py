@@ -38,8 +38,8 @@ def for_rehearsal(cfg: GANSettings) -> GANSettings:
 
 
 def free_settings(cfg: GANSettings) -> set[str]:
-    """Return settings that may differ on resume, as they change nothing there: passes, without batch norm."""
-    return {"micro_batch"} if cfg.gan_type == "residual" else set()
+    """Return settings that may differ on resume, as they change nothing there: passes, without batch norm; a filter."""
+    return {"micro_batch"} if cfg.gan_type == "residual" else {"enlarge_taps"}
 
 
 def least_rows(cfg: GANSettings) -> int:

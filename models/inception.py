@@ -250,7 +250,7 @@ def round_late(network: FIDInception) -> FIDInception:
     """Make the blocks from Mixed_6a on bf16, in place; return the network.
 
     What is rounded early passes through all that follows: with every layer in bf16 the differences between tiles shrank
-    by 0.3 %, and the FID by 0.5 %; so by 0.04 % and less (random weights; benchmarks/RESULTS.md).
+    by 0.3 %, and the FID by 0.5 %; so by less than 0.1 % (random weights; benchmarks/RESULTS.md).
     """
     children = dict(network.named_children())
     for name in list(children)[list(children).index("Mixed_6a") : -1]:

@@ -13,7 +13,8 @@ a grid; with six 1.6 times.
 Channels are `step_channels` at full size and double with each halving, up to 16 times that. `depth` blocks per size.
 With `first_side` both may train at that side first and double it later (after Karras et al. 2018, section 2): from
 there on each side has its own layer to and from RGB, and the parts are added (Karras et al. 2020, figure 7b). Those
-above the first start at 0, so that nothing jumps when the side doubles.
+above the first start at 0, so that no tile jumps when the side doubles. (The critic then sees tiles halved more softly
+than the means of before.)
 """
 
 import functools
@@ -286,11 +287,13 @@ class ResidualCritic(nn.Module):
     def look(self, h: torch.Tensor | None, images: torch.Tensor, side: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return `h` (n, c, s, s) or None with what is seen at `side`, and the images at it, (n, 3, s, s)."""
         if images.shape[-1] > int(side):
-            means = F.avg_pool2d(images, 2)
-            if side in self.apart_from_rgb:
+            with torch.autocast("cuda" if images.is_cuda else "cpu", enabled=False):  # bf16 is too coarse here
+                images = images.float()
+                means = F.avg_pool2d(images, 2)
                 apart = F.pixel_unshuffle(images - F.interpolate(means, scale_factor=2.0), 2)  # (n, 12, s, s)
+                images = means if self.taps == 4 else halve(images)
+            if side in self.apart_from_rgb:
                 h = h + self.apart_from_rgb[side](apart)
-            images = means if self.taps == 4 else halve(images)
         part = self.early_from_rgb[side](images)
         return part if h is None else h + part, images
 

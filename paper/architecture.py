@@ -24,7 +24,7 @@ from figures.trace import Stage, trace_critic, trace_generator, trace_vae
 from models.betavae import BetaVAE
 from models.betavae_training import network_args
 from models.gan_losses import is_conditional
-from models.gan_settings import resolve_gan_settings
+from models.gan_settings import older_settings, resolve_gan_settings
 from models.networks import build_critic, build_generator, generator_args
 from paper.parts import Ask, Drawn, made_by
 
@@ -72,7 +72,8 @@ def gan_settings(ask: Ask) -> tuple[GANSettings, str]:
         if (folder / f"{folder.name}.model").is_file() and (folder / "config.json").is_file():
             said = read_json(folder / "config.json")
             if is_conditional(said.get("loss_type", "")):
-                settings = GANSettings(**_known(said))
+                begun = GANSettings(**_known(said))
+                settings = GANSettings(**older_settings(begun) | _known(said))
                 digest = load_checkpoint(folder / f"{folder.name}.model", "gan")[1]
                 return settings, f"RNA-GAN: run {folder.name}, loss {settings.loss_type}, digest {short(digest)}."
     path, settings = ask.study.gan_settings[0]

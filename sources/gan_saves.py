@@ -31,6 +31,11 @@ def resume(run: Run, gan: GANTraining, skips: Skips) -> tuple[int, dict[str, tor
     saved = run.restore(KIND)
     if saved is None:
         return 0, {}
+    if saved["critic"].keys() != gan.critic.state_dict().keys():
+        raise InputError(
+            f"{run.folder}: its critic has other layers, as networks that grow had until 2026-11-26; go on with the "
+            "version that began it, with another save_dir, or anew with --restart"
+        )
     gan.load(saved)
     skips.load(saved)
     return saved["step"], _on_device(saved["losses"], gan.device)

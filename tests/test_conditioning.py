@@ -242,7 +242,7 @@ def test_a_network_that_grows_draws_the_same_enlarged_until_its_new_side_is_trai
         ResidualCritic(32, 4, 1, 64)
 
 
-def test_the_critic_sees_what_alternates_from_pixel_to_pixel_as_it_sees_colour():
+def test_the_critic_that_grows_sees_what_alternates_from_pixel_to_pixel_without_rectifying_it():
     torch.manual_seed(0)
     critic, grey, slopes = ResidualCritic(64, 4, 2, 32), torch.zeros(1, 3, 64, 64), []
     stripes = torch.ones(64).index_fill(0, torch.arange(1, 64, 2), -1).expand(1, 3, 64, 64)

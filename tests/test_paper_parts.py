@@ -42,10 +42,11 @@ def test_stages_of_a_vae_are_its_layers_with_known_flops():
     assert sum(s.parameters for s in stages) == sum(p.numel() for p in vae.parameters())
 
 
-@pytest.mark.parametrize("gan_type", ["dcgan", "residual"])
+@pytest.mark.parametrize("gan_type, grown", [("dcgan", {}), ("residual", {}), ("residual", {"first_side": 8})])
 @pytest.mark.parametrize("loss", ["wganvae", "wgangpvae", "wgan"])
-def test_stages_of_a_gan_have_all_its_weights_and_flops(gan_type, loss):
-    cfg = GANSettings(gan_type=gan_type, loss_type=loss, img_size=16, step_channels=4, encoding_dims=8, cond_dim=5)
+def test_stages_of_a_gan_have_all_its_weights_and_flops(gan_type, grown, loss):
+    sizes = {"img_size": 16, "step_channels": 4, "encoding_dims": 8, "cond_dim": 5}
+    cfg = GANSettings(gan_type=gan_type, loss_type=loss, **sizes, **grown)
     resolve_gan_settings(cfg)
     z = 8 if loss.endswith("vae") else 0
     with torch.device("meta"):

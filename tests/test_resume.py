@@ -43,6 +43,7 @@ EVERYTHING = {
     "first_side": 8,
     "grow_images": 240,  # 8 px until step 60
 }
+CRITIC_ALONE = {"cond_jitter": 0.0, "cond_dropout": 0.0, "mismatched_weight": 0.0, "critic_condition": "none"}
 GANS = {
     "all that changes": ("rpganvae", signal.SIGTERM, EVERYTHING),
     "two critic steps": ("wgan", signal.SIGUSR1, {"critic_norm": "batch", "critic_steps": 2, "optimizer": "AdamW"}),
@@ -162,6 +163,28 @@ def test_a_residual_run_of_before_enlarge_taps_goes_on_with_its_own_filter_and_d
         save_checkpoint("some.model", "gan", state)
         tiles[taps] = next(generate_tiles(open_gan("some.model", torch.device("cpu")).generator, 4, 1))
     assert torch.equal(tiles[None], tiles[4]) and not torch.allclose(tiles[6], tiles[4], atol=1e-4)
+
+
+def test_a_growing_run_of_before_its_critic_saw_more_is_refused_by_name_and_left_as_it_was(cohort, run, capsys):
+    gan_toy.write_config(Path("grown.json"), ["lung"], loss_type="rpgan", num_epochs=20, **EVERYTHING | CRITIC_ALONE)
+    train = histopathology_gan, "critic_step"
+    assert run(*train, "--config grown.json --model_dir old --max_steps 2")[0] == 0
+    state = load_checkpoint("old/last.pt")[0]
+    state["critic"] = {k: v for k, v in state["critic"].items() if "apart_from_rgb" not in k}
+    save_checkpoint("old/last.pt", "gan_training", state)
+    before = Path("old/last.pt").read_bytes()
+    capsys.readouterr()
+    assert run(*train, "--config grown.json --model_dir old --max_steps 3")[0] == 2
+    assert "old: its critic has other layers" in capsys.readouterr().err
+    assert Path("old/last.pt").read_bytes() == before
+    assert run(*train, "--config grown.json --model_dir old --max_steps 1 --restart")[0] == 0
+
+
+def test_a_filter_that_a_dcgan_does_not_have_does_not_part_it_from_its_run(cohort, run):
+    train = histopathology_gan, "critic_step"
+    for taps, steps in ((4, 2), (6, 3)):
+        gan_toy.write_config(Path("lung.json"), ["lung"], loss_type="wgan", enlarge_taps=taps)
+        assert run(*train, f"--config lung.json --model_dir old --max_steps {steps}")[0] == 0
 
 
 @pytest.mark.parametrize("kind", VAES)

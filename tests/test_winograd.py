@@ -188,6 +188,7 @@ def test_the_extractor_is_the_plain_network(tmp_path):
     values = [frechet_distance(side[:8], side[8:]) for side in features]
     assert values[0] == pytest.approx(values[1], rel=1e-4)
 
+    assert half.name == "inception, bf16 from Mixed_6a"
     assert half.network.network.Mixed_5d.joined.weight.dtype == torch.float32
     assert half.network.network.Mixed_6a.branch3x3.conv.weight.dtype == torch.bfloat16
     error = features[2] - features[1]
