@@ -22,6 +22,7 @@ from common.config import PRECISIONS
 from common.errors import InputError, did_you_mean, warn
 from common.files import sha256_of
 from common.memory import keep_freed_memory
+from models.by_image import ByImage
 from models.inception import FIDInception, fuse, quicken, round_late
 
 # Published FID weights, TensorFlow's inception-2015-12-05 in PyTorch form; the name carries the start of its SHA-256.
@@ -49,17 +50,17 @@ class Extractor:
         antialias: bool,
         device: Any,
         precision: str = "fp32",
+        divided: bool = False,
     ) -> None:
         """Freeze `network`, which takes (N, 3, side, side) float32 normalised as (x - mean) / std, x in [0, 1].
 
-        precision: of the network, for the record.
+        precision: of the network, for the record. divided: each of torch's threads takes images of its own (ByImage).
         """
         self.name, self.digest, self.input_side, self.precision = name, digest, side, precision
-        self.device, self.antialias = torch.device(device), antialias
-        network = network.eval().requires_grad_(False)
-        self.network = network.to(self.device, memory_format=torch.channels_last)  # 1.3 to 1.7 times faster on a CPU
-        self.mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
-        self.std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
+        self.device = torch.device(device)
+        whole = nn.Sequential(Normalised(side, mean, std, antialias), network).eval().requires_grad_(False)
+        whole = ByImage(whole) if divided else whole
+        self.network = whole.to(self.device, memory_format=torch.channels_last)  # 1.3 to 1.7 times faster on a CPU
         words = [f"{v:g}" for v in (*mean, *std)]
         self.preprocessing = (
             f"RGB / 255; bilinear to {side} px, align_corners off, antialias {'on' if antialias else 'off'}, "
@@ -71,11 +72,7 @@ class Extractor:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return features (N, dim) float32 of images (N, H, W, 3) uint8 RGB; InputError for any other kind of array."""
         check_images(images)
-        x = torch.from_numpy(np.ascontiguousarray(images)).to(self.device).permute(0, 3, 1, 2).float() / 255  # [0, 1]
-        if x.shape[2:] != (self.input_side, self.input_side):
-            side = (self.input_side, self.input_side)
-            x = F.interpolate(x, side, mode="bilinear", align_corners=False, antialias=self.antialias)
-        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        x = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
         return self.network(x).flatten(1).float().cpu().numpy()
 
     def describe(self) -> dict[str, Any]:
@@ -88,6 +85,24 @@ class Extractor:
             "dim": self.dim,
             "preprocessing": self.preprocessing,
         }
+
+
+class Normalised(nn.Module):
+    """What precedes a network: tiles resized, and normalised as (x - mean) / std, x in [0, 1]."""
+
+    def __init__(self, side: int, mean: Any, std: Any, antialias: bool) -> None:
+        """`side`: pixels that the network takes."""
+        super().__init__()
+        self.side, self.antialias = side, antialias
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, H, W, 3) uint8 -> (N, 3, side, side) float32, channels last."""
+        x = images.permute(0, 3, 1, 2).float() / 255
+        if x.shape[2:] != (self.side, self.side):
+            x = F.interpolate(x, (self.side, self.side), mode="bilinear", align_corners=False, antialias=self.antialias)
+        return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
 
 class Autocast(nn.Module):
@@ -157,12 +172,15 @@ def load_extractor(
     network = build(read_state_dict(path), path, side or own_side)
     if precision == "bf16":
         network = round_late(network) if name == "inception" else Autocast(network)
-    if name == "inception" and torch.device(device).type == "cpu":
+    divided = name == "inception" and torch.device(device).type == "cpu"
+    if divided:
         network = quicken(network)
     label = name if side in (None, own_side) else f"{name}@{side}px"
     label += {"fp32": "", "bf16": ", bf16 from Mixed_6a" if name == "inception" else ", bf16"}[precision]
     try:
-        return Extractor(label, network, sha256_of(path), side or own_side, mean, std, antialias, device, precision)
+        return Extractor(
+            label, network, sha256_of(path), side or own_side, mean, std, antialias, device, precision, divided
+        )
     except (RuntimeError, AssertionError, ValueError) as error:  # some networks need a fixed or a least side
         raise InputError(
             f"extractor {name}: does not run at {side or own_side} px ({error}); leave --extractor_side out"

@@ -13,7 +13,6 @@ The transforms are compiled loops over channels, pixels being NHWC (channels las
 """
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +28,6 @@ POINTS = {1: (), 6: (3 / 4, 3 / 2), 8: (1 / 2, 1, 2), 12: (3 / 8, 5 / 8, 1, 13 /
 # Sides of a filter -> of a tile, m. The fastest of 2 to 8 on an AMD EPYC with AVX-512; ours.
 TILES = {(3, 3): (4, 4), (5, 5): (4, 4), (1, 7): (1, 6), (7, 1): (6, 1), (1, 3): (1, 4), (3, 1): (4, 1)}
 WORK = 2 * 2**20  # bytes of transformed tiles at a time, some twice the second-level cache; ours, the fastest of 1 to 8
-IMAGES = 4  # at a time in a thread: their outputs take memory that is kept from layer to layer; ours, best of 2 to 16
 
 
 class Terms(NamedTuple):
@@ -302,31 +300,3 @@ def pays(conv: nn.Conv2d) -> bool:
     plain = conv.stride == conv.dilation == (1, 1) and conv.groups == 1 and conv.bias is not None
     plain &= conv.weight.dtype == torch.float32
     return plain and conv.kernel_size in TILES and conv.padding_mode == "zeros"
-
-
-# ---------------------------------------------------------------- The threads
-
-
-class ByImage(nn.Module):
-    """A network whose images are divided among torch's threads, each of which runs all of it on its own images.
-
-    The compiled loops know nothing of torch's threads; and no thread waits for another at each layer. The threads, and
-    the memory that each keeps from layer to layer, live for one call.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        """For inference."""
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the network's output for (N, ...), N divided."""
-        threads = torch.get_num_threads()
-        parts = x.chunk(max(min(threads, len(x)), -(-len(x) // IMAGES), 1))
-        if threads == 1 or len(parts) == 1:
-            return torch.cat([self.network(part) for part in parts])
-        try:
-            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                return torch.cat(list(pool.map(torch.inference_mode()(self.network), parts)))
-        finally:
-            torch.set_num_threads(threads)  # of threads yet to come; this one has kept its own number

@@ -8,6 +8,7 @@ however often it is drawn.
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,8 @@ class FolderSource(NumberedSource):
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Return the pictures `indices` as uint8 RGB (n, H, W, 3); InputError names one that is damaged or differs."""
-        images = [read_image(self.files[i], self.img_size) for i in indices]
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # else one core waits while another decodes
+            images = list(pool.map(lambda i: read_image(self.files[i], self.img_size), indices))
         for i, image in zip(indices, images, strict=True):
             if image.shape != images[0].shape:
                 found, expected = (f"{s[1]} x {s[0]}" for s in (image.shape, images[0].shape))

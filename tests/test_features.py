@@ -103,7 +103,7 @@ def test_lite0_is_the_default_with_its_own_weights():
 def test_lite0_preprocessing_is_tensorflows():
     extractor = load_extractor(side=32)
     seen = []
-    hook = extractor.network.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    hook = extractor.network[1].register_forward_pre_hook(lambda _, x: seen.append(x[0]))
     extractor(np.full((1, 32, 32, 3), 255, np.uint8))
     extractor(np.full((1, 32, 32, 3), 127, np.uint8))
     hook.remove()

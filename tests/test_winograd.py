@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from metrics.frechet import frechet_distance
 from models import winograd
+from models.by_image import ByImage
 from models.features import Extractor, load_extractor
 from models.inception import FIDInception, Joined, fuse
-from models.winograd import TILES, ByImage, WinogradConvolution, pays, terms, transforms
+from models.winograd import TILES, WinogradConvolution, pays, terms, transforms
 
 SAME = {(3, 3): (1, 1), (5, 5): (2, 2), (1, 7): (0, 3), (7, 1): (3, 0), (1, 3): (0, 1), (3, 1): (1, 0)}  # paddings
 
@@ -189,8 +190,8 @@ def test_the_extractor_is_the_plain_network(tmp_path):
     assert values[0] == pytest.approx(values[1], rel=1e-4)
 
     assert half.name == "inception, bf16 from Mixed_6a"
-    assert half.network.network.Mixed_5d.joined.weight.dtype == torch.float32
-    assert half.network.network.Mixed_6a.branch3x3.conv.weight.dtype == torch.bfloat16
+    assert half.network.network[1].Mixed_5d.joined.weight.dtype == torch.float32
+    assert half.network.network[1].Mixed_6a.branch3x3.conv.weight.dtype == torch.bfloat16
     error = features[2] - features[1]
     spread = [np.sqrt(((x - x.mean(0)) ** 2).mean()) for x in (error, features[1])]
     assert 0.001 < spread[0] / spread[1] < 0.05  # 0.09 with all layers in bf16
