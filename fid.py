@@ -12,7 +12,7 @@ says; --vae is accepted and not needed.
 
 Reads tile stores, tables, checkpoints; writes metrics.json (--out) with every draw, n, the extractor and the digest of
 its weights. Values are comparable only at equal extractor, weights, precision and, for FID, n. Features are kept by the
-content of the tiles (--feature_cache; at most 4 GB), so that a set passes the network once. --precision bf16 is 1.3
+content of the tiles (--feature_cache; at most 4 GB), so that a set passes the network once. --precision bf16 is 1.2
 to 2 times as fast on a processor that has it (AVX512-BF16, AMX; much slower elsewhere). It moved Inception's FID by
 less than 0.1 % (random weights), as its layers at 35 x 35 and more stay fp32, another extractor's by 0 to 1.8 %.
 --matrix takes NAME=SOURCE with SOURCE = real:CONFIG[:PATIENT], RUN[:PATIENT], a folder or an .npz, and adds on its
