@@ -86,7 +86,6 @@ ROWS: dict[str, dict[str, Any]] = {
     "residual, six taps": RESIDUAL | {"enlarge_taps": 6},
     "residual, equalised": EQUALISED,
     "residual, equalised, six taps": EQUALISED | {"enlarge_taps": 6},  # networks as `residual` of QUALITY.md
-    "residual, six taps, from half the side": RESIDUAL | {"enlarge_taps": 6, "first_side": 32, "grow_images": 5000},
     "residual+dropout": RESIDUAL | {"cond_dropout": 0.1},
     "residual+dropout, guidance 1.5": RESIDUAL | {"cond_dropout": 0.1},  # the row above, sampled otherwise
 }
