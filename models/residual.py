@@ -290,10 +290,10 @@ class ResidualCritic(nn.Module):
             with torch.autocast("cuda" if images.is_cuda else "cpu", enabled=False):  # bf16 is too coarse here
                 images = images.float()
                 means = F.avg_pool2d(images, 2)
-                apart = F.pixel_unshuffle(images - F.interpolate(means, scale_factor=2.0), 2)  # (n, 12, s, s)
+                if side in self.apart_from_rgb:
+                    apart = F.pixel_unshuffle(images - F.interpolate(means, scale_factor=2.0), 2)  # (n, 12, s, s)
+                    h = h + self.apart_from_rgb[side](apart)
                 images = means if self.taps == 4 else halve(images)
-            if side in self.apart_from_rgb:
-                h = h + self.apart_from_rgb[side](apart)
         part = self.early_from_rgb[side](images)
         return part if h is None else h + part, images
 

@@ -298,5 +298,4 @@ def _space(n: int) -> torch.Tensor:
 def pays(conv: nn.Conv2d) -> bool:
     """Return whether a convolution has the form that is meant here, with a filter for which it is faster."""
     plain = conv.stride == conv.dilation == (1, 1) and conv.groups == 1 and conv.bias is not None
-    plain &= conv.weight.dtype == torch.float32
-    return plain and conv.kernel_size in TILES and conv.padding_mode == "zeros"
+    return plain and conv.weight.dtype == torch.float32 and conv.kernel_size in TILES and conv.padding_mode == "zeros"
