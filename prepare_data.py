@@ -10,21 +10,32 @@
 """
 
 import argparse
+import importlib
 import sys
+from collections.abc import Sequence
 
 from common.errors import command_parser, run_command
-from preparation import cohort, demo, export, expression, importing, spots, tiles, toy, verify
 
-# A module each: its manual, its flags, its run.
-COMMANDS = (demo, expression, tiles, importing, verify, spots, cohort, toy, export)
+# A module each, by the name of its sub-command: its manual, its flags, its run.
+COMMANDS = {
+    "demo": "preparation.demo",
+    "expression": "preparation.expression",
+    "tiles": "preparation.tiles",
+    "import": "preparation.importing",
+    "verify": "preparation.verify",
+    "spots": "preparation.spots",
+    "cohort": "preparation.cohort",
+    "toy": "preparation.toy",
+    "export": "preparation.export",
+}
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser: one sub-command per kind of input."""
+def build_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """Return the parser: one sub-command per kind of input; where `words` begin with one, that one is all it loads."""
     parser = command_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in COMMANDS:
-        command.add_to(commands)
+    for name in [word for word in words[:1] if word in COMMANDS] or COMMANDS:
+        importlib.import_module(COMMANDS[name]).add_to(commands)
     return parser
 
 
@@ -34,4 +45,4 @@ def main(args: argparse.Namespace) -> int | None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, build_parser()))
+    sys.exit(run_command(main, build_parser(sys.argv[1:])))

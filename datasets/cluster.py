@@ -6,9 +6,10 @@ import itertools
 import logging
 import multiprocessing
 import sys
+import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,8 +20,9 @@ from datasets.workers import interrupts_held_back
 ATTEMPTS = 3  # of an item whose worker dies
 CONNECT_SECONDS = 20.0  # in which a scheduler must answer
 LOOK_SECONDS = 5.0  # between two looks whether all workers are there
+TOGETHER, TOGETHER_SECONDS = 8, 1.0  # short items travel together: so many at most, while they take no longer
 # Workers hold no data of each other's, so there is nothing to spill; a pause would wait for memory that a slide needs.
-# One item at a time goes to a worker: what waits at one that dies is not suspected.
+# One batch at a time goes to a worker: what waits at one that dies is not suspected.
 LOCAL_CONFIG = {
     "distributed.worker.profile.enabled": False,
     "distributed.worker.memory.target": False,
@@ -141,13 +143,30 @@ def _check_threads(address: str, threads: int) -> None:
         )
 
 
-def _alone(function: Callable[[T], R], item: T) -> R:
-    """Do an item in a worker, which may have come after the others were looked at."""
+def _begin(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Do the items in a worker, in their order, until `TOGETHER_SECONDS` have passed; the first one whatever happens.
+
+    Another one that raises is not counted either: it comes back alone, so that nothing is lost of those before it.
+    """
     from distributed import get_worker
 
-    worker = get_worker()
+    worker = get_worker()  # it may have come after the others were looked at
     _check_threads(worker.address, worker.state.nthreads)
-    return function(item)
+    end = time.monotonic() + TOGETHER_SECONDS
+    results = [function(items[0])]
+    with contextlib.suppress(Exception):
+        while len(results) < len(items) and time.monotonic() < end:
+            results.append(function(items[len(results)]))
+    return results
+
+
+def _batches(items: Sequence[T], workers: int) -> Iterator[Sequence[T]]:
+    """Yield the items in batches that become smaller, so that all workers end together."""
+    done = 0
+    while done < len(items):
+        size = max(1, min(TOGETHER, (len(items) - done) // (4 * workers)))
+        yield items[done : done + size]
+        done += size
 
 
 def _execute(
@@ -157,25 +176,22 @@ def _execute(
 
     name, numbers = f"{uuid.uuid4().hex}-cut", itertools.count()
 
-    def submit(batch: Sequence[T]) -> dict[Any, T]:
-        keys = [f"{name}-{next(numbers):08d}" for _ in batch]
-        futures = client.map(functools.partial(_alone, function), batch, key=keys, pure=False)
-        return dict(zip(futures, batch, strict=True))
+    def submit(batches: Iterable[Sequence[T]]) -> dict[Any, Sequence[T]]:
+        batches = list(batches)
+        keys = [f"{name}-{next(numbers):08d}" for _ in batches]
+        futures = client.map(functools.partial(_begin, function), batches, key=keys, pure=False)
+        return dict(zip(futures, batches, strict=True))
 
-    waiting, died = submit(items), Counter[int]()
+    workers = len(client.scheduler_info(n_workers=-1)["workers"])
+    waiting, died = submit(_batches(items, max(1, workers))), Counter[int]()
     done = as_completed(waiting)
     for future in done:
-        item = waiting.pop(future)
+        batch = waiting.pop(future)
         try:
-            result: Any = future.result()
-        except KilledWorker:
-            died[id(item)] += 1
-            if died[id(item)] < ATTEMPTS:  # perhaps it only waited at a worker that another item killed
-                again = submit([item])
-                waiting.update(again)
-                done.update(again)
-                continue
-            result = WorkersDied()
+            results: list[Any] = future.result()
+        except KilledWorker:  # perhaps it only waited at a worker that another batch killed
+            died[id(batch[0])] += len(batch) == 1
+            results = [WorkersDied()] if died[id(batch[0])] == ATTEMPTS else []
         except CancelledError:
             raise Stopped(f"{where}: the scheduler is gone") from None
         except (ImportError, RuntimeError) as error:
@@ -186,4 +202,8 @@ def _execute(
                 "or with the folder in their PYTHONPATH"
             ) from error
         future.release()
-        yield item, result
+        if left := batch[len(results) :]:
+            again = submit([item] for item in left)
+            waiting.update(again)
+            done.update(again)
+        yield from zip(batch, results, strict=False)

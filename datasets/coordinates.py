@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from common.archives import refuse_false_hdf5
@@ -32,6 +31,8 @@ class Coordinates:
 
 def read_coordinates(path: str | Path, downsamples: Sequence[float] = (1.0,)) -> Coordinates:
     """Read the coordinates of one slide, whose pyramid has these `downsamples`. InputError says what cannot be."""
+    import h5py  # few slides come with coordinates
+
     path = Path(path)
     try:
         refuse_false_hdf5(path)

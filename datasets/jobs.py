@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 
 from common.errors import InputError, warn
 from datasets.claims import Claim, sweep
-from datasets.cluster import ATTEMPTS, Execute, WorkersDied, open_workers
+from datasets.cluster import ATTEMPTS, TOGETHER_SECONDS, Execute, WorkersDied, open_workers
 from datasets.job import Job, Outcome, finished, set_aside
 
-SETTLE_SECONDS = 1.0  # before a slide that killed a worker is begun again: the new one's nanny must know of it first
+# Before a slide that killed a worker is begun again: the new one's nanny must know of it first; and it ends a batch, so
+# that what becomes of the slide is known before the next one may kill the worker.
+SETTLE_SECONDS = TOGETHER_SECONDS
 POLL_SECONDS = 3  # between two looks at slides that another run is cutting
 
 
@@ -92,12 +94,12 @@ def cut_claimed(task: Task) -> Outcome | None:
 
 
 def _cut_held(task: Task, claim: Claim) -> Outcome:
+    if claim.attempt > 1:
+        time.sleep(SETTLE_SECONDS)
     if claim.overran:
         return _lost(task.job, f"took longer than --slide_timeout {task.timeout:g}")
     if claim.attempt > ATTEMPTS:
         return _lost(task.job, f"its process died {ATTEMPTS} times, in a crash or beyond --memory_limit")
-    if claim.attempt > 1:
-        time.sleep(SETTLE_SECONDS)
     from datasets.extraction import cut_slide  # by the process that cuts: Numba takes long to load
 
     return cut_slide(task.job)

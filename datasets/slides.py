@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from common.errors import InputError, shorten
@@ -206,6 +205,8 @@ def find_slides(path: str | Path) -> list[Path]:
 
 def read_mpp_table(path: str | Path) -> dict[str, float]:
     """Return slide key -> micrometres per pixel from a CSV with columns slide (or wsi_file_name) and mpp."""
+    import pandas as pd  # slow to load, and the processes that cut need no table
+
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")

@@ -1,6 +1,6 @@
 """What an H&E tile looks like, in numbers a pathologist would use; no weights, any source of tiles.
 
-Stains are separated by colour deconvolution (Ruifrok & Johnston 2001). A nucleus is a blob of haematoxylin; touching
+Stains are separated first (metrics/stains.py). A nucleus is a blob of haematoxylin; touching
 nuclei are told apart by the maxima of the distance to their outline. All tiles of a call are handled together, each
 measured on its own: the values of a tile do not depend on its neighbours. Thresholds are fixed, so that real and
 generated tiles are measured with the same ruler. Made for comparing sets of tiles, not for diagnosis.
@@ -13,11 +13,9 @@ import numpy as np
 from scipy import ndimage
 
 from common.errors import InputError
+from metrics.stains import separate_stains
 
-# Optical density (R, G, B) of unit amounts of stain: Ruifrok & Johnston 2001, table 1; the third is orthogonal to both.
-HAEMATOXYLIN, EOSIN = (0.65, 0.70, 0.29), (0.07, 0.99, 0.11)
 # Thresholds and lengths below: ours, set on real lung, brain and breast tiles.
-WHITE_OD = 0.10  # log10; a pixel with less in every channel (brighter than 203 of 255) is empty
 NUCLEUS_OD = 0.25  # haematoxylin, log10; nuclei lie above, cytoplasm and stroma below
 NUCLEUS_CONTRAST = 0.15  # and above the tile's median of what is not white by as much: cytoplasm may be stained darkly
 SMOOTHING = 0.6  # um, sd of the Gaussian that chromatin texture is smoothed with before thresholding
@@ -58,21 +56,6 @@ def morphology(images: np.ndarray, mpp: float) -> dict[str, np.ndarray]:
         return {name: np.zeros(0) for name in MEASURES}
     parts = [_measure(images[i : i + step], mpp) for i in range(0, len(images), step)]
     return {name: np.concatenate([part[name] for part in parts]) for name in MEASURES}
-
-
-def separate_stains(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (haematoxylin, eosin, white) of uint8 images (..., 3): amounts of stain (log10 OD, float32) and a mask."""
-    density = -np.log10((np.arange(256) + 1.0) / 256.0).astype(np.float32)  # Lambert-Beer, by table
-    od = density[images]  # (..., 3)
-    stains = stains_of(od)
-    return stains[..., 0], stains[..., 1], od.max(-1) < WHITE_OD
-
-
-def stains_of(density: np.ndarray) -> np.ndarray:
-    """Return haematoxylin and eosin (..., 2) of optical densities of R, G, B (..., 3), log10. Linear: of means too."""
-    basis = np.array([HAEMATOXYLIN, EOSIN, np.cross(HAEMATOXYLIN, EOSIN)])
-    unmix = np.linalg.inv(basis / np.linalg.norm(basis, axis=1, keepdims=True)).astype(density.dtype)
-    return density @ unmix[:, :2]
 
 
 def find_nuclei(haematoxylin: np.ndarray, white: np.ndarray, mpp: float) -> tuple[np.ndarray, np.ndarray]:

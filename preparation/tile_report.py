@@ -1,24 +1,27 @@
 """What `prepare_data.py tiles` reports: report.csv, a row per slide, and report.html, the same to look at."""
 
+import csv
+import io
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from common.files import atomic_path, write_text
+from common.files import write_text
 from datasets.given import Given
 from datasets.job import FAULTS, Outcome, TileSettings
 from figures.slide_page import SlideRow, slide_page
-from metrics.morphology import stains_of
+from metrics.stains import stains_of
+
+STAINS = ("haematoxylin", "eosin")  # columns in the place of the density that they are of
 
 
 def write_reports(out: Path, outcomes: Sequence[Outcome], settings: TileSettings, given: Given) -> None:
     """Write report.csv and report.html into the folder of the stores, slides sorted by name."""
     outcomes = sorted(outcomes, key=lambda o: o.slide)
-    with atomic_path(out / "report.csv") as partial:
-        _table(outcomes).to_csv(partial, index=False)
+    write_text(out / "report.csv", _table(outcomes))
     lead = (
         f"Tiles of {settings.tile_size} pixels at {settings.mpp:g} um per pixel, at most {settings.max_tiles or 'all'} "
         f"of a slide{_chosen_by(settings, given)}."
@@ -35,13 +38,18 @@ def _chosen_by(settings: TileSettings, given: Given) -> str:
     return f"{where}, with a tissue share of {settings.min_tissue:g} or more{by}"
 
 
-def _table(outcomes: Sequence[Outcome]) -> pd.DataFrame:
-    table = pd.DataFrame([asdict(o) for o in outcomes]).astype({"level": "Int64"})
-    place = table.columns.get_loc("density")
-    for name, column in zip(("haematoxylin", "eosin"), zip(*map(_stains, outcomes), strict=True), strict=True):
-        table.insert(place, name, column)
-        place += 1
-    return table.drop(columns="density")
+def _table(outcomes: Sequence[Outcome]) -> str:
+    rows = []
+    for outcome in outcomes:
+        row: dict[str, Any] = {}
+        for name, value in asdict(outcome).items():
+            row |= dict(zip(STAINS, _stains(outcome), strict=True)) if name == "density" else {name: value}
+        rows.append(row)
+    text = io.StringIO()
+    table = csv.DictWriter(text, rows[0], lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()
 
 
 def _stains(outcome: Outcome) -> tuple[float | None, float | None]:

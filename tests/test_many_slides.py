@@ -28,7 +28,7 @@ import datasets.claims as claims
 import prepare_data
 from common.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_SOME_FAILED, EXIT_STOPPED, InputError, run_command
 from datasets.claims import Claim, Holder, sweep
-from datasets.cluster import WorkersDied, _alone, open_workers
+from datasets.cluster import WorkersDied, _begin, open_workers
 from datasets.job import Job, Outcome, TileSettings
 from datasets.jobs import Task, _as_typed, cut_claimed, cut_slides
 from datasets.tiles import TileStore, open_stores, write_store
@@ -237,7 +237,7 @@ def test_a_worker_of_several_threads_is_refused_whenever_it_comes():
         with pytest.raises(InputError, match=r"has 2 threads, one was expected; .*--nthreads 1"):
             open_workers(1, scheduler=cluster.scheduler_address).__enter__()
         with pytest.raises(InputError, match="has 2 threads, one was expected"):
-            client.submit(_alone, str, 7).result()
+            client.submit(_begin, str, [7]).result()
 
 
 # ---- Two runs, kill -9, full disk ----

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from common.errors import InputError
-from metrics.morphology import EOSIN, HAEMATOXYLIN, MEASURES, UNITS, morphology, separate_stains, summarise
+from metrics.morphology import MEASURES, UNITS, morphology, summarise
+from metrics.stains import EOSIN, HAEMATOXYLIN, separate_stains
 
 
 def stained(haematoxylin, eosin):
