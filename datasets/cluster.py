@@ -23,7 +23,10 @@ LOOK_SECONDS = 5.0  # between two looks whether all workers are there
 TOGETHER, TOGETHER_SECONDS = 8, 1.0  # short items travel together: so many at most, while they take no longer
 # Workers hold no data of each other's, so there is nothing to spill; a pause would wait for memory that a slide needs.
 # One batch at a time goes to a worker: what waits at one that dies is not suspected.
+# What only dask's dashboard shows is measured seldom: it takes the workers' cores.
 LOCAL_CONFIG = {
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "5s",
     "distributed.worker.profile.enabled": False,
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
