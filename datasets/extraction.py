@@ -14,14 +14,22 @@ from common.errors import InputError
 from common.memory import keep_freed_memory
 from datasets import published_criteria as published
 from datasets.job import Job, Outcome, TileSettings
-from datasets.plan import Plan, published_plan
+from datasets.plan import Plan, picture_of, published_plan
 from datasets.quality import judge
 from datasets.slides import Slide, UnreadableRegion, resolve_mpp
 from datasets.tiles import Tile, write_store
-from datasets.tissue import glass_colour, mean_density, spread_order, tile_grid, tissue_fractions, tissue_mask
+from datasets.tissue import (
+    glass_colour,
+    mean_density,
+    spread_order,
+    stained,
+    tile_grid,
+    tissue_fractions,
+    tissue_mask,
+)
 
 MASK_PIXELS_PER_TILE = 16  # resolution of the mask: 8 um for tiles of 128 um
-MASK_SIDE = 4096  # largest side of the mask, pixels
+MASK_PIXELS = 1 << 22  # of a mask at most: its memory does not grow with the slide
 UNREADABLE_BUDGET = 0.25  # a slide with a larger share of unreadable tiles is given up
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -92,12 +100,14 @@ def _plan(job: Job, slide: Slide, outcome: Outcome) -> Plan:
             f"{slide.path}: {slide.size[0]} x {slide.size[1]} pixels are smaller than one tile "
             f"({math.ceil(scale.step)} pixels at level 0); use a smaller --tile_size or --mpp"
         )
-    per_tile = min(MASK_PIXELS_PER_TILE, MASK_SIDE * scale.step / max(slide.size))
+    per_tile = min(MASK_PIXELS_PER_TILE, scale.step * math.sqrt(MASK_PIXELS / math.prod(slide.size)))
     overview, unreadable = slide.overview(max(1, round(slide.size[0] * per_tile / scale.step)))
     mask_scale = slide.size[0] / overview.shape[1]  # level-0 pixels per mask pixel
-    mask = job.given.tissue(slide, overview.shape[:2])
-    if mask is None:
-        mask, _ = tissue_mask(overview, mask_scale * (outcome.mpp or 0))
+    white, picture, mask = glass_colour(overview), picture_of(overview), job.given.tissue(slide, overview.shape[:2])
+    stain = stained(overview, white) if mask is None else None
+    del overview  # the larger part of it all
+    if stain is not None:
+        mask = tissue_mask(stain, mask_scale * (outcome.mpp or 0))
     outcome.tissue = round(float(mask.mean()), 4)
     if unreadable:
         outcome.say(f"{unreadable} parts of the overview are unreadable and were taken for glass")
@@ -105,7 +115,7 @@ def _plan(job: Job, slide: Slide, outcome: Outcome) -> Plan:
     asked = settings.min_tissue if not listed or job.given.masks else 0.0  # who chose the squares looked for tissue
     enough = np.flatnonzero(fractions >= asked)
     outcome.candidates = len(enough)
-    plan = Plan(scale, corners[enough], fractions[enough], glass_colour(overview), overview, mask, slide.size[0])
+    plan = Plan(scale, corners[enough], fractions[enough], white, picture, picture_of(mask), slide.size[0])
     if not len(enough):
         plan.draw(job.preview)
         hint = f"; {unreadable} parts of the overview were unreadable" if unreadable else ""

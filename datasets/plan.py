@@ -1,5 +1,6 @@
 """What is planned for one slide: the tiles to try, and the picture that shows the tissue and the tiles taken."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,31 +26,43 @@ class Plan:
     corners: np.ndarray  # (n, 2) x, y at level 0
     tissue: np.ndarray  # (n,) share of tissue; published: of its corner, 1
     white: np.ndarray  # (3,) colour of the glass
-    overview: np.ndarray  # (h, w, 3)
-    mask: np.ndarray  # (h, w) bool
+    picture: np.ndarray  # (h, w, 3) of the slide, see `picture_of`
+    mask: np.ndarray  # (h, w) bool, its tissue
     width: int  # of the slide at level 0
     taken: list[int] = field(default_factory=list)
 
     def draw(self, path: Path) -> None:
         """Write the overview, tissue outlined (green), tiles taken (blue), as PNG, and a small JPEG beside it."""
-        height, width = self.mask.shape
-        longer = max(height, width)
-        zoom = min(1.0, PICTURE_SIDE / longer) if longer > 500 else max(1, 800 // longer)
-        size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
-        picture = np.array(Image.fromarray(self.overview).resize(size, Image.Resampling.BOX))
-        mask = np.asarray(Image.fromarray(self.mask).resize(size, Image.Resampling.NEAREST))
-        scale = size[0] / self.width
-        boxes = [(*(self.corners[number] * scale).tolist(), self.scale.step * scale) for number in self.taken]
-        write_thumbnail(path.with_suffix(".jpg"), picture, mask, boxes)
+        picture, mask = self.picture.copy(), self.mask
+        write_thumbnail(path.with_suffix(".jpg"), picture, mask, self._boxes())
         inner = np.pad(mask, 1, mode="edge")
         edge = mask & ~(inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:])
         picture[edge] = (0, 150, 60)
         image = Image.fromarray(picture)
         draw = ImageDraw.Draw(image)
-        for x, y, side in boxes:
+        for x, y, side in self._boxes():
             draw.rectangle((x, y, x + side - 1, y + side - 1), outline=(30, 60, 220))
         with atomic_path(path) as partial:
             image.save(partial, "PNG", compress_level=1)
+
+    def _boxes(self) -> Iterator[tuple[float, float, float]]:
+        """Yield left, top and side of the tiles taken, in pixels of the picture."""
+        scale = self.picture.shape[1] / self.width
+        for number in self.taken:
+            x, y = (self.corners[number] * scale).tolist()
+            yield x, y, self.scale.step * scale
+
+
+def picture_of(image: np.ndarray) -> np.ndarray:
+    """Return an overview (h, w, 3), or the mask (h, w) of one, at the size of a slide's picture."""
+    height, width = image.shape[:2]
+    longer = max(height, width)
+    zoom = min(1.0, PICTURE_SIDE / longer) if longer > 500 else max(1, 800 // longer)
+    size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
+    if image.ndim == 2:
+        return np.array(Image.fromarray(image).resize(size, Image.Resampling.NEAREST))
+    channels = (Image.fromarray(np.ascontiguousarray(image[..., channel])) for channel in range(3))  # RGB is copied
+    return np.stack([channel.resize(size, Image.Resampling.BOX) for channel in channels], axis=-1)
 
 
 def published_plan(slide: Slide, slide_mpp: float, target_mpp: float, tile_size: int) -> Plan:
@@ -80,4 +93,5 @@ def published_plan(slide: Slide, slide_mpp: float, target_mpp: float, tile_size:
         mask[here] = part[picture_down[here] - first][:, picture_across]
     white = np.array([255, 255, 255], np.float32)  # not asked for
     scale = Scale(level=0, downsample=1.0, side=side, mpp=mpp, step=side)
-    return Plan(scale, corners[tried], np.ones(int(tried.sum())), white, overview, mask, slide.size[0])
+    picture, mask = picture_of(overview), picture_of(mask)
+    return Plan(scale, corners[tried], np.ones(int(tried.sum())), white, picture, mask, slide.size[0])

@@ -19,7 +19,7 @@ from datasets.tiles import area_resize
 MPP_RANGE = (0.05, 10.0)  # micrometres per pixel beyond which a value is a mistake (0.1: 100x oil, 4: 2.5x); ours
 NEAR = 0.01  # pixels that differ less than this in size are read as they are: resampling would only blur; ours
 SMALLEST_PART = 8  # pixels of an overview, down to which the parts around a damaged place are read
-LARGEST_READ = 4096  # pixels per side of one read_region, which takes 4 bytes per pixel
+LARGEST_READ = 512  # pixels per side of one read_region, which takes 8 bytes per pixel on the way
 
 
 class UnreadableRegion(Exception):
@@ -180,6 +180,8 @@ class Slide:
                     unreadable += 1
                 else:  # go round the damage
                     parts += [(top + i, left + j, part - half) for i in (0, half) for j in (0, half)]
+            if self._direct is not None and left == 0:  # the rows above need none of these tiles
+                self._direct.forget()
         return image, unreadable
 
 

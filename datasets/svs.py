@@ -85,6 +85,11 @@ class DirectTiles:
                     out[a - y : b - y, c - x : d - x] = tile[a - top : b - top, c - left : d - left]
         return out
 
+    def forget(self) -> None:
+        """Free the decoded tiles that are kept."""
+        self._cache.clear()
+        self._cached = 0
+
     def _tile(self, level: int, number: int) -> np.ndarray:
         """Return one tile (rows, columns, 3), decoded or remembered; read-only."""
         if (tile := self._cache.get((level, number))) is not None:

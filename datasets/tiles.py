@@ -12,10 +12,11 @@ import io
 import json
 import os
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -31,6 +32,7 @@ SUFFIX = {"jpeg": ".jpg", "png": ".png"}
 MPP_TOLERANCE = 0.02  # relative difference of the tiles' side in micrometres that still counts as equal; ours
 REMEDY = "delete it and run prepare_data.py tiles again"
 
+ROWS_IN_MEMORY = 1 << 20  # bytes of a store's rows while it is written; more of them wait in a file
 COLUMNS = ["x", "y", "tissue", "offset", "length", "crc32", "file"]  # of a tile; its further scores follow
 
 
@@ -114,8 +116,12 @@ def write_store(
         raise InputError(f"{slide}: tile format {fmt!r} is unknown; expected {' or '.join(SUFFIX)}")
     folder = Path(folder)
     sealed = folder / f"{slide}.json"
-    with atomic_path(sealed) as partial_json, atomic_path(folder / f"{slide}.tar") as partial_tar:
-        rows, scores = _write_tar(partial_tar, slide, tiles, tile_size, fmt, quality)
+    with (
+        atomic_path(sealed) as partial_json,
+        atomic_path(folder / f"{slide}.tar") as partial_tar,
+        tempfile.SpooledTemporaryFile(ROWS_IN_MEMORY, "w+", encoding="utf-8", dir=folder) as rows,
+    ):
+        scores = _write_tar(partial_tar, rows, slide, tiles, tile_size, fmt, quality)
         head = {
             "format": FORMAT,
             "slide": slide,
@@ -128,19 +134,15 @@ def write_store(
             "extra": extra or {},
             "columns": COLUMNS + scores,
         }
-        lines = [f"{json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in head.items()]
-        lines.append('"tiles": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]")
-        lines.append(f'"seal": "{_seal({**head, "tiles": rows})}"')
-        partial_json.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+        _write_json(partial_json, head, rows)
         sealed.unlink(missing_ok=True)  # from here until the rename the slide has no store, never a mixed one
     return sealed
 
 
 def _write_tar(
-    path: Path, slide: str, tiles: Iterable[Tile | tuple], tile_size: int, fmt: str, quality: int
-) -> tuple[list[list], list[str]]:
-    """Return one row per tile, as COLUMNS and then the scores have it, and the names of the scores."""
-    rows: list[list] = []
+    path: Path, rows: IO[str], slide: str, tiles: Iterable[Tile | tuple], tile_size: int, fmt: str, quality: int
+) -> list[str]:
+    """Write `rows` too, a line of JSON per tile, as COLUMNS and then the scores have it; return the scores' names."""
     names: list[str] = []
     with open(path, "wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for index, tile in enumerate(tiles):
@@ -153,12 +155,30 @@ def _write_tar(
             member = tarfile.TarInfo(f"{slide}/{index:05d}{place}{SUFFIX[fmt]}")  # the folder makes keys unique
             member.size = len(data)
             tar.addfile(member)  # its head; quicker without a file object to copy from
+            tar.members.clear()  # it keeps them all
             span = [file.tell(), len(data), zlib.crc32(data), member.name]
             tar.offset += file.write(data) + file.write(bytes(-len(data) % tarfile.BLOCKSIZE))
             corner = [None, None] if x is None else [int(x), int(y)]
             share = None if tissue is None else round(float(tissue), 4)
-            rows.append([*corner, share, *span, *(round(float(scores[name]), 4) for name in names)])
-    return rows, names
+            row = [*corner, share, *span, *(round(float(scores[name]), 4) for name in names)]
+            rows.write(json.dumps(row) + "\n")
+    return names
+
+
+def _write_json(path: Path, head: dict[str, Any], rows: IO[str]) -> None:
+    """Write the JSON of a store; rows are read one by one, as a slide can have a hundred thousand tiles."""
+    seal = hashlib.sha256(f'{json.dumps(head, sort_keys=True)[:-1]}, "tiles": ['.encode())  # the last key: see _seal
+    rows.seek(0)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write("{\n")
+        file.writelines(f"{json.dumps(k)}: {json.dumps(v, allow_nan=False)},\n" for k, v in head.items())
+        file.write('"tiles": [\n')
+        for index, line in enumerate(rows):
+            row = line.rstrip("\n")
+            seal.update((", " if index else "").encode() + row.encode())
+            file.write((",\n" if index else "") + row)
+        seal.update(b"]}")
+        file.write(f'\n],\n"seal": "{seal.hexdigest()}"\n}}\n')
 
 
 def encode_image(image: np.ndarray, fmt: str = "jpeg", quality: int = 95) -> bytes:

@@ -1,5 +1,8 @@
 """Where the tissue is, and which tiles to take in which order. Arrays in, arrays out."""
 
+import itertools
+from collections.abc import Iterator
+
 import numpy as np
 from scipy import ndimage
 
@@ -10,6 +13,9 @@ BLACK_LEVEL = 45  # all channels below: too dark for its colour to mean anything
 WHITE_LEVEL = 205  # all channels above: may be glass
 WHITE_SPREAD = 24  # largest difference of channels that glass may have
 MAX_HOLE_MM2 = 0.06  # holes up to this area are lumen, such as an alveolus, and belong to the tissue
+SMOOTHING, REACH = 1.0, 4  # sd of the Gaussian that the stain is smoothed with, pixels; what it reaches
+BINS = 128  # of the histogram that Otsu's threshold is read off
+BAND = 1 << 18  # pixels of an overview that are handled at a time
 WHITE_DENSITY = 0.10  # optical density under which a pixel is empty, as in metrics/morphology.py
 
 
@@ -29,49 +35,87 @@ def stain_strength(image: np.ndarray, white: np.ndarray) -> np.ndarray:
 
 def glass_colour(image: np.ndarray) -> np.ndarray:
     """Return the colour (3,) of the glass: the median of what looks like glass, pure white where hardly any does."""
-    low, high = image.min(-1), image.max(-1)
-    glass = image[(low > WHITE_LEVEL) & (high - low < WHITE_SPREAD)]
-    if len(glass) < 0.02 * low.size:
+    counts = np.zeros((3, 256), np.int64)
+    for band in _bands(image):
+        planes = np.ascontiguousarray(image[band].transpose(2, 0, 1))
+        low, high = planes.min(0), planes.max(0)
+        glass = (low > WHITE_LEVEL) & (high - low < WHITE_SPREAD)
+        counts += [np.bincount(plane[glass], minlength=256) for plane in planes]
+    n = int(counts[0].sum())
+    if n < 0.02 * image[..., 0].size:
         return np.array([255, 255, 255], np.float32)
-    return np.median(glass, axis=0).astype(np.float32)
+    below = counts.cumsum(1)
+    middle = [[np.searchsorted(row, k, side="right") for k in ((n - 1) // 2, n // 2)] for row in below]
+    return np.mean(middle, axis=1).astype(np.float32)
 
 
-def otsu_threshold(values: np.ndarray, bins: int = 128) -> float:
-    """Return the threshold of largest between-class variance; Otsu 1979, eq. 18."""
-    counts, edges = np.histogram(values, bins)
+def otsu_threshold(counts: np.ndarray, edges: np.ndarray) -> float:
+    """Return the threshold of largest between-class variance of values counted between `edges`; Otsu 1979, eq. 18."""
     centres = (edges[1:] + edges[:-1]) / 2
     below = np.cumsum(counts)
     above = below[-1] - below
     moment = np.cumsum(counts * centres)
     with np.errstate(divide="ignore", invalid="ignore"):
         between = (moment[-1] * below / below[-1] - moment) ** 2 / (below * above)
-    return float(edges[1 + np.nanargmax(between[:-1])]) if counts.max() < counts.sum() else float(values.max())
+    return float(edges[1 + np.nanargmax(between[:-1])])
 
 
-def tissue_mask(overview: np.ndarray, mpp: float) -> tuple[np.ndarray, dict[str, float]]:
-    """Return the tissue (h, w) bool of an overview uint8 RGB with `mpp` um per pixel, and the numbers behind it.
+def stained(overview: np.ndarray, white: np.ndarray) -> np.ndarray:
+    """Return (h, w) bool: where the smoothed stain of an overview uint8 RGB is above Otsu's threshold.
 
-    Otsu's threshold on the stain, within STAIN_RANGE; then small gaps are closed, lumina filled, crumbs removed.
+    The threshold stays in STAIN_RANGE. The stain is computed anew for its bounds, its histogram and the mask: kept, it
+    would take more memory than all else.
     """
-    white = glass_colour(overview)
-    stain = ndimage.gaussian_filter(stain_strength(overview, white), 1.0)
-    threshold = float(np.clip(otsu_threshold(stain), *STAIN_RANGE))
-    mask = stain > threshold
-    mask = ndimage.binary_closing(np.pad(mask, 2, mode="edge"), iterations=2)[2:-2, 2:-2] | mask
-    mask = _without_small(mask, 16)
-    holes = ~mask
-    mask |= holes & ~_without_small(holes, MAX_HOLE_MM2 * 1e6 / mpp**2)
-    return mask, {"stain_threshold": round(threshold, 4), "share": round(float(mask.mean()), 4)}
+    bounds = np.array([(part.min(), part.max()) for _, part in _smoothed(overview, white)])
+    low, high = bounds[:, 0].min(), bounds[:, 1].max()
+    threshold = high
+    if low < high:
+        counted = [np.histogram(part, BINS, (low, high)) for _, part in _smoothed(overview, white)]
+        threshold = otsu_threshold(np.sum([counts for counts, _ in counted], axis=0), counted[0][1])
+    threshold, mask = float(np.clip(threshold, *STAIN_RANGE)), np.empty(overview.shape[:2], bool)
+    for band, part in _smoothed(overview, white):
+        np.greater(part, threshold, out=mask[band])
+    return mask
 
 
-def _without_small(mask: np.ndarray, least: float) -> np.ndarray:
-    """Return the mask without its connected pieces of fewer than `least` pixels."""
-    pieces, n = ndimage.label(mask)
-    if n == 0:
-        return mask
-    keep = np.bincount(pieces.ravel()) >= least
+def tissue_mask(stained: np.ndarray, mpp: float) -> np.ndarray:
+    """Return the tissue (h, w) bool, given where stain is, of an overview with `mpp` um per pixel.
+
+    Small gaps are closed, crumbs removed, lumina filled.
+    """
+    mask = stained | ndimage.binary_closing(np.pad(stained, 2, mode="edge"), iterations=2)[2:-2, 2:-2]
+    _remove_small(mask, 16)
+    glass = np.logical_not(mask, out=mask)
+    _remove_small(glass, MAX_HOLE_MM2 * 1e6 / mpp**2)
+    return np.logical_not(glass, out=glass)
+
+
+def _smoothed(overview: np.ndarray, white: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield rows of the overview and their smoothed stain, float32."""
+    for band in _bands(overview):
+        first = max(0, band.start - REACH)
+        stain = ndimage.gaussian_filter(stain_strength(overview[first : band.stop + REACH], white), SMOOTHING)
+        yield band, stain[band.start - first :][: band.stop - band.start]
+
+
+def _remove_small(mask: np.ndarray, least: float) -> None:
+    """Take the connected pieces of fewer than `least` pixels out of the mask."""
+    pieces = np.empty(mask.shape, np.uint16)
+    try:
+        n = ndimage.label(mask, output=pieces)
+    except RuntimeError:  # more pieces than that can count: noise
+        pieces, n = ndimage.label(mask)
+    sizes = np.sum([np.bincount(pieces[band].ravel(), minlength=n + 1) for band in _bands(mask)], axis=0)
+    keep = sizes >= least
     keep[0] = False
-    return keep[pieces]
+    for band in _bands(mask):
+        mask[band] = keep[pieces[band]]
+
+
+def _bands(image: np.ndarray) -> Iterator[slice]:
+    """Yield the rows of an image, so many at a time that what is made of them on the way is small."""
+    rows = max(1, BAND // image.shape[1])
+    yield from (slice(first, min(first + rows, len(image))) for first in range(0, len(image), rows))
 
 
 def tile_grid(size: tuple[int, int], step: float) -> np.ndarray:
@@ -86,17 +130,21 @@ def tile_grid(size: tuple[int, int], step: float) -> np.ndarray:
 def tissue_fractions(mask: np.ndarray, corners: np.ndarray, step: float, scale: float) -> np.ndarray:
     """Return the share of tissue (n,) in squares of `step` level-0 pixels; a mask pixel is `scale` level-0 pixels.
 
-    Read off a summed-area table.
+    Read off a summed-area table of which the rows at the squares' edges alone are made.
     """
-    sums = np.pad(mask.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     height, width = mask.shape
     x0, y0 = (np.rint(corners / scale).astype(np.int64)).T
     x1, y1 = (np.rint((corners + step) / scale).astype(np.int64)).T
     x0, x1 = np.minimum(x0, width - 1), np.clip(x1, 1, width)
     y0, y1 = np.minimum(y0, height - 1), np.clip(y1, 1, height)
     x1, y1 = np.maximum(x1, x0 + 1), np.maximum(y1, y0 + 1)
+    edges = np.unique(np.concatenate([y0, y1]))
+    sums = np.zeros((len(edges), width + 1), np.int32)
+    for number, (above, below) in enumerate(itertools.pairwise(edges), start=1):
+        sums[number, 1:] = sums[number - 1, 1:] + mask[above:below].sum(0, dtype=np.int32).cumsum(dtype=np.int32)
+    upper, lower = np.searchsorted(edges, y0), np.searchsorted(edges, y1)
     area = (x1 - x0) * (y1 - y0)
-    return (sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]) / area
+    return (sums[lower, x1] - sums[upper, x1] - sums[lower, x0] + sums[upper, x0]) / area
 
 
 def spread_order(corners: np.ndarray, step: float) -> np.ndarray:

@@ -28,7 +28,7 @@ import datasets.claims as claims
 import prepare_data
 from common.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_SOME_FAILED, EXIT_STOPPED, InputError, run_command
 from datasets.claims import Claim, Holder, sweep
-from datasets.cluster import WorkersDied, _begin, open_workers
+from datasets.cluster import TOGETHER, WorkersDied, _batches, _begin, _execute, open_workers
 from datasets.job import Job, Outcome, TileSettings
 from datasets.jobs import Task, _as_typed, cut_claimed, cut_slides
 from datasets.tiles import TileStore, open_stores, write_store
@@ -46,7 +46,7 @@ real = extraction.real = getattr(extraction, "real", extraction.cut_slide)  # da
 def cut(job):
     with open({log!r}, "a") as file:
         file.write(job.key + "\\n")
-    if job.key == "crash":
+    if job.key.startswith("crash"):
         (job.out / f".crash.tar.{{os.getpid()}}.partial").write_bytes(b"half")
         os.kill(os.getpid(), signal.SIGKILL)
     if job.key == "twice" and not os.path.exists({died!r}):
@@ -238,6 +238,62 @@ def test_a_worker_of_several_threads_is_refused_whenever_it_comes():
             open_workers(1, scheduler=cluster.scheduler_address).__enter__()
         with pytest.raises(InputError, match="has 2 threads, one was expected"):
             client.submit(_begin, str, [7]).result()
+
+
+def test_short_items_travel_together_and_batches_become_smaller():
+    for n, workers in ((1, 1), (9, 2), (200, 2), (25_713, 256)):
+        batches = list(_batches(range(n), workers))
+        assert [item for batch in batches for item in batch] == list(range(n))
+        sizes = [len(batch) for batch in batches]
+        assert sizes == sorted(sizes, reverse=True) and sizes[0] <= TOGETHER and sizes[-min(n, 4 * workers) :][0] == 1
+    assert len(list(_batches(range(200), 2))) < 50
+
+
+def test_a_batch_ends_when_its_time_is_over_or_another_item_raises(monkeypatch):
+    from distributed import Client, LocalCluster
+
+    def halve(number):
+        time.sleep(0.05 * (number == 4))
+        if number % 2:
+            raise OSError(f"{number} is odd")
+        return number // 2
+
+    quiet = {"processes": False, "dashboard_address": None, "n_workers": 1, "threads_per_worker": 1}
+    with LocalCluster(**quiet) as cluster, Client(cluster) as client:
+
+        def done(items):
+            return client.submit(_begin, halve, items, pure=False).result()
+
+        assert done([2, 6, 8]) == [1, 3, 4]
+        monkeypatch.setattr("datasets.cluster.TOGETHER_SECONDS", 0.05)
+        assert done([4, 6, 8]) == [2]  # one that took long is handed in at once
+        monkeypatch.undo()
+        assert done([2, 3, 6]) == [1]  # so is what was done before one that raises
+        with pytest.raises(OSError, match="3 is odd"):
+            done([3, 6])
+        found = dict(_execute(client, halve, [*range(2, 82, 2)], "here"))  # in batches of 8 and less
+        assert found == {number: number // 2 for number in range(2, 82, 2)}
+        numbers, found = [*range(2, 22, 2), 3, *range(22, 82, 2)], []
+        with pytest.raises(OSError, match="3 is odd"):
+            for item, _ in _execute(client, halve, numbers, "here"):
+                found.append(item)
+        assert {2, 4, 6, 8} <= set(found)
+
+
+def test_two_slides_of_a_batch_that_kill_their_worker_cost_themselves(tmp_path):
+    import dask
+    import distributed  # noqa: F401  its defaults first: dask's set() restores what it found
+
+    preload, begun = faults(tmp_path)
+    names = ["a", "crash", "crash2", *"bcdefghijklmn"]
+    assert list(next(_batches(names, 1)))[:3] == ["a", "crash", "crash2"]
+    with dask.config.set({"distributed.worker.preload": [str(preload)]}):
+        outcomes = {o.slide: o for o in cut_slides(jobs_for(tmp_path, *names), workers=1)}
+    for name in names:
+        if name.startswith("crash"):
+            assert "its process died 3 times" in outcomes[name].reason and begun()[name] >= 3
+        else:
+            assert outcomes[name].status == "cut" and begun()[name] == 1
 
 
 # ---- Two runs, kill -9, full disk ----

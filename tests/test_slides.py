@@ -1,6 +1,7 @@
 """Slides to tiles: micrometres per pixel, tissue, quality, damage; on made-up slides whose tissue is known."""
 
 import os
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,17 @@ from datasets.job import Job, TileSettings
 from datasets.quality import judge, sharpness
 from datasets.slides import Slide, find_slides, read_mpp_table, resolve_mpp
 from datasets.tiles import TileStore, open_stores
-from datasets.tissue import spread_order, tile_grid, tissue_fractions, tissue_mask
+from datasets.tissue import (
+    _remove_small,
+    glass_colour,
+    otsu_threshold,
+    spread_order,
+    stain_strength,
+    stained,
+    tile_grid,
+    tissue_fractions,
+    tissue_mask,
+)
 from preparation import tiles
 from prepare_data import build_parser, main
 
@@ -123,13 +134,17 @@ def test_an_mpp_table_is_read_with_either_separator(tmp_path):
 # ---- Tissue and quality ----
 
 
+def tissue_of(image, mpp=8.0):
+    return tissue_mask(stained(image, glass_colour(image)), mpp)
+
+
 def test_the_mask_is_the_tissue():
     image = np.full((120, 120, 3), GLASS, np.uint8)
     image[20:80, 30:90] = tissue(60, 60)
     image[40:50, 50:60] = GLASS  # a lumen of 80 um: part of the tissue
     image[100:102, 100:102] = (200, 120, 170)  # a crumb
     image[90:118, 5:25] = 20  # black, without stain
-    mask, _ = tissue_mask(image, mpp=8)
+    mask = tissue_of(image)
     true = np.zeros((120, 120), bool)
     true[20:80, 30:90] = True
     assert (mask ^ true).mean() < 0.02 and mask[45, 55] and not mask[101, 101] and not mask[100, 10]
@@ -139,11 +154,58 @@ def test_the_mask_is_the_tissue():
 def test_blank_slides_have_no_tissue(colour):
     noise = np.random.default_rng(0).normal(0, 2, (80, 80, 3))
     image = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
-    assert tissue_mask(image, 8)[0].mean() < 0.01
+    assert tissue_of(image).mean() < 0.01
 
 
 def test_a_slide_full_of_tissue_is_all_tissue():
-    assert tissue_mask(tissue(80, 80), 8)[0].mean() > 0.99
+    assert tissue_of(tissue(80, 80)).mean() > 0.99
+
+
+def test_a_mask_made_in_bands_is_that_of_the_whole(monkeypatch):
+    image = np.full((300, 310, 3), GLASS, np.uint8)
+    image[20:280, 30:290] = tissue(260, 260)
+    image[100:180, 50:90] = np.random.default_rng(1).integers(200, 256, (80, 40, 3))
+    low, high = image.min(-1), image.max(-1)
+    white = np.median(image[(low > 205) & (high - low < 24)], axis=0)
+    monkeypatch.setattr("datasets.tissue.BAND", 310 * 7)
+    assert np.array_equal(glass_colour(image), white.astype(np.float32))
+    smooth = ndimage.gaussian_filter(stain_strength(image, white), 1.0)
+    threshold = np.clip(otsu_threshold(*np.histogram(smooth, 128)), 0.05, 0.10)
+    assert np.array_equal(stained(image, white), smooth > threshold) and 0 < (smooth > threshold).mean() < 1
+    mask = tissue_of(image)
+    monkeypatch.undo()
+    assert np.array_equal(mask, tissue_of(image))
+
+
+def test_a_mask_of_noise_has_more_pieces_than_two_bytes_count():
+    mask = np.zeros((600, 600), bool)
+    mask[::2, ::2] = True
+    mask[301:330, 301:330] = True
+    pieces, n = ndimage.label(mask)
+    assert n > 2**16
+    expected = (np.bincount(pieces.ravel()) >= 16)[pieces] & mask
+    _remove_small(mask, 16)
+    assert np.array_equal(mask, expected) and 800 < mask.sum() < 1000
+
+
+def test_the_mask_takes_few_bytes_a_pixel():
+    image = np.tile(tissue(256, 256), (12, 12, 1))
+    image[400:900] = GLASS
+    white, n = glass_colour(image), image[..., 0].size
+    tracemalloc.start()
+    try:
+        rough = stained(image, white)
+        tracemalloc.reset_peak()
+        tissue_mask(rough, 8.0)
+        clean = tracemalloc.get_traced_memory()[1] / n
+        del rough
+        tracemalloc.reset_peak()
+        stained(image, white)
+        found = tracemalloc.get_traced_memory()[1] / n
+    finally:
+        tracemalloc.stop()
+    bands = 40 * 2**18 / n  # what is made of a band on the way
+    assert found < 2 + bands and clean < 6 + bands  # a float32 array alone is 4
 
 
 def test_fractions_are_the_masks_mean_over_each_tile():

@@ -65,6 +65,22 @@ def test_enlarging_keeps_a_constant():
 # ---- Stores ----
 
 
+def test_writing_a_store_takes_no_more_memory_with_more_tiles(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiles_module, "ROWS_IN_MEMORY", 1000)
+    monkeypatch.setattr(tiles_module, "encode_image", lambda *_: b"x" * 64)
+    image, peaks = noise(1, 8)[0], []
+    for n in (50, 5000):
+        tracemalloc.start()
+        try:
+            path = write_store(tmp_path, f"s{n}", ((8 * i, 0, 1.0, image) for i in range(n)), mpp=0.5, tile_size=8)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        assert len(TileStore(path)) == n
+    assert peaks[1] < peaks[0] + 50_000  # ten bytes a tile; a row of it has a hundred
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith((".", "tmp"))] == []
+
+
 def test_store_round_trip(tmp_path):
     path, images = make_store(tmp_path, extra={"note": 1})
     store = TileStore(path)
