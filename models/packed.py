@@ -2,7 +2,7 @@
 
 A plain convolution puts its weights in that order at every call, and its rectifier passes over the output once more:
 with four images at a time 3 to 20 % of most layers' time in bf16. The operations are those that torch.compile puts in a
-convolution's place on a CPU; their names are not torch's promise, so `can_pack` asks for them.
+convolution's place on a CPU; they are not torch's promise, so `can_pack` tries them.
 """
 
 import torch
@@ -29,8 +29,13 @@ class PackedConvolution(nn.Module):
         return torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *self.how, self.after, [], "")
 
 
+@torch.inference_mode()
 def can_pack() -> bool:
-    """Return whether this torch and this processor have what PackedConvolution needs, in bf16 too."""
-    needed = ("_is_mkldnn_bf16_supported", "_reorder_convolution_weight", "_convolution_pointwise")
-    known = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in needed)
-    return known and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    """Return whether this torch and this processor have what PackedConvolution needs, in bf16 too: it is tried."""
+    try:
+        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False
+        PackedConvolution(nn.Conv2d(1, 1, 1).bfloat16(), rectified=True)(torch.zeros(1, 1, 1, 1, dtype=torch.bfloat16))
+    except (AttributeError, RuntimeError):  # no such operation in this torch, or another one
+        return False
+    return True

@@ -51,3 +51,11 @@ def test_one_image_is_run_by_one_thread(threads):
     for n in (1, 2, 9):
         assert network(torch.randn(n, 3, 8, 8)).shape == (n, 4, 6, 6)
     assert set(seen) == {1} and torch.get_num_threads() == 2
+
+
+def test_without_the_operations_nothing_is_packed(monkeypatch):
+    def another(*_):
+        raise RuntimeError("mkldnn::_convolution_pointwise() is missing value for argument")
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_convolution_pointwise", another, raising=False)
+    assert not can_pack()
