@@ -15,13 +15,14 @@ from common.stopping import being_written, held_back, written
 
 
 @contextmanager
-def atomic_path(path: str | Path, previous: str | Path | None = None) -> Iterator[Path]:
+def atomic_path(path: str | Path, previous: str | Path | None = None, synced: bool = True) -> Iterator[Path]:
     """Yield a path beside `path` to write to; on success fsync it and rename it to `path`, on any error remove it.
 
     A reader sees the old file or the new one, never half of one; a full disk leaves the old one as it was. `previous`:
-    where the old file is kept; at every moment one of the two names is there. A signal in the midst leaves nothing
-    half-written, and waits while files are renamed. An OSError of the writing, which by itself names no file or the
-    one beside, names `path`.
+    where the old file is kept; at every moment one of the two names is there. `synced`: False for what a power cut may
+    cost, such as thousands of pictures for a report, as a disk takes milliseconds to say that it has one. A signal in
+    the midst leaves nothing half-written, and waits while files are renamed. An OSError of the writing, which by itself
+    names no file or the one beside, names `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,13 +30,15 @@ def atomic_path(path: str | Path, previous: str | Path | None = None) -> Iterato
     being_written(partial)
     try:
         yield partial
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
+        if synced:
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
         with held_back():
             if previous is not None and path.exists():
                 _give_second_name(path, Path(previous))
             os.replace(partial, path)
-            _fsync_folder(path.parent)
+            if synced:
+                _fsync_folder(path.parent)
     except OSError as error:
         if error.filename2 is None and str(error.filename) in ("None", str(partial)):
             error.strerror = error.strerror or str(error)  # numpy's and Pillow's have a text only

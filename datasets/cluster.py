@@ -20,7 +20,7 @@ from datasets.workers import interrupts_held_back
 ATTEMPTS = 3  # of an item whose worker dies
 CONNECT_SECONDS = 20.0  # in which a scheduler must answer
 LOOK_SECONDS = 5.0  # between two looks whether all workers are there
-TOGETHER, TOGETHER_SECONDS = 8, 1.0  # short items travel together: so many at most, while they take no longer
+TOGETHER, TOGETHER_SECONDS = 8, 1.0  # short items travel together: so many at most, while they take no longer; ours
 # Workers hold no data of each other's, so there is nothing to spill; a pause would wait for memory that a slide needs.
 # One batch at a time goes to a worker: what waits at one that dies is not suspected.
 # What only dask's dashboard shows is measured seldom: it takes the workers' cores.
@@ -60,7 +60,9 @@ def open_workers(
         return
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(_remote(scheduler) if scheduler else _local(workers, memory_limit, modules))
-        yield lambda function, items: _execute(client, function, items, scheduler or "the scheduler")
+        # Workers of a scheduler come and go, and it asks for as many as there are tasks: there each item is one.
+        batches = functools.partial(_batches, most=1 if scheduler else TOGETHER, workers=workers)
+        yield lambda function, items: _execute(client, function, batches(items), scheduler or "the scheduler")
 
 
 def check_memory_limit(memory_limit: str) -> None:
@@ -163,17 +165,17 @@ def _begin(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
     return results
 
 
-def _batches(items: Sequence[T], workers: int) -> Iterator[Sequence[T]]:
-    """Yield the items in batches that become smaller, so that all workers end together."""
+def _batches(items: Sequence[T], workers: int, most: int = TOGETHER) -> Iterator[Sequence[T]]:
+    """Yield the items in batches of `most` that become smaller, so that all workers end together."""
     done = 0
     while done < len(items):
-        size = max(1, min(TOGETHER, (len(items) - done) // (4 * workers)))
+        size = max(1, min(most, (len(items) - done) // (4 * workers)))
         yield items[done : done + size]
         done += size
 
 
 def _execute(
-    client: Any, function: Callable[[T], R], items: Sequence[T], where: str
+    client: Any, function: Callable[[T], R], batches: Iterable[Sequence[T]], where: str
 ) -> Iterator[tuple[T, R | WorkersDied]]:
     from distributed import CancelledError, KilledWorker, as_completed
 
@@ -185,8 +187,7 @@ def _execute(
         futures = client.map(functools.partial(_begin, function), batches, key=keys, pure=False)
         return dict(zip(futures, batches, strict=True))
 
-    workers = len(client.scheduler_info(n_workers=-1)["workers"])
-    waiting, died = submit(_batches(items, max(1, workers))), Counter[int]()
+    waiting, died = submit(batches), Counter[int]()
     done = as_completed(waiting)
     for future in done:
         batch = waiting.pop(future)
@@ -201,8 +202,8 @@ def _execute(
             if isinstance(error, RuntimeError) and "deserialization" not in str(error):
                 raise
             raise InputError(
-                f"{where}: the scheduler or a worker cannot import the toolkit; start both in its folder, "
-                "or with the folder in their PYTHONPATH"
+                f"{where}: the scheduler or a worker cannot import this version of the toolkit; start both anew, in "
+                "its folder or with the folder in their PYTHONPATH"
             ) from error
         future.release()
         if left := batch[len(results) :]:

@@ -13,7 +13,7 @@ from PIL import Image
 from common.errors import InputError
 from common.memory import keep_freed_memory
 from datasets import published_criteria as published
-from datasets.job import Job, Outcome, TileSettings
+from datasets.job import MASK_PIXELS, MASK_PIXELS_PER_TILE, Job, Outcome, TileSettings
 from datasets.plan import Plan, picture_of, published_plan
 from datasets.quality import judge
 from datasets.slides import Slide, UnreadableRegion, resolve_mpp
@@ -28,8 +28,6 @@ from datasets.tissue import (
     tissue_mask,
 )
 
-MASK_PIXELS_PER_TILE = 16  # resolution of the mask: 8 um for tiles of 128 um
-MASK_PIXELS = 1 << 22  # of a mask at most: its memory does not grow with the slide
 UNREADABLE_BUDGET = 0.25  # a slide with a larger share of unreadable tiles is given up
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -108,14 +106,16 @@ def _plan(job: Job, slide: Slide, outcome: Outcome) -> Plan:
     del overview  # the larger part of it all
     if stain is not None:
         mask = tissue_mask(stain, mask_scale * (outcome.mpp or 0))
-    outcome.tissue = round(float(mask.mean()), 4)
+    outcome.mask_mpp = round(mask_scale * (outcome.mpp or 0), 3)
     if unreadable:
         outcome.say(f"{unreadable} parts of the overview are unreadable and were taken for glass")
     fractions = tissue_fractions(mask, corners, scale.step, mask_scale)
     asked = settings.min_tissue if not listed or job.given.masks else 0.0  # who chose the squares looked for tissue
     enough = np.flatnonzero(fractions >= asked)
     outcome.candidates = len(enough)
-    plan = Plan(scale, corners[enough], fractions[enough], white, picture, picture_of(mask), slide.size[0])
+    share = float(mask.mean())
+    plan = Plan(scale, corners[enough], fractions[enough], white, picture, picture_of(mask), share, slide.size[0])
+    outcome.tissue = round(share, 4)
     if not len(enough):
         plan.draw(job.preview)
         hint = f"; {unreadable} parts of the overview were unreadable" if unreadable else ""
@@ -132,7 +132,7 @@ def _published_plan(job: Job, slide: Slide, outcome: Outcome) -> Plan:
     settings = job.settings
     plan = published_plan(slide, outcome.mpp or 0, settings.mpp, settings.tile_size)
     outcome.tile_mpp, outcome.level = round(plan.scale.mpp, 5), plan.scale.level
-    outcome.tissue, outcome.candidates = round(float(plan.mask.mean()), 4), len(plan.corners)
+    outcome.tissue, outcome.candidates = round(plan.share, 4), len(plan.corners)
     if not len(plan.corners):
         plan.draw(job.preview)
         raise InputError(f"{slide.path}: no tissue by the published criteria; look at its preview")

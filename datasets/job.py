@@ -1,5 +1,6 @@
 """One slide to cut: how, what came of it, and what an earlier run has left. Light: the workers load what cuts."""
 
+import math
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -7,12 +8,14 @@ from pathlib import Path
 from common.errors import InputError
 from datasets.given import Given
 from datasets.keys import slide_key
-from datasets.slides import MPP_RANGE
+from datasets.slides import MPP_RANGE, Slide
 from datasets.tiles import TileStore
 
 # Least tissue share, least sharpness and largest pen share of a tile. Published: patch_gen_grid.py keeps over 20 %.
 CRITERIA = {"default": (0.5, 0.15, 0.05), "published": (0.2, 0.0, 1.0)}
 BEFORE = {"criteria": "default", "max_pen": 1.0}  # of a store that was cut when these were no settings
+MASK_PIXELS_PER_TILE = 16  # side of a tile in the mask, at most: 8 um per pixel for tiles of 128 um
+MASK_PIXELS = 1 << 22  # of a mask at most: its memory does not grow with the slide
 FAULTS = ("blank", "flat", "pen", "blurred", "damaged", "unreadable")
 
 
@@ -94,6 +97,7 @@ class Outcome:
     tile_mpp: float | None = None  # of the tiles
     level: int | None = None
     tissue: float | None = None  # share of the slide
+    mask_mpp: float | None = None  # of the tissue mask
     candidates: int = 0  # tiles of the grid with enough tissue
     blank: int = 0
     flat: int = 0  # low contrast (published criteria)
@@ -150,6 +154,8 @@ def finished(job: Job) -> Outcome | None:
     elif mpp is not None and mpp != earlier.mpp:
         changed.append(f"mpp of the slide ({earlier.mpp} there, {mpp} now)")
     changed += job.given.changes(job.key, store.extra)
+    if earlier.mask_mpp is None and job.settings.criteria == "default" and _mask_was_finer(job, earlier):
+        changed.append(f"a finer tissue mask there; now it has {MASK_PIXELS:,} pixels at most")
     if changed:
         raise InputError(
             f"{path}: cut with other settings: {', '.join(changed)}; use another --out, or --restart to cut it again"
@@ -158,6 +164,16 @@ def finished(job: Job) -> Outcome | None:
         return None
     earlier.status = "kept"
     return earlier
+
+
+def _mask_was_finer(job: Job, earlier: Outcome) -> bool:
+    """Say whether the slide has so many tiles that its mask, without the bound that masks have now, would be finer."""
+    step = job.settings.tile_size * job.settings.mpp / (earlier.mpp or 1.0)  # level-0 pixels
+    try:
+        with Slide(job.slide) as slide:
+            return math.prod(slide.size) * (MASK_PIXELS_PER_TILE / step) ** 2 > MASK_PIXELS
+    except InputError:  # damaged since: what there is stays
+        return False
 
 
 def set_aside(job: Job, outcome: Outcome) -> None:

@@ -28,6 +28,7 @@ class Plan:
     white: np.ndarray  # (3,) colour of the glass
     picture: np.ndarray  # (h, w, 3) of the slide, see `picture_of`
     mask: np.ndarray  # (h, w) bool, its tissue
+    share: float  # of tissue in the slide
     width: int  # of the slide at level 0
     taken: list[int] = field(default_factory=list)
 
@@ -42,7 +43,7 @@ class Plan:
         draw = ImageDraw.Draw(image)
         for x, y, side in self._boxes():
             draw.rectangle((x, y, x + side - 1, y + side - 1), outline=(30, 60, 220))
-        with atomic_path(path) as partial:
+        with atomic_path(path, synced=False) as partial:
             image.save(partial, "PNG", compress_level=1)
 
     def _boxes(self) -> Iterator[tuple[float, float, float]]:
@@ -93,5 +94,6 @@ def published_plan(slide: Slide, slide_mpp: float, target_mpp: float, tile_size:
         mask[here] = part[picture_down[here] - first][:, picture_across]
     white = np.array([255, 255, 255], np.float32)  # not asked for
     scale = Scale(level=0, downsample=1.0, side=side, mpp=mpp, step=side)
-    picture, mask = picture_of(overview), picture_of(mask)
-    return Plan(scale, corners[tried], np.ones(int(tried.sum())), white, picture, mask, slide.size[0])
+    shares = np.ones(int(tried.sum()))
+    picture, share = picture_of(overview), float(mask.mean())
+    return Plan(scale, corners[tried], shares, white, picture, picture_of(mask), share, slide.size[0])

@@ -30,5 +30,5 @@ def write_thumbnail(
     for left, top, side in boxes:
         x, y = size[0] + 4 + left * zoom, top * zoom
         draw.rectangle((x, y, max(x, x + side * zoom - 1), max(y, y + side * zoom - 1)), fill=TAKEN)
-    with atomic_path(path) as partial:
+    with atomic_path(path, synced=False) as partial:
         picture.save(partial, "JPEG", quality=80)

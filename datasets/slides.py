@@ -19,7 +19,7 @@ from datasets.tiles import area_resize
 MPP_RANGE = (0.05, 10.0)  # micrometres per pixel beyond which a value is a mistake (0.1: 100x oil, 4: 2.5x); ours
 NEAR = 0.01  # pixels that differ less than this in size are read as they are: resampling would only blur; ours
 SMALLEST_PART = 8  # pixels of an overview, down to which the parts around a damaged place are read
-LARGEST_READ = 512  # pixels per side of one read_region, which takes 8 bytes per pixel on the way
+LARGEST_READ = 1024  # pixels per side of one read_region, which takes 8 bytes per pixel on the way
 
 
 class UnreadableRegion(Exception):
@@ -154,12 +154,15 @@ class Slide:
     def overview(self, width: int) -> tuple[np.ndarray, int]:
         """Return the slide as uint8 RGB (h, width, 3), and how many of its parts were unreadable (left white).
 
-        Read in parts from the coarsest level that is fine enough, so memory does not grow with the slide.
+        Read in parts from the coarsest level that is fine enough, so memory does not grow with the slide; between other
+        parts, a pixel of the level whose centre is on the border of two falls to the other one.
         """
         step = self.size[0] / width  # level-0 pixels per pixel of the overview
         height = max(1, round(self.size[1] / step))
         level = max((i for i, d in enumerate(self.downsamples) if d <= step * (1 + NEAR)), default=0)
-        part = max(1, int(LARGEST_READ * self.downsamples[level] / step))  # overview pixels per part
+        ratio = step / self.downsamples[level]
+        across, down = (max(n, round(n * ratio)) / n for n in (width, height))  # pixels of the level per pixel
+        part = max(1, int(LARGEST_READ / ratio))  # overview pixels per part
         image, unreadable = np.full((height, width, 3), 255, np.uint8), 0
         parts = [(top, left, part) for top in range(0, height, part) for left in range(0, width, part)]
         while parts:
@@ -167,22 +170,28 @@ class Slide:
             h, w = min(part, height - top), min(part, width - left)
             if h <= 0 or w <= 0:
                 continue
-            size = (
-                max(w, round(w * step / self.downsamples[level])),
-                max(h, round(h * step / self.downsamples[level])),
-            )
+            x0, x1, y0, y1 = left * across, (left + w) * across, top * down, (top + h) * down
+            x, y = int(x0), int(y0)
             try:
-                region = self.read_region(round(left * step), round(top * step), level, size)
-                image[top : top + h, left : left + w] = Image.fromarray(region).resize((w, h), Image.Resampling.BOX)
+                region = Image.fromarray(self._read_level(x, y, level, (math.ceil(x1) - x, math.ceil(y1) - y)))
+                covered = (x0 - x, y0 - y, min(x1 - x, region.width), min(y1 - y, region.height))
+                image[top : top + h, left : left + w] = region.resize((w, h), Image.Resampling.BOX, covered)
             except UnreadableRegion:
                 half = part // 2
                 if half < SMALLEST_PART:
                     unreadable += 1
                 else:  # go round the damage
                     parts += [(top + i, left + j, part - half) for i in (0, half) for j in (0, half)]
-            if self._direct is not None and left == 0:  # the rows above need none of these tiles
-                self._direct.forget()
+        if self._direct is not None:
+            self._direct.forget()  # tiles of another level are to be cut
         return image, unreadable
+
+    def _read_level(self, x: int, y: int, level: int, size: tuple[int, int]) -> np.ndarray:
+        """Return what `read_region` does, from pixel (x, y) of the level: where it is direct, no pixels are mixed."""
+        if self._direct is not None:
+            with contextlib.suppress(NotDirect):
+                return self._direct.read(x, y, level, size, 255)
+        return self.read_region(round(x * self.downsamples[level]), round(y * self.downsamples[level]), level, size)
 
 
 def find_slides(path: str | Path) -> list[Path]:

@@ -16,7 +16,7 @@ MAX_HOLE_MM2 = 0.06  # holes up to this area are lumen, such as an alveolus, and
 SMOOTHING, REACH = 1.0, 4  # sd of the Gaussian that the stain is smoothed with, pixels; what it reaches
 BINS = 128  # of the histogram that Otsu's threshold is read off
 BAND = 1 << 18  # pixels of an overview that are handled at a time
-WHITE_DENSITY = 0.10  # optical density under which a pixel is empty, as in metrics/morphology.py
+WHITE_DENSITY = 0.10  # optical density under which a pixel is empty, as in metrics/stains.py
 
 
 def optical_densities(white: np.ndarray) -> np.ndarray:
@@ -105,7 +105,7 @@ def _remove_small(mask: np.ndarray, least: float) -> None:
         n = ndimage.label(mask, output=pieces)
     except RuntimeError:  # more pieces than that can count: noise
         pieces, n = ndimage.label(mask)
-    sizes = np.sum([np.bincount(pieces[band].ravel(), minlength=n + 1) for band in _bands(mask)], axis=0)
+    sizes = sum(np.bincount(pieces[band].ravel(), minlength=n + 1) for band in _bands(mask))
     keep = sizes >= least
     keep[0] = False
     for band in _bands(mask):

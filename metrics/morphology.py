@@ -1,9 +1,9 @@
 """What an H&E tile looks like, in numbers a pathologist would use; no weights, any source of tiles.
 
-Stains are separated first (metrics/stains.py). A nucleus is a blob of haematoxylin; touching
-nuclei are told apart by the maxima of the distance to their outline. All tiles of a call are handled together, each
-measured on its own: the values of a tile do not depend on its neighbours. Thresholds are fixed, so that real and
-generated tiles are measured with the same ruler. Made for comparing sets of tiles, not for diagnosis.
+Stains are separated first (metrics/stains.py). A nucleus is a blob of haematoxylin; touching nuclei are told apart by
+the maxima of the distance to their outline. All tiles of a call are handled together, each measured on its own: the
+values of a tile do not depend on its neighbours. Thresholds are fixed, so that real and generated tiles are measured
+with the same ruler. Made for comparing sets of tiles, not for diagnosis.
 """
 
 import math

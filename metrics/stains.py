@@ -4,9 +4,8 @@ import numpy as np
 
 # Optical density (R, G, B) of unit amounts of stain: Ruifrok & Johnston 2001, table 1; the third is orthogonal to both.
 HAEMATOXYLIN, EOSIN = (0.65, 0.70, 0.29), (0.07, 0.99, 0.11)
-WHITE_OD = (
-    0.10  # log10; a pixel with less in every channel (brighter than 203 of 255) is empty; ours, set on real tiles
-)
+# log10; a pixel with less in every channel (brighter than 203 of 255) is empty; ours, set on real tiles.
+WHITE_OD = 0.10
 
 
 def separate_stains(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -271,11 +271,11 @@ def test_a_batch_ends_when_its_time_is_over_or_another_item_raises(monkeypatch):
         assert done([2, 3, 6]) == [1]  # so is what was done before one that raises
         with pytest.raises(OSError, match="3 is odd"):
             done([3, 6])
-        found = dict(_execute(client, halve, [*range(2, 82, 2)], "here"))  # in batches of 8 and less
+        found = dict(_execute(client, halve, _batches(range(2, 82, 2), 1), "here"))  # in batches of 8 and less
         assert found == {number: number // 2 for number in range(2, 82, 2)}
         numbers, found = [*range(2, 22, 2), 3, *range(22, 82, 2)], []
         with pytest.raises(OSError, match="3 is odd"):
-            for item, _ in _execute(client, halve, numbers, "here"):
+            for item, _ in _execute(client, halve, _batches(numbers, 1), "here"):
                 found.append(item)
         assert {2, 4, 6, 8} <= set(found)
 

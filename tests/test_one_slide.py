@@ -1,5 +1,6 @@
 """Inside one slide: direct decoding, the published criteria from end to end, damage, scores kept with the tiles."""
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from datasets import published_criteria
 from datasets.extraction import cut_slide
 from datasets.job import Job, TileSettings, finished
 from datasets.slides import Slide
-from datasets.tiles import TileStore, area_resize, write_store
+from datasets.tiles import TileStore, _seal, area_resize, write_store
 from datasets.tileset import TileLimits, TileSet
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))  # last: it has a fid.py too
@@ -47,6 +48,45 @@ def write_svs(path, image, mpp=0.5, power=20, tile=256, levels=(), compression="
             small = area_resize(image, tuple(side // factor for side in image.shape[:2]))
             file.write(small, description=f"{head}{small.shape[1]}x{small.shape[0]}", **options)
     return path
+
+
+@pytest.mark.parametrize("width", [97, 101, 333, 1201])
+def test_the_parts_that_an_overview_is_read_in_move_no_pixel(tmp_path, monkeypatch, width):
+    image = np.random.default_rng(3).integers(0, 256, (1003, 1201, 3), np.uint8)  # noise: half a pixel off shows
+    with Slide(write_svs(tmp_path / "odd.svs", image, tile=240, levels=(4,))) as slide:
+        monkeypatch.setattr(slide._handle, "read_region", None)  # not asked: all is direct
+        whole, _ = slide.overview(width)
+        for largest in (512, 100, 64):
+            monkeypatch.setattr("datasets.slides.LARGEST_READ", largest)
+            parts, unreadable = slide.overview(width)
+            difference = np.abs(parts.astype(int) - whole)
+            assert not unreadable and difference.mean() < 0.2  # 20 and more
+
+
+def test_parts_that_openslide_reads_are_in_their_places(tmp_path, monkeypatch):
+    image = np.zeros((1003, 1201, 3), np.uint8)
+    image[:, :, 0], image[:, :, 1] = np.linspace(0, 255, 1201), np.linspace(0, 255, 1003)[:, None]
+    with Slide(write_svs(tmp_path / "odd.svs", image, levels=(4,), compression="lzw")) as slide:
+        assert slide.reader != "direct"
+        whole, _ = slide.overview(101)
+        monkeypatch.setattr("datasets.slides.LARGEST_READ", 64)
+        parts, _ = slide.overview(101)
+        assert np.abs(parts.astype(int) - whole).max() <= 1 and whole[..., 0].max() > 250 and whole[..., 1].max() > 250
+
+
+def test_a_store_that_was_cut_with_a_finer_mask_is_not_mixed(tmp_path, monkeypatch):
+    path = write_svs(tmp_path / "s.svs", field(900, 900))
+    (tmp_path / "out").mkdir()
+    job = Job(path, tmp_path / "out", TileSettings(tile_size=128))
+    assert 4 <= cut_slide(job).mask_mpp < 4.1 and finished(job).status == "kept"
+    sealed = tmp_path / "out" / "s.json"
+    content = json.loads(sealed.read_text())
+    del content["seal"], content["extra"]["outcome"]["mask_mpp"]
+    sealed.write_text(json.dumps(content | {"seal": _seal(content)}))
+    assert finished(job).status == "kept"  # so small that the bound changes nothing
+    monkeypatch.setattr("datasets.job.MASK_PIXELS", 5000)
+    with pytest.raises(InputError, match=r"cut with other settings: a finer tissue mask there.*--restart"):
+        finished(job)
 
 
 def spans_of(path, level=0):

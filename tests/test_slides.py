@@ -208,6 +208,16 @@ def test_the_mask_takes_few_bytes_a_pixel():
     assert found < 2 + bands and clean < 6 + bands  # a float32 array alone is 4
 
 
+def test_a_speckled_mask_takes_no_more_for_each_piece():
+    mask = np.random.default_rng(0).random((2048, 2048)) < 0.05
+    tracemalloc.start()
+    try:
+        tissue_mask(mask, 8.0)
+        assert tracemalloc.get_traced_memory()[1] / mask.size < 14  # 17 with a count of all pieces for each band
+    finally:
+        tracemalloc.stop()
+
+
 def test_fractions_are_the_masks_mean_over_each_tile():
     mask = np.zeros((16, 32), bool)
     mask[:, :12] = True
