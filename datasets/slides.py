@@ -19,7 +19,7 @@ from datasets.tiles import area_resize
 MPP_RANGE = (0.05, 10.0)  # micrometres per pixel beyond which a value is a mistake (0.1: 100x oil, 4: 2.5x); ours
 NEAR = 0.01  # pixels that differ less than this in size are read as they are: resampling would only blur; ours
 SMALLEST_PART = 8  # pixels of an overview, down to which the parts around a damaged place are read
-LARGEST_READ = 1024  # pixels per side of one read_region, which takes 8 bytes per pixel on the way
+LARGEST_READ = 512  # pixels per side of one read_region, which takes 8 bytes per pixel on the way
 
 
 class UnreadableRegion(Exception):
