@@ -101,12 +101,12 @@ def _plan(job: Job, slide: Slide, outcome: Outcome) -> Plan:
     per_tile = min(MASK_PIXELS_PER_TILE, scale.step * math.sqrt(MASK_PIXELS / math.prod(slide.size)))
     overview, unreadable = slide.overview(max(1, round(slide.size[0] * per_tile / scale.step)))
     mask_scale = slide.size[0] / overview.shape[1]  # level-0 pixels per mask pixel
-    white, picture, mask = glass_colour(overview), picture_of(overview), job.given.tissue(slide, overview.shape[:2])
-    stain = stained(overview, white) if mask is None else None
+    white, picture, given = glass_colour(overview), picture_of(overview), job.given.tissue(slide, overview.shape[:2])
+    rough = stained(overview, white) if given is None else given
     del overview  # the larger part of it all
-    if stain is not None:
-        mask = tissue_mask(stain, mask_scale * (outcome.mpp or 0))
-    outcome.mask_mpp = round(mask_scale * (outcome.mpp or 0), 3)
+    mask_mpp = mask_scale * (outcome.mpp or 0)
+    mask = tissue_mask(rough, mask_mpp) if given is None else given
+    outcome.mask_mpp = round(mask_mpp, 3)
     if unreadable:
         outcome.say(f"{unreadable} parts of the overview are unreadable and were taken for glass")
     fractions = tissue_fractions(mask, corners, scale.step, mask_scale)

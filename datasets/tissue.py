@@ -78,12 +78,12 @@ def stained(overview: np.ndarray, white: np.ndarray) -> np.ndarray:
     return mask
 
 
-def tissue_mask(stained: np.ndarray, mpp: float) -> np.ndarray:
-    """Return the tissue (h, w) bool, given where stain is, of an overview with `mpp` um per pixel.
+def tissue_mask(rough: np.ndarray, mpp: float) -> np.ndarray:
+    """Return the tissue (h, w) bool of an overview with `mpp` um per pixel, given where it is `stained` (h, w) bool.
 
     Small gaps are closed, crumbs removed, lumina filled.
     """
-    mask = stained | ndimage.binary_closing(np.pad(stained, 2, mode="edge"), iterations=2)[2:-2, 2:-2]
+    mask = rough | ndimage.binary_closing(np.pad(rough, 2, mode="edge"), iterations=2)[2:-2, 2:-2]
     _remove_small(mask, 16)
     glass = np.logical_not(mask, out=mask)
     _remove_small(glass, MAX_HOLE_MM2 * 1e6 / mpp**2)
