@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-CACHE_BYTES = 32 << 20  # decoded tiles that are kept, as OpenSlide does: neighbours share them
+CACHE_BYTES = 12 << 20  # decoded tiles that are kept, as neighbours share them: some three rows of an overview's level
 JPEG = 7  # TIFF's number of the compression, and of two of its colour models
 COLOURS = {2: "RGB", 6: "YCBCR"}
 
